@@ -1,0 +1,42 @@
+"""Training at flat minima with JAX and Optax.
+
+A method is a *direction*: a pure function ``(grad_fn, params, g) -> d``, built from gradients and
+Hessian-vector products of one oracle ``grad_fn``. It replaces the gradient as the first link of an
+Optax chain::
+
+    tx = optax.chain(flatreg.sam(rho=0.05), optax.sgd(0.1, momentum=0.9))
+    loss, grads, grad_fn = flatreg.value_and_grad_fn(loss_fn)(params, batch)
+    updates, opt_state = tx.update(grads, opt_state, params, grad_fn=grad_fn)
+    params = optax.apply_updates(params, updates)
+"""
+
+from flatreg._combinators import after as after
+from flatreg._combinators import combine as combine
+from flatreg._combinators import every as every
+from flatreg._combinators import per_shard as per_shard
+from flatreg._combinators import randomly as randomly
+from flatreg._grad_fn import value_and_grad_fn as value_and_grad_fn
+from flatreg._hvp import exact_hvp as exact_hvp
+from flatreg._hvp import finite_difference_hvp as finite_difference_hvp
+from flatreg._hvp import forward_hvp as forward_hvp
+from flatreg._hvp import reverse_hvp as reverse_hvp
+from flatreg._transform import DirectionState as DirectionState
+from flatreg._transform import from_direction as from_direction
+from flatreg._transform import from_stateful_direction as from_stateful_direction
+from flatreg._types import Direction as Direction
+from flatreg._types import GradFn as GradFn
+from flatreg._types import Hvp as Hvp
+from flatreg._types import ScalarOrSchedule as ScalarOrSchedule
+from flatreg._types import Scale as Scale
+from flatreg._types import StatefulDirection as StatefulDirection
+from flatreg.methods._gam import gam as gam
+from flatreg.methods._gam import gam_accelerated as gam_accelerated
+from flatreg.methods._gradient_regularization import (
+    gradient_regularization as gradient_regularization,
+)
+from flatreg.methods._penalized_gradient import gradient_norm_penalty as gradient_norm_penalty
+from flatreg.methods._penalized_gradient import penalized_gradient as penalized_gradient
+from flatreg.methods._sam import asam as asam
+from flatreg.methods._sam import sam as sam
+
+__version__ = "0.1.0"

@@ -1,0 +1,76 @@
+"""Whole-tree geometry that neither overflows nor divides by zero; only what ``optax.tree`` lacks.
+
+Every norm here is taken over the whole tree, in at least float32, after dividing by the largest
+entry. So gradients of 1e-23 or 3e20 have a direction, a zero gradient has the zero direction, and
+a NaN or Inf makes the whole direction NaN instead of getting lost.
+"""
+
+import functools
+import operator
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from flatreg._types import Grads, Params
+
+
+def _wide(x: jax.Array) -> jax.Array:
+    """x in at least float32."""
+    return jnp.asarray(x, jnp.promote_types(jnp.result_type(x), jnp.float32))
+
+
+def _sum(tree: Grads) -> jax.Array:
+    """Σ x over the tree, each leaf reduced where it lies."""
+    return jax.tree.reduce(operator.add, jax.tree.map(jnp.sum, tree), jnp.zeros((), jnp.float32))
+
+
+def _rescaled(tree: Grads) -> tuple[jax.Array, Grads]:
+    """m and x/m with m = max |x| over the tree; m is 1 for a tree of zeros, NaN if there is one."""
+    leaves = [jnp.max(jnp.abs(_wide(x)), initial=0) for x in jax.tree.leaves(tree)]
+    largest = functools.reduce(jnp.maximum, leaves, jnp.zeros((), jnp.float32))
+    largest = jnp.where(largest == 0, 1, largest)
+    return largest, jax.tree.map(lambda x: _wide(x) / largest, tree)
+
+
+def norm(tree: Grads) -> jax.Array:
+    """‖x‖₂ over the whole tree."""
+    largest, rescaled = _rescaled(tree)
+    return largest * jnp.sqrt(_sum(jax.tree.map(jnp.square, rescaled)))
+
+
+def unit(tree: Grads, ord: float = 2) -> Grads:
+    """∇‖x‖ₚ = sign(x)|x|^{p−1} / ‖x‖ₚ^{p−1}: for p = 2 the unit vector x/‖x‖. Zero at zero."""
+    _, x = _rescaled(tree)
+    power_sum = _sum(jax.tree.map(lambda x: jnp.abs(x) ** ord, x))
+    # Some |x| is one, so the sum is at least one, unless all are zero.
+    size = jnp.maximum(power_sum, 1) ** ((ord - 1) / ord)
+    return jax.tree.map(lambda x: jnp.sign(x) * jnp.abs(x) ** (ord - 1) / size, x)
+
+
+def mix(*terms: tuple[float | jax.Array, Grads]) -> Grads:
+    """Σ wᵢ xᵢ over (weight, tree) pairs, in at least float32."""
+    weights, trees = zip(*terms, strict=True)
+    return jax.tree.map(
+        lambda *xs: functools.reduce(
+            operator.add, (w * _wide(x) for w, x in zip(weights, xs, strict=True))
+        ),
+        *trees,
+    )
+
+
+def shift(
+    params: Params, uphill: Grads, length: float | jax.Array, scale: Params | None = None
+) -> Params:
+    """θ + ρ T²u/‖Tu‖ in the parameters' dtypes; ``scale=None`` is T = 1."""
+    if scale is None:
+        step = unit(uphill)
+    else:
+        times_scale = functools.partial(jax.tree.map, lambda t, x: _wide(t) * _wide(x), scale)
+        step = times_scale(unit(times_scale(uphill)))
+    return optax.tree.cast_like(mix((1, params), (length, step)), params)
+
+
+def inner(x: Grads, y: Grads) -> jax.Array:
+    """⟨x, y⟩ over the whole tree: sums of products, because a dot would flatten sharded leaves."""
+    return _sum(jax.tree.map(lambda x, y: _wide(x) * _wide(y), x, y))

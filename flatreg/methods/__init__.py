@@ -1,0 +1,1 @@
+"""One paper, one file: each method reads like its paper's formula."""
