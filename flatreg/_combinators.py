@@ -159,8 +159,8 @@ def randomly(probability: ScalarOrSchedule, method: Method, key: jax.Array) -> M
       [3. 4.]
 
     References:
-      Zhao, Zhang and Hu, `SS-SAM: Stochastic Scheduled Sharpness-Aware Minimization
-      <https://arxiv.org/abs/2203.09962>`_, 2022.
+      Zhao, Zhang and Hu, `Randomized Sharpness-Aware Training for Boosting Computational
+      Efficiency in Deep Learning <https://arxiv.org/abs/2203.09962>`_, 2022.
     """
     check_between(0, 1, probability=probability)
 

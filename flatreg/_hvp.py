@@ -139,7 +139,7 @@ def finite_difference_hvp(r: float | jax.Array) -> Hvp:
 
     References:
       Zhao et al., `Penalizing Gradient Norm for Efficiently Improving Generalization in Deep
-      Learning <https://arxiv.org/abs/2202.03599>`_, ICML 2022, equation 9.
+      Learning <https://arxiv.org/abs/2202.03599>`_, ICML 2022.
     """
     if is_number(r) and not r > 0:
         raise ValueError(f"r must be greater than 0, got {r}: finite_difference_hvp(0.01), say.")

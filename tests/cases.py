@@ -1,11 +1,12 @@
 """The registry of methods: a new method is one row here, and every property test runs on it.
 
-A row names the method, how to make it, the surrogate loss whose gradient it must return (written
-on a flat vector with nothing but ``jax.grad`` and algebra), and what a step costs.
+A row names the method, its factory and hyperparameters, and the surrogate loss whose gradient it
+must return, written on a flat vector with nothing but ``jax.grad`` and algebra.
 """
 
+import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,15 +19,39 @@ Surrogate = Callable[[Loss, jax.Array], jax.Array]
 
 
 class Case(NamedTuple):
-    """One method and what is known about it."""
+    """One method and what is known about it.
+
+    Attributes:
+      name: what the tests call it.
+      factory: makes the method from ``scalars``; takes ``hvp=`` as well if ``uses_hvp``.
+      surrogate_of: makes the surrogate from ``scalars``.
+      scalars: hyperparameters far from neutral; each also takes a schedule.
+      zero: the changes of ``scalars`` that leave the plain gradient.
+      calls: of ``grad_fn`` in one step, beyond the caller's clean pass.
+      isotropic: whether the method commutes with rotations of the parameters.
+      uses_hvp: whether the method differentiates ``grad_fn``.
+    """
 
     name: str
-    make: Callable[[], optax.GradientTransformationExtraArgs]
-    surrogate: Surrogate
-    calls: int  # of grad_fn, traced once each, beyond the caller's clean pass
-    neutral: Callable[[], optax.GradientTransformationExtraArgs]  # the radius or penalty at zero
-    isotropic: bool = True  # commutes with rotations of the parameters
-    uses_hvp: bool = False  # differentiates grad_fn
+    factory: Callable[..., optax.GradientTransformationExtraArgs]
+    surrogate_of: Callable[..., Surrogate]
+    scalars: dict[str, float]
+    zero: dict[str, float]
+    calls: int
+    isotropic: bool = True
+    uses_hvp: bool = False
+
+    def make(self, **changes: Any) -> optax.GradientTransformationExtraArgs:
+        """The method, with some arguments changed."""
+        return self.factory(**self.scalars | changes)
+
+    def neutral(self) -> optax.GradientTransformationExtraArgs:
+        """The method with its radius or penalty at zero."""
+        return self.make(**self.zero)
+
+    def surrogate(self, loss: Loss, w: jax.Array, **changes: float) -> jax.Array:
+        """The loss that the method descends, at the vector w."""
+        return self.surrogate_of(**self.scalars | changes)(loss, w)
 
 
 def stop(x: jax.Array) -> jax.Array:
@@ -37,18 +62,32 @@ def normalized(x: jax.Array) -> jax.Array:
     return x / jnp.linalg.norm(x)
 
 
-def shifted(loss: Loss, w: jax.Array, uphill: jax.Array, rho: float, scale=1.0) -> jax.Array:
+def ones(w: jax.Array) -> jax.Array:
+    return jnp.ones_like(w)
+
+
+def absolute(w: Any) -> Any:
+    """T = |w| + 0.1, for trees and vectors."""
+    return jax.tree.map(lambda x: jnp.abs(x) + 0.1, w)
+
+
+def shifted(w: jax.Array, uphill: jax.Array, rho: float, scale: Any = 1.0) -> jax.Array:
     """w + sg(ρ T²u/‖Tu‖)."""
     return w + stop(rho * scale * normalized(scale * uphill))
 
 
-def sam_surrogate(rho: float, scale=lambda w: jnp.ones_like(w)) -> Surrogate:
-    return lambda loss, w: loss(shifted(loss, w, jax.grad(loss)(w), rho, stop(scale(w))))
+def sam_surrogate(rho: float, scale: Callable[[jax.Array], jax.Array] = ones) -> Surrogate:
+    return lambda loss, w: loss(shifted(w, jax.grad(loss)(w), rho, stop(scale(w))))
 
 
-def pgn_surrogate(r: float, alpha: float, scale=lambda w: jnp.ones_like(w)) -> Surrogate:
-    sam = sam_surrogate(r, scale)
-    return lambda loss, w: (1 - alpha) * loss(w) + alpha * sam(loss, w)
+def asam_surrogate(rho: float, eta: float) -> Surrogate:
+    return sam_surrogate(rho, lambda w: jnp.abs(w) + eta)
+
+
+def pgn_surrogate(
+    r: float, alpha: float, scale: Callable[[jax.Array], jax.Array] = ones
+) -> Surrogate:
+    return lambda loss, w: (1 - alpha) * loss(w) + alpha * sam_surrogate(r, scale)(loss, w)
 
 
 def pgn_unit_surrogate(r: float, alpha: float) -> Surrogate:
@@ -70,8 +109,7 @@ def egr_surrogate(mu: float) -> Surrogate:
 def gam_surrogate(rho: float, alpha: float) -> Surrogate:
     def surrogate(loss: Loss, w: jax.Array) -> jax.Array:
         uphill = jax.grad(lambda w: jnp.linalg.norm(jax.grad(loss)(w)))(w)
-        worst = shifted(loss, w, uphill, rho)
-        return loss(w) + alpha * rho * jnp.linalg.norm(jax.grad(loss)(worst))
+        return loss(w) + alpha * rho * jnp.linalg.norm(jax.grad(loss)(shifted(w, uphill, rho)))
 
     return surrogate
 
@@ -82,88 +120,94 @@ def accelerated_surrogate(
     alpha: float,
     beta: float,
     gamma: float,
-    clean_weight: float,
-    scale=lambda w: jnp.ones_like(w),
+    clean_weight: float | None = None,
+    scale: Callable[[jax.Array], jax.Array] = ones,
 ) -> Surrogate:
     """h₊ − γ(h₋ − c h₊) with c = ⟨h₋, h₊⟩/‖h₊‖² is the gradient of (1 + γc) L₊ − γ L₋."""
+    weight = beta if clean_weight is None else clean_weight
 
     def surrogate(loss: Loss, w: jax.Array) -> jax.Array:
         grad, t = jax.grad(loss), stop(scale(w))
-        first = shifted(loss, w, grad(w), rho_prime, t)
-        worst = shifted(loss, w, grad(first) - grad(w), rho, t)
-        last = shifted(loss, worst, grad(worst), rho_prime, t)
+        first = shifted(w, grad(w), rho_prime, t)
+        worst = shifted(w, grad(first) - grad(w), rho, t)
+        last = shifted(worst, grad(worst), rho_prime, t)
         plus = alpha * loss(first) + (1 - alpha) * loss(last)
-        minus = clean_weight * loss(w) + (1 - beta) * loss(worst)
+        minus = weight * loss(w) + (1 - beta) * loss(worst)
         h_plus = alpha * grad(first) + (1 - alpha) * grad(last)
-        h_minus = clean_weight * grad(w) + (1 - beta) * grad(worst)
+        h_minus = weight * grad(w) + (1 - beta) * grad(worst)
         c = stop(h_minus @ h_plus / (h_plus @ h_plus))
         return (1 + gamma * c) * plus - gamma * minus
 
     return surrogate
 
 
-def combined_surrogate(*surrogates: Surrogate) -> Surrogate:
-    return lambda loss, w: sum(s(loss, w) for s in surrogates) - (len(surrogates) - 1) * loss(w)
+def sam_and_gam(rho: Any, radius: Any, alpha: Any, **kwargs: Any) -> Any:
+    return flatreg.combine(flatreg.sam(rho), flatreg.gam(radius, alpha, **kwargs))
 
 
-def absolute(w):
-    """T = |w| + 0.1, for trees and vectors."""
-    return jax.tree.map(lambda x: jnp.abs(x) + 0.1, w)
+def sam_and_gam_surrogate(rho: float, radius: float, alpha: float) -> Surrogate:
+    both = sam_surrogate(rho), gam_surrogate(radius, alpha)
+    return lambda loss, w: sum(surrogate(loss, w) for surrogate in both) - loss(w)
 
+
+PGN = {"r": 0.3, "alpha": 0.8}
+ACCELERATED = {"rho": 0.2, "rho_prime": 0.1, "alpha": 0.6, "beta": 0.5, "gamma": 0.3}
+NO_RADIUS = {"rho": 0.0, "rho_prime": 0.0, "gamma": 0.0}
+partial = functools.partial
 
 CASES = [
-    Case(
-        "sam",
-        lambda: flatreg.sam(0.3),
-        sam_surrogate(0.3),
-        calls=1,
-        neutral=lambda: flatreg.sam(0.0),
-    ),
+    Case("sam", flatreg.sam, sam_surrogate, {"rho": 0.3}, {"rho": 0.0}, calls=1),
     Case(
         "sam_scaled",
-        lambda: flatreg.sam(0.3, scale=absolute),
-        sam_surrogate(0.3, absolute),
+        partial(flatreg.sam, scale=absolute),
+        partial(sam_surrogate, scale=absolute),
+        {"rho": 0.3},
+        {"rho": 0.0},
         calls=1,
-        neutral=lambda: flatreg.sam(0.0, scale=absolute),
         isotropic=False,
     ),
     Case(
         "asam",
-        lambda: flatreg.asam(0.3, eta=0.1),
-        sam_surrogate(0.3, absolute),
+        flatreg.asam,
+        asam_surrogate,
+        {"rho": 0.3, "eta": 0.1},
+        {"rho": 0.0},
         calls=1,
-        neutral=lambda: flatreg.asam(0.0),
         isotropic=False,
     ),
     Case(
         "penalized_gradient",
-        lambda: flatreg.penalized_gradient(0.3, 0.8),
-        pgn_surrogate(0.3, 0.8),
+        flatreg.penalized_gradient,
+        pgn_surrogate,
+        PGN,
+        {"r": 0.0},
         calls=1,
-        neutral=lambda: flatreg.penalized_gradient(0.0, 0.8),
     ),
     Case(
         "penalized_gradient_scaled",
-        lambda: flatreg.penalized_gradient(0.3, 0.8, scale=absolute),
-        pgn_surrogate(0.3, 0.8, absolute),
+        partial(flatreg.penalized_gradient, scale=absolute),
+        partial(pgn_surrogate, scale=absolute),
+        PGN,
+        {"alpha": 0.0},
         calls=1,
-        neutral=lambda: flatreg.penalized_gradient(0.3, 0.0, scale=absolute),
         isotropic=False,
     ),
     Case(
         "penalized_gradient_unit",
-        lambda: flatreg.penalized_gradient(0.3, 0.8, normalize_clean=True),
-        pgn_unit_surrogate(0.3, 0.8),
+        partial(flatreg.penalized_gradient, normalize_clean=True),
+        pgn_unit_surrogate,
+        PGN,
+        {"r": 0.0, "alpha": 1.0},
         calls=1,
-        neutral=lambda: flatreg.penalized_gradient(0.0, 1.0, normalize_clean=True),
     ),
     *(
         Case(
             f"gradient_norm_penalty_{p}",
-            lambda p=p: flatreg.gradient_norm_penalty(0.2, ord=p),
-            norm_surrogate(0.2, p),
+            partial(flatreg.gradient_norm_penalty, ord=p),
+            partial(norm_surrogate, p=p),
+            {"penalty": 0.2},
+            {"penalty": 0.0},
             calls=1,
-            neutral=lambda p=p: flatreg.gradient_norm_penalty(0.0, ord=p),
             isotropic=p == 2,
             uses_hvp=True,
         )
@@ -171,41 +215,46 @@ CASES = [
     ),
     Case(
         "gradient_regularization",
-        lambda: flatreg.gradient_regularization(0.1),
-        egr_surrogate(0.1),
+        flatreg.gradient_regularization,
+        egr_surrogate,
+        {"mu": 0.1},
+        {"mu": 0.0},
         calls=1,
-        neutral=lambda: flatreg.gradient_regularization(0.0),
         uses_hvp=True,
     ),
     Case(
         "gam",
-        lambda: flatreg.gam(0.3, 0.5),
-        gam_surrogate(0.3, 0.5),
+        flatreg.gam,
+        gam_surrogate,
+        {"rho": 0.3, "alpha": 0.5},
+        {"alpha": 0.0},
         calls=2,
-        neutral=lambda: flatreg.gam(0.0, 0.5),
         uses_hvp=True,
     ),
     Case(
         "gam_accelerated",
-        lambda: flatreg.gam_accelerated(0.2, 0.1, 0.6, 0.5, 0.3),
-        accelerated_surrogate(0.2, 0.1, 0.6, 0.5, 0.3, clean_weight=0.5),
+        flatreg.gam_accelerated,
+        accelerated_surrogate,
+        ACCELERATED,
+        NO_RADIUS,
         calls=3,
-        neutral=lambda: flatreg.gam_accelerated(0.0, 0.0, 0.6, 0.5, 0.0),
     ),
     Case(
         "gam_accelerated_authors",
-        lambda: flatreg.gam_accelerated(0.2, 0.1, 0.6, 0.5, 0.3, clean_weight=1.0, scale=absolute),
-        accelerated_surrogate(0.2, 0.1, 0.6, 0.5, 0.3, clean_weight=1.0, scale=absolute),
+        partial(flatreg.gam_accelerated, scale=absolute),
+        partial(accelerated_surrogate, scale=absolute),
+        ACCELERATED | {"clean_weight": 1.0},
+        NO_RADIUS,
         calls=3,
-        neutral=lambda: flatreg.gam_accelerated(0.0, 0.0, 0.6, 0.5, 0.0, clean_weight=1.0),
         isotropic=False,
     ),
     Case(
         "combine",
-        lambda: flatreg.combine(flatreg.sam(0.3), flatreg.gam(0.2, 0.5)),
-        combined_surrogate(sam_surrogate(0.3), gam_surrogate(0.2, 0.5)),
+        sam_and_gam,
+        sam_and_gam_surrogate,
+        {"rho": 0.3, "radius": 0.2, "alpha": 0.5},
+        {"rho": 0.0, "radius": 0.0},
         calls=3,
-        neutral=lambda: flatreg.combine(flatreg.sam(0.0), flatreg.gam(0.0, 0.5)),
         uses_hvp=True,
     ),
 ]
