@@ -1,0 +1,1 @@
+"""Benchmarks of flatreg on real data: `python -m benchmarks.compare`."""

@@ -1,0 +1,160 @@
+"""What a run ended with: losses, accuracies, gradient, curvature, robustness to weight noise.
+
+Everything is measured in eval mode (BatchNorm by its running statistics, no dropout) and in full
+float32 precision, in the same way for every method.
+"""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.flatten_util import ravel_pytree
+from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
+
+from benchmarks._data import Dataset
+
+CURVATURE_EXAMPLES = 2048  # of the training set, for λ_max
+CHUNK = 2048  # examples a call, which bounds the memory
+NOISE = 0.5  # the standard deviation of a weight's noise, relative to the weight
+NOISE_DRAWS = 10
+
+
+class Evaluation(NamedTuple):
+    """Mean loss, mean loss if each label were another class drawn at random, and accuracy."""
+
+    loss: float
+    other_loss: float
+    accuracy: float
+
+
+class Measurement(NamedTuple):
+    """The final numbers of one run."""
+
+    train_loss: float
+    train_accuracy: float
+    test_loss: float
+    test_accuracy: float
+    generalization_gap: float
+    gradient_norm: float
+    weight_norm: float
+    lambda_max: float
+    lambda_max_residual: float
+    noise_accuracy: float
+
+
+def evaluate(model: nn.Module, variables: Any, x: jax.Array, y: jax.Array) -> Evaluation:
+    """Evaluates the model on all examples."""
+    sums = [_evaluate(model, variables, *chunk) for chunk in _chunks(x, y)]
+    return Evaluation(*(float(total) / len(x) for total in np.sum(jax.device_get(sums), axis=0)))
+
+
+def measure(
+    model: nn.Module, variables: Any, data: Dataset, label_noise: float, seed: int
+) -> Measurement:
+    """Measures a trained model.
+
+    The generalization gap is the loss on fresh examples minus the training loss. Where training
+    labels are noisy, the fresh ones are too, in expectation: else the noise, which no model can
+    predict, would pass for a negative gap.
+    """
+    x, y = data.x_train, data.y_train
+    some = slice(CURVATURE_EXAMPLES)
+    with jax.default_matmul_precision("highest"):  # GPUs would round a float32 product to TF32
+        train = evaluate(model, variables, x, y)
+        test = evaluate(model, variables, data.x_test, data.y_test)
+        lambda_max, residual = largest_eigenvalue(
+            partial(_hvp, model, variables, x[some], y[some]), variables["params"]
+        )
+        gradient = _full_gradient(model, variables, x, y)
+        noisy = [
+            evaluate(model, _perturbed(variables, key), data.x_test[some], data.y_test[some])
+            for key in jax.random.split(jax.random.key(seed), NOISE_DRAWS)
+        ]
+    fresh_loss = (1 - label_noise) * test.loss + label_noise * test.other_loss
+    return Measurement(
+        train_loss=train.loss,
+        train_accuracy=train.accuracy,
+        test_loss=test.loss,
+        test_accuracy=test.accuracy,
+        generalization_gap=fresh_loss - train.loss,
+        gradient_norm=float(optax.tree.norm(gradient)),
+        weight_norm=float(optax.tree.norm(variables["params"])),
+        lambda_max=lambda_max,
+        lambda_max_residual=residual,
+        noise_accuracy=float(np.mean([draw.accuracy for draw in noisy])),
+    )
+
+
+def largest_eigenvalue(hvp: Any, params: Any, tolerance: float = 1e-2) -> tuple[float, float]:
+    """Returns the Hessian's largest eigenvalue λ and its relative residual ‖Hv - λv‖/|λ|.
+
+    Lanczos iteration from a fixed start. The eigenvalue's own error is of the order of the squared
+    residual, so the tolerance, which is on the residual, may be loose.
+    """
+    flat, unravel = ravel_pytree(params)
+    flat_hvp = LinearOperator(
+        (flat.size, flat.size),
+        matvec=lambda v: np.asarray(
+            ravel_pytree(hvp(unravel(jnp.asarray(v.ravel(), flat.dtype))))[0], np.float64
+        ),
+        dtype=np.float64,
+    )
+    start = np.random.default_rng(0).normal(size=flat.size)
+    try:
+        # a small Krylov space and restarts: about ten products on a trained network
+        (value,), vectors = eigsh(
+            flat_hvp, k=1, which="LA", v0=start, tol=tolerance, ncv=min(8, flat.size), maxiter=100
+        )
+    except ArpackError:  # no convergence, or a Hessian that is zero
+        return float("nan"), float("nan")
+    vector = vectors[:, 0]
+    return float(value), float(np.linalg.norm(flat_hvp @ vector - value * vector) / abs(value))
+
+
+@partial(jax.jit, static_argnums=0)
+def _evaluate(model: nn.Module, variables: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+    log_probabilities = jax.nn.log_softmax(model.apply(variables, x, train=False))
+    loss = -jnp.take_along_axis(log_probabilities, y[:, None], axis=1)[:, 0]
+    other_loss = (-log_probabilities.sum(1) - loss) / (log_probabilities.shape[1] - 1)
+    correct = log_probabilities.argmax(1) == y
+    return jnp.stack([loss.sum(), other_loss.sum(), correct.sum()])
+
+
+def _loss(model: nn.Module, variables: Any, x: jax.Array, y: jax.Array, params: Any) -> jax.Array:
+    logits = model.apply({**variables, "params": params}, x, train=False)
+    return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
+
+
+@partial(jax.jit, static_argnums=0)
+def _gradient(model: nn.Module, variables: Any, x: jax.Array, y: jax.Array) -> Any:
+    return jax.grad(partial(_loss, model, variables, x, y))(variables["params"])
+
+
+@partial(jax.jit, static_argnums=0)
+def _hvp(model: nn.Module, variables: Any, x: jax.Array, y: jax.Array, v: Any) -> Any:
+    gradient = jax.grad(partial(_loss, model, variables, x, y))
+    return jax.jvp(gradient, (variables["params"],), (v,))[1]
+
+
+def _full_gradient(model: nn.Module, variables: Any, x: jax.Array, y: jax.Array) -> Any:
+    total = optax.tree.zeros_like(variables["params"])
+    for chunk in _chunks(x, y):
+        weight = len(chunk[0]) / len(x)
+        total = optax.tree.add_scale(total, weight, _gradient(model, variables, *chunk))
+    return total
+
+
+@jax.jit
+def _perturbed(variables: Any, key: jax.Array) -> Any:
+    """Each weight times 1 + NOISE·ε with ε ~ N(0, 1)."""
+    params = variables["params"]
+    noise = optax.tree.random_like(key, params)
+    return {**variables, "params": jax.tree.map(lambda w, e: w * (1 + NOISE * e), params, noise)}
+
+
+def _chunks(x: jax.Array, y: jax.Array) -> list[tuple[jax.Array, jax.Array]]:
+    return [(x[i : i + CHUNK], y[i : i + CHUNK]) for i in range(0, len(x), CHUNK)]

@@ -1,0 +1,143 @@
+"""The methods by name, what a step of each costs, and the grammar by which `--methods` names them.
+
+    sam:rho=0.2                         a method and its hyperparameters
+    sam:rho=0.2:every=5                 on every fifth step only, plain gradients in between
+    sam:rho=0.05+gam:rho=0.1:alpha=1    the sum of what both add to the gradient
+    sam:rho=0.4:ascent_fraction=0.1     the clean pass sees a tenth of the batch
+
+A new method is one row in `METHODS`.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import optax
+
+import flatreg
+from benchmarks._errors import UsageError
+
+
+class Entry(NamedTuple):
+    """A row of the registry: factory, gradients a step, hyperparameters with values to try."""
+
+    factory: Callable[..., optax.GradientTransformationExtraArgs]
+    gradients: int
+    hyperparameters: dict[str, float]
+
+
+# An exact Hessian-vector product counts as two gradients, which is what it costs on a large net.
+METHODS = {
+    "sam": Entry(flatreg.sam, 2, {"rho": 0.05}),
+    "asam": Entry(flatreg.asam, 2, {"rho": 0.5, "eta": 0.01}),
+    "penalized_gradient": Entry(flatreg.penalized_gradient, 2, {"r": 0.1, "alpha": 0.8}),
+    "gradient_norm_penalty": Entry(flatreg.gradient_norm_penalty, 3, {"penalty": 0.1, "ord": 2}),
+    "gradient_regularization": Entry(flatreg.gradient_regularization, 3, {"mu": 0.05}),
+    "gam": Entry(flatreg.gam, 6, {"rho": 0.1, "alpha": 1}),
+    "gam_accelerated": Entry(
+        flatreg.gam_accelerated,
+        4,
+        {
+            "rho": 0.2,
+            "rho_prime": 0.02,
+            "alpha": 0.6,
+            "beta": 0.5,
+            "gamma": 0.03,
+            "clean_weight": 1,
+        },
+    ),
+}
+
+
+class Method(NamedTuple):
+    """One entry of `--methods`, ready to train; `cost` is in gradients a step."""
+
+    label: str
+    transform: optax.GradientTransformation
+    cost: float
+    ascent_fraction: float
+
+
+def parse(methods: str, optimizer: str, ascent_fraction: float) -> list[Method]:
+    """Reads `--methods`.
+
+    Args:
+      methods: specifications separated by commas, such as `sgd,sam:rho=0.2`. The plain gradient
+        goes by the name of the base optimizer.
+      optimizer: that name.
+      ascent_fraction: for each method which does not name its own; the plain gradient always
+        sees the whole batch.
+    """
+    parsed = [_method(spec.strip(), optimizer, ascent_fraction) for spec in methods.split(",")]
+    labels = [method.label for method in parsed]
+    for label in labels:
+        if labels.count(label) > 1:
+            raise UsageError(f"--methods names {label} twice: give each method and setting once.")
+    return parsed
+
+
+def _method(spec: str, optimizer: str, ascent_fraction: float) -> Method:
+    if spec == optimizer:
+        return Method(spec, optax.identity(), 1, 1.0)
+    # The clean pass belongs to the whole step, so its fraction stands behind the last summand.
+    rest, _, text = spec.rpartition(":ascent_fraction=")
+    fraction = _number(text, spec) if rest else ascent_fraction
+    if not 0 < fraction <= 1:
+        raise UsageError(f"In {spec!r}: ascent_fraction must lie in (0, 1], as in 0.1.")
+    labels, transforms, costs = zip(
+        *(_summand(part.strip(), spec, optimizer) for part in (rest or spec).split("+")),
+        strict=True,
+    )
+    return Method(
+        label="+".join(labels) + (f":ascent_fraction={fraction:g}" if fraction < 1 else ""),
+        transform=flatreg.combine(*transforms),
+        cost=fraction + sum(cost - 1 for cost in costs),
+        ascent_fraction=fraction,
+    )
+
+
+def _summand(
+    spec: str, whole: str, optimizer: str
+) -> tuple[str, optax.GradientTransformationExtraArgs, float]:
+    """One method of a sum: its label, its transformation and its gradients a step."""
+    name, *settings = spec.split(":")
+    if name not in METHODS:
+        raise UsageError(
+            f"Unknown method {name!r} in {whole!r}. With --optimizer {optimizer}, --methods takes "
+            f"{optimizer} (the plain gradient), {', '.join(_usage(name) for name in METHODS)}, "
+            "separated by commas; + adds methods up."
+        )
+    entry, values = METHODS[name], {}
+    for setting in settings:
+        key, _, text = setting.partition("=")
+        if key not in (*entry.hyperparameters, "every") or key in values:
+            raise UsageError(
+                f"In {whole!r}: {name} cannot take {setting!r}, or has it twice. Write "
+                f"{_usage(name)}, with :every=5 for a method that acts on each fifth step only."
+            )
+        values[key] = _number(text, whole)
+    label = ":".join([name, *(f"{key}={value:g}" for key, value in values.items())])
+    every = values.pop("every", 1)
+    if every < 1 or every != round(every):
+        raise UsageError(f"In {whole!r}: every must be a whole number from 1, as in every=5.")
+    try:
+        transform = entry.factory(**values)
+    except (TypeError, ValueError) as error:  # flatreg's own check, or one that is missing
+        raise UsageError(f"In {whole!r}: {error} Write for example {_usage(name)}.") from error
+    if every > 1:
+        transform = flatreg.every(int(every), transform)
+    return label, transform, 1 + (entry.gradients - 1) / every
+
+
+def _usage(name: str) -> str:
+    return ":".join([name, *(f"{k}={v:g}" for k, v in METHODS[name].hyperparameters.items())])
+
+
+def _number(text: str, whole: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise UsageError(f"In {whole!r}: {text!r} is no finite number; write one as in rho=0.1.")
+    return value

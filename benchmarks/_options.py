@@ -1,0 +1,166 @@
+"""The command line of `python -m benchmarks.compare`, its defaults and its checks."""
+
+import argparse
+from collections.abc import Sequence
+from typing import NamedTuple, NoReturn
+
+from benchmarks._errors import UsageError
+
+OPTIMIZERS = ("sgd", "adamw")
+METHODS = (
+    "sam:rho=0.2",
+    "asam:rho=1",
+    "penalized_gradient:r=0.2:alpha=0.8",
+    "gradient_norm_penalty:penalty=0.2",
+    "gradient_regularization:mu=0.1",
+    "gam:rho=0.2:alpha=1",
+    "gam_accelerated",
+)
+
+
+class Options(NamedTuple):
+    """Everything that decides a number, in the order in which `results.json` lists it."""
+
+    data: str
+    evaluate_on: str
+    train_size: int | None
+    label_noise: float
+    model: str
+    methods: str
+    ascent_fraction: float
+    optimizer: str
+    learning_rate: float
+    weight_decay: float
+    batch_size: int
+    epochs: int
+    budget: str
+    seeds: int
+
+
+class Places(NamedTuple):
+    """Where data are read and results are written, which decides no number."""
+
+    data_dir: str | None
+    out: str | None
+    resume: bool
+
+
+def parse(argv: Sequence[str] | None) -> tuple[Options, Places]:
+    """Reads the command line, fills in what depends on the data, and checks the ranges."""
+    args = vars(_parser().parse_args(argv))
+    small = args["data"] == "digits"
+    sgd = args["optimizer"] == "sgd"
+    suited = {
+        "epochs": 40 if small else 25,
+        "batch_size": 50 if small else 100,
+        "learning_rate": 0.05 if sgd else 1e-3,
+        "weight_decay": 0.0 if sgd else 1e-4,
+        "methods": ",".join((args["optimizer"], *METHODS)),
+    }
+    args.update({name: value for name, value in suited.items() if args[name] is None})
+    options = Options(**{name: args[name] for name in Options._fields})
+    _check(options)
+    return options, Places(**{name: args[name] for name in Places._fields})
+
+
+def _check(options: Options) -> None:
+    allowed = {
+        "epochs": (options.epochs >= 1, "at least 1"),
+        "seeds": (options.seeds >= 1, "at least 1"),
+        "batch_size": (options.batch_size >= 1, "at least 1"),
+        "train_size": (options.train_size is None or options.train_size >= 1, "at least 1"),
+        "learning_rate": (0 < options.learning_rate < float("inf"), "a positive number"),
+        "weight_decay": (0 <= options.weight_decay < float("inf"), "0 or a positive number"),
+        "label_noise": (0 <= options.label_noise < 1, "in [0, 1), such as 0.4 for 40%"),
+        "ascent_fraction": (0 < options.ascent_fraction <= 1, "in (0, 1], such as 0.1"),
+    }
+    for name, (passed, range_) in allowed.items():
+        if not passed:
+            raise UsageError(
+                f"{flag(name)} {getattr(options, name)} is out of range: it must be {range_}."
+            )
+
+
+def flag(name: str) -> str:
+    """The command-line flag of an option."""
+    return "--" + name.replace("_", "-")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}. python -m benchmarks.compare --help lists every option.")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="python -m benchmarks.compare",
+        description="Trains the plain optimizer and each method from the same seeds and batches, "
+        "and says what each method bought.",
+        epilog="Results go to results.json, table.md and two plots. Interrupted, the command "
+        "keeps every finished run, and --resume goes on from there.",
+        allow_abbrev=False,
+    )
+    data = parser.add_argument_group("data")
+    data.add_argument(
+        "--data",
+        default="digits",
+        help="digits (bundled with scikit-learn, the default), mnist, fashion_mnist, cifar10, or "
+        "PATH.npz with the arrays x_train, y_train, x_test, y_test",
+    )
+    data.add_argument(
+        "--data-dir",
+        help="folder of mnist.npz, fashion_mnist.npz or cifar10/train_*.npz and test.npz; without "
+        "it scikit-learn fetches them from OpenML",
+    )
+    data.add_argument("--train-size", type=int, help="examples to train on (default: all)")
+    data.add_argument(
+        "--label-noise",
+        type=float,
+        default=0.0,
+        help="fraction of the training labels replaced by another class (default: 0)",
+    )
+    data.add_argument(
+        "--evaluate-on",
+        choices=("test", "validation"),
+        default="test",
+        help="validation holds out a fifth of the training set and leaves the test set alone, "
+        "to choose hyperparameters by (default: test)",
+    )
+    training = parser.add_argument_group("training")
+    training.add_argument("--model", choices=("mlp", "cnn"), default="mlp")
+    training.add_argument(
+        "--methods",
+        help="methods separated by commas, hyperparameters after colons, :every=5 for every fifth "
+        "step only, + for a sum; the plain gradient goes by the optimizer's name (default: "
+        f"sgd,{','.join(METHODS)})",
+    )
+    training.add_argument(
+        "--ascent-fraction",
+        type=float,
+        default=1.0,
+        help="part of the batch that the methods' clean pass sees; the plain gradient always sees "
+        "all. For sam and asam, which use that gradient for its direction only (default: 1)",
+    )
+    training.add_argument("--optimizer", choices=OPTIMIZERS, default="sgd")
+    training.add_argument("--learning-rate", type=float, help="default: 0.05, with adamw 0.001")
+    training.add_argument("--weight-decay", type=float, help="default: 0, with adamw 0.0001")
+    training.add_argument("--batch-size", type=int, help="default: 100, on digits 50")
+    training.add_argument("--epochs", type=int, help="default: 25, on digits 40")
+    training.add_argument(
+        "--budget",
+        choices=("steps", "gradients"),
+        default="steps",
+        help="what is equal for all methods: training steps, or gradient evaluations, which gives "
+        "the dearer methods fewer steps under a shorter schedule (default: steps)",
+    )
+    training.add_argument("--seeds", type=int, default=5, help="default: 5")
+    output = parser.add_argument_group("output")
+    output.add_argument(
+        "--out", help="folder for the results (default: a new one, such as results/digits-mlp-2)"
+    )
+    output.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on in --out, or else in the newest such folder; methods and seeds may be added",
+    )
+    return parser

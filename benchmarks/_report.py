@@ -1,0 +1,145 @@
+"""The table: in the terminal by rich, in `table.md` as Markdown, from the same cells."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks import _measure
+from benchmarks._summary import Estimate, Row
+
+COST_AND_FIT = 5  # columns, the first half of the table; the second is about flatness
+
+
+class Cell(NamedTuple):
+    """A number as written, and whether it is one of the best in its column."""
+
+    text: str
+    best: bool = False
+
+
+class Report(NamedTuple):
+    """A table with its title and with a paragraph that says what the numbers mean."""
+
+    title: str
+    headings: list[str]
+    rows: list[list[Cell]]
+    caption: str
+
+
+def report(rows: list[Row], configuration: dict[str, Any], dataset: dict[str, Any]) -> Report:
+    """Lays the summary out as a table."""
+    plain, evaluated = configuration["optimizer"], configuration["evaluate_on"]
+    noise = configuration["label_noise"]
+    headings = [
+        "method",
+        "gradients\na step",
+        f"time\n/ {plain}",
+        "train\nloss",
+        f"{evaluated}\naccuracy, %",
+        "generalization\ngap",
+        "‖∇L‖",
+        "‖w‖",
+        "λ_max",
+        "accuracy, %,\nnoisy weights",
+    ]
+    title = f"{configuration['data']}: {dataset['train_examples']} training examples" + (
+        f", {noise:.0%} of the labels wrong" if noise else ""
+    )
+    return Report(title, headings, [_cells(row) for row in rows], _caption(rows, configuration))
+
+
+def show(console: Console, report: Report) -> None:
+    """Prints the table, in two halves if the terminal is narrow; the best values are starred."""
+    whole, half = range(1, len(report.headings)), COST_AND_FIT
+    tables = [_table(report, whole)]
+    unlimited = console.options.update(max_width=1000)
+    if console.measure(tables[0], options=unlimited).maximum > console.width:
+        tables = [_table(report, whole[:half]), _table(report, whole[half:])]
+    tables[0].title = report.title
+    for table in tables:
+        console.print(table)
+    console.print(report.caption)
+
+
+def _table(report: Report, columns: Sequence[int]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1), pad_edge=False)
+    table.add_column(report.headings[0], overflow="fold", min_width=12)
+    for column in columns:
+        table.add_column(report.headings[column], justify="right", no_wrap=True)
+    for cells in report.rows:
+        # a long label may break at its colons
+        written = [
+            f"[bold]{cells[column].text} *[/]" if cells[column].best else cells[column].text
+            for column in columns
+        ]
+        table.add_row(cells[0].text.replace(":", " "), *written)
+    return table
+
+
+def markdown(report: Report, command: str) -> str:
+    """Writes the table as a Markdown document; the best values are bold."""
+    rows = [[f"**{c.text}**" if c.best else c.text for c in cells] for cells in report.rows]
+    rule = ["---", *["---:"] * (len(report.headings) - 1)]
+    headings = [heading.replace("\n", " ") for heading in report.headings]
+    lines = [f"| {' | '.join(row)} |" for row in (headings, rule, *rows)]
+    caption = report.caption.replace("*", "bold")
+    return "\n".join([f"# {report.title}", "", f"    {command}", "", *lines, "", caption, ""])
+
+
+def _cells(row: Row) -> list[Cell]:
+    def cell(name: str, text: str) -> Cell:
+        return Cell(text, name in row.best)
+
+    estimates = row.measured
+    note = f" ({row.diverged} of {row.seeds} seeds diverged)" if row.diverged else ""
+    return [
+        Cell(row.label + note),
+        Cell(f"{row.gradients_a_step:.3g}"),
+        Cell(_written("{:.2f}", row.time_ratio)),
+        cell("train_loss", _written("{:.3g}", estimates["train_loss"].mean)),
+        cell("test_accuracy", _percent(estimates["test_accuracy"])),
+        cell("generalization_gap", _written("{:.3g}", estimates["generalization_gap"].mean)),
+        cell("gradient_norm", _written("{:.2g}", estimates["gradient_norm"].mean)),
+        cell("weight_norm", _written("{:.1f}", estimates["weight_norm"].mean)),
+        cell("lambda_max", _curvature(estimates["lambda_max"])),
+        cell("noise_accuracy", _percent(estimates["noise_accuracy"])),
+    ]
+
+
+def _percent(estimate: Estimate) -> str:
+    return _with_error(Estimate(*(100 * value for value in estimate)), decimals=2)
+
+
+def _curvature(estimate: Estimate) -> str:
+    """Two digits of the error, and as many decimals of the mean."""
+    error = estimate.standard_error
+    known = math.isfinite(error) and error > 0
+    return _with_error(estimate, max(0, 1 - math.floor(math.log10(error))) if known else 3)
+
+
+def _with_error(estimate: Estimate, decimals: int) -> str:
+    mean, error = (_written(f"{{:.{decimals}f}}", value) for value in estimate)
+    return f"{mean} ± {error}" if math.isfinite(estimate.standard_error) else mean
+
+
+def _written(form: str, value: float) -> str:
+    return form.format(value) if math.isfinite(value) else "-"
+
+
+def _caption(rows: list[Row], configuration: dict[str, Any]) -> str:
+    plain, seeds = configuration["optimizer"], max(row.seeds for row in rows)
+    noisy = " with as many wrong labels" if configuration["label_noise"] else ""
+    return (
+        f"Mean ± standard error over {seeds} seeds; * marks the best mean, and what is within one "
+        "standard error of it, paired over the seeds. Gradients a step as declared: an exact "
+        "Hessian-vector product counts as two, a clean pass on a part of the batch as that part. "
+        f"Time: one step against {plain}'s, without compilation. Generalization gap: loss on "
+        f"{configuration['evaluate_on']} examples{noisy} minus training loss. ‖∇L‖ of the whole "
+        "training loss; λ_max, the largest eigenvalue of its Hessian, on at most "
+        f"{_measure.CURVATURE_EXAMPLES} examples; both in eval mode. Weight noise: each weight "
+        f"times 1 + {_measure.NOISE:g}ε, ε ~ N(0, 1), {_measure.NOISE_DRAWS} draws."
+    )

@@ -1,0 +1,91 @@
+"""Trains and measures the runs that are missing; a run is one method from one seed."""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax.numpy as jnp
+from rich.console import Console
+
+from benchmarks import _data, _measure, _progress, _train
+from benchmarks._methods import Method
+from benchmarks._options import Options
+
+Record = dict[str, Any]  # of one finished run, as results.json keeps it
+
+
+class Bench(NamedTuple):
+    """What all runs share."""
+
+    model: nn.Module
+    data: _data.Dataset
+    options: Options
+
+
+def finish(
+    bench: Bench, missing: Sequence[tuple[Method, int]], console: Console
+) -> Iterator[Record]:
+    """Yields the record of each missing (method, seed) as soon as it is finished."""
+    model, data, options = bench
+    clean_labels = data.y_train
+    # The data stay on the device, where the training step gathers its batches.
+    data = data._replace(**{name: jnp.asarray(getattr(data, name)) for name in _data.ARRAYS})
+    programs, work = {}, 0.0
+    with console.status("Compiling"):
+        for method, _ in missing:
+            if method.label not in programs:
+                programs[method.label] = _train.build(
+                    method, model, options, data.x_train, data.y_train
+                )
+            work += method.cost * programs[method.label].steps
+    with _progress.reporting(console, len(missing), work) as reporter:
+        for method, seed in missing:
+            labels = _data.with_label_noise(
+                clean_labels, data.num_classes, options.label_noise, seed
+            )
+            noisy = bench._replace(data=data._replace(y_train=jnp.asarray(labels)))
+            yield _record(noisy, method, programs[method.label], seed, reporter)
+
+
+def _record(
+    bench: Bench,
+    method: Method,
+    program: _train.Program,
+    seed: int,
+    reporter: _progress.Reporter,
+) -> Record:
+    """Trains a method from a seed and measures what it ended with, unless it diverged."""
+    model, data, options = bench
+    name = f"{method.label}, seed {seed}"
+    curve: list[dict[str, float]] = []
+    steps = 0
+    for epoch in _train.epochs(program, seed, data.x_train, data.y_train):
+        variables = epoch.state.variables()
+        test = _measure.evaluate(model, variables, data.x_test, data.y_test)
+        steps += epoch.steps
+        curve.append(
+            {
+                "step": steps,
+                "gradients": steps * method.cost,
+                "seconds_a_step": epoch.seconds / epoch.steps,
+                "train_loss": epoch.train_loss,
+                "test_loss": test.loss,
+                "test_accuracy": test.accuracy,
+            }
+        )
+        diverged = not math.isfinite(epoch.train_loss + test.loss)
+        ahead = program.steps - steps if diverged else 0
+        reporter.working(name, (epoch.steps + ahead) * method.cost)
+        if diverged:
+            break
+    record = {"method": method.label, "seed": seed, "diverged": diverged, "curve": curve}
+    if diverged:
+        reporter.finished(f"{name}: diverged within {steps} steps")
+        return record | {"measured": None}
+    measured = _measure.measure(model, variables, data, options.label_noise, seed)
+    reporter.finished(
+        f"{name}: {options.evaluate_on} accuracy {measured.test_accuracy:.2%}, "
+        f"λ_max {measured.lambda_max:.3g}"
+    )
+    return record | {"measured": measured._asdict()}

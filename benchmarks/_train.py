@@ -1,0 +1,120 @@
+"""Trains one method from one seed: a Python loop over one compiled, donated step.
+
+A loop and not a scan, because XLA runs convolutions inside a scan several times slower on a CPU,
+and because `flatreg.every` then really skips a gradient, which it cannot under a vmap over seeds.
+All methods start a seed from the same parameters and take the same batches and dropout keys.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import flatreg
+from benchmarks import _models
+from benchmarks._methods import Method
+from benchmarks._options import Options
+
+
+class State(NamedTuple):
+    """Everything that a training step changes."""
+
+    step: jax.Array
+    params: Any
+    batch_stats: Any
+    opt_state: optax.OptState
+
+    def variables(self) -> dict[str, Any]:
+        """What the model needs for a forward pass."""
+        return {"params": self.params, "batch_stats": self.batch_stats}
+
+
+class Program(NamedTuple):
+    """One method with its recipe, compiled; it serves all seeds."""
+
+    init: Callable[[jax.Array], State]
+    step: Callable[..., tuple[State, jax.Array]]
+    steps: int
+    steps_per_epoch: int
+
+
+class Epoch(NamedTuple):
+    """How an epoch ended. Its state is donated to the next one: use it before going on."""
+
+    state: State
+    steps: int
+    seconds: float
+    train_loss: float
+
+
+def build(
+    method: Method, model: nn.Module, options: Options, x: jax.Array, y: jax.Array
+) -> Program:
+    """Compiles the training step of a method for the training examples x with labels y."""
+    steps_per_epoch = len(x) // options.batch_size
+    steps = options.epochs * steps_per_epoch
+    if options.budget == "gradients":  # as many as the plain method evaluates in its epochs
+        steps = max(1, int(steps / method.cost))
+    tx = optax.chain(method.transform, _base_optimizer(options, steps))
+    example = x[:1]
+
+    def init(key: jax.Array) -> State:
+        variables = model.init(key, example, train=False)
+        params, batch_stats = variables["params"], variables.get("batch_stats", {})
+        return State(jnp.zeros((), jnp.int32), params, batch_stats, tx.init(params))
+
+    def step(
+        state: State, order: jax.Array, key: jax.Array, x: jax.Array, y: jax.Array
+    ) -> tuple[State, jax.Array]:
+        start = state.step % steps_per_epoch * options.batch_size
+        batch = jax.lax.dynamic_slice_in_dim(order, start, options.batch_size)
+        (loss, batch_stats), grads, grad_fn = flatreg.value_and_grad_fn(
+            partial(_models.training_loss, model, state.batch_stats),
+            has_aux=True,
+            batch_argnums=1,
+            key_argnums=2,
+            ascent_fraction=method.ascent_fraction,
+        )(state.params, (x[batch], y[batch]), jax.random.fold_in(key, state.step))
+        updates, opt_state = tx.update(grads, state.opt_state, state.params, grad_fn=grad_fn)
+        params = optax.apply_updates(state.params, updates)
+        return State(state.step + 1, params, batch_stats, opt_state), loss
+
+    init = jax.jit(init)
+    key, order = jax.random.key(0), jnp.zeros(len(x), jnp.int32)
+    # Compiled ahead of time, so that no measured epoch holds a compilation.
+    compiled = (
+        jax.jit(step, donate_argnums=0).lower(jax.eval_shape(init, key), order, key, x, y).compile()
+    )
+    return Program(init, compiled, steps, steps_per_epoch)
+
+
+def epochs(program: Program, seed: int, x: jax.Array, y: jax.Array) -> Iterator[Epoch]:
+    """Trains from one seed and yields after each epoch, of which the last may be shorter."""
+    init_key, dropout_key = jax.random.split(jax.random.key(seed))
+    state = program.init(init_key)
+    for epoch in range(-(-program.steps // program.steps_per_epoch)):
+        order = jnp.asarray(np.random.default_rng([seed, 2, epoch]).permutation(len(x)), jnp.int32)
+        steps = min(program.steps_per_epoch, program.steps - epoch * program.steps_per_epoch)
+        losses = []
+        begin = time.perf_counter()
+        for _ in range(steps):
+            state, loss = program.step(state, order, dropout_key, x, y)
+            losses.append(loss)
+        jax.block_until_ready(state)
+        seconds = time.perf_counter() - begin
+        yield Epoch(state, steps, seconds, float(np.mean(jax.device_get(losses))))
+
+
+def _base_optimizer(options: Options, steps: int) -> optax.GradientTransformation:
+    schedule = optax.cosine_decay_schedule(options.learning_rate, steps)
+    if options.optimizer == "adamw":
+        return optax.adamw(schedule, weight_decay=options.weight_decay)
+    # the decay joins the gradient behind the method, so that no method perturbs along it
+    decay = optax.add_decayed_weights(options.weight_decay)
+    return optax.chain(decay, optax.sgd(schedule, momentum=0.9))
