@@ -1,7 +1,18 @@
-"""Float64 by request: a test that takes ``x64`` runs in double precision."""
+"""Eight CPU devices, and float64 by request: a test that takes ``x64`` runs in double precision."""
 
+import hypothesis
 import jax
 import pytest
+
+jax.config.update("jax_num_cpu_devices", 8)  # Before anything starts the backend.
+
+hypothesis.settings.register_profile(
+    "reproducible",
+    derandomize=True,
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("reproducible")
 
 
 @pytest.fixture

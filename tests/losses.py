@@ -1,0 +1,82 @@
+"""Smooth losses that are no quadratics, on trees of parameters, in the precision of the moment."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.flatten_util import ravel_pytree
+
+
+class Problem(NamedTuple):
+    """A loss with the point at which it is examined."""
+
+    params: Any
+    loss: Callable[[Any], jax.Array]
+
+    @property
+    def vector(self) -> jax.Array:
+        return flat(self.params)
+
+    def loss_of_vector(self, w: jax.Array) -> jax.Array:
+        return self.loss(ravel_pytree(self.params)[1](w))
+
+
+def flat(tree: Any) -> jax.Array:
+    """The tree as one vector."""
+    return ravel_pytree(tree)[0]
+
+
+def draw(seed: int, *shape: int) -> jax.Array:
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+def network() -> Problem:
+    """A tanh network with one hidden layer, on ten examples."""
+    x, y = draw(4, 10, 3), draw(5, 10)
+
+    def loss(params: Any) -> jax.Array:
+        (kernel, bias), (weights, offset) = params["hidden"], params["out"]
+        return jnp.mean((jnp.tanh(x @ kernel + bias) @ weights + offset - y) ** 2)
+
+    return Problem({"hidden": (draw(0, 3, 4), draw(1, 4)), "out": [draw(2, 4), draw(3)]}, loss)
+
+
+def logistic() -> Problem:
+    """Logistic regression on twelve examples of five features."""
+    params = {"weights": draw(7, 5), "bias": draw(8)}
+    return Problem(params, lambda params: logistic_loss(params, examples()))
+
+
+def logistic_loss(params: Any, batch: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """The mean over a batch of features and signs."""
+    x, signs = batch
+    return jnp.mean(jax.nn.softplus(-signs * (x @ params["weights"] + params["bias"])))
+
+
+def examples() -> tuple[jax.Array, jax.Array]:
+    """Twelve features and signs."""
+    return draw(6, 12, 5), jnp.sign(draw(9, 12))
+
+
+def quartic() -> Problem:
+    """A quartic with coupled coordinates, whose Hessian is indefinite."""
+    matrix = draw(10, 6, 6)
+
+    def loss(params: Any) -> jax.Array:
+        w = flat(params)
+        return jnp.sum(w**4) / 4 + w @ matrix @ w / 2 + jnp.sum(w[1:] * w[:-1] ** 2) / 2
+
+    return Problem((draw(11, 2, 2), draw(12, 2)), loss)
+
+
+PROBLEMS = [network, logistic, quartic]
+
+
+def direction_of(
+    method: optax.GradientTransformationExtraArgs, loss: Callable[[Any], jax.Array], params: Any
+) -> Any:
+    """The first direction of the method, from the loss's own gradient."""
+    grad_fn = jax.grad(loss)
+    return method.update(grad_fn(params), method.init(params), params, grad_fn=grad_fn)[0]

@@ -1,0 +1,190 @@
+"""One batch in parts: microbatches change nothing but memory, shards each have their own direction.
+
+In float64, on a loss that is a mean over examples, noisy where keys are at stake.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from cases import CASES, Case
+from losses import examples, flat, logistic, logistic_loss
+
+import flatreg
+
+CLOSE = {"rtol": 1e-9, "atol": 1e-9}
+every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+x64 = pytest.mark.usefixtures("x64")
+
+
+def noisy(params, batch, key):
+    """The loss on features with noise of the key."""
+    x, signs = batch
+    return logistic_loss(params, (x + jax.random.uniform(key, x.shape), signs))
+
+
+def blocks(batch, count):
+    """The batch in contiguous parts."""
+    x, y = batch
+    return list(zip(jnp.split(x, count), jnp.split(y, count), strict=True))
+
+
+def strides(batch, count):
+    """The batch in parts that take turns."""
+    x, y = batch
+    return [(x[i::count], y[i::count]) for i in range(count)]
+
+
+def direction(method, loss_fn, *args, state=None, **options):
+    """The method's direction and state through ``value_and_grad_fn``."""
+    params = logistic().params
+    _, grads, grad_fn = flatreg.value_and_grad_fn(loss_fn, **options)(params, *args)
+    state = method.init(params) if state is None else state
+    d, state = method.update(grads, state, params, grad_fn=grad_fn)
+    return flat(d), state
+
+
+def surrogate_gradient(case, loss, **changes):
+    """The gradient of the case's surrogate for a loss on trees."""
+    problem = logistic()._replace(loss=loss)
+    return jax.grad(lambda w: case.surrogate(problem.loss_of_vector, w, **changes))(problem.vector)
+
+
+def mean_over_shards(case, key, count, **changes):
+    """The mean of the surrogates' gradients, shard by shard, each with its own key."""
+    shards = enumerate(blocks(examples(), count))
+    losses = [
+        functools.partial(noisy, batch=shard, key=jax.random.fold_in(key, i)) for i, shard in shards
+    ]
+    return sum(surrogate_gradient(case, loss, **changes) for loss in losses) / count
+
+
+@x64
+@every_case
+def test_per_shard_is_the_mean_of_the_shards_directions(case: Case):
+    key = jax.random.key(40)
+    d, _ = direction(
+        flatreg.per_shard(case.make()), noisy, examples(), key, shards=3, key_argnums=2
+    )
+    np.testing.assert_allclose(d, mean_over_shards(case, key, 3), **CLOSE)
+
+
+@x64
+def test_per_shard_has_one_state_for_all_shards():
+    case, key, rhos = CASES[0], jax.random.key(41), jnp.array([0.1, 0.3])
+    method, state = flatreg.per_shard(case.make(rho=lambda step: rhos[step])), None
+    for rho in rhos:
+        d, state = direction(method, noisy, examples(), key, state=state, shards=2, key_argnums=2)
+        np.testing.assert_allclose(d, mean_over_shards(case, key, 2, rho=rho), **CLOSE)
+
+
+@x64
+def test_per_shard_averages_what_a_stateful_method_remembers():
+    """Remembers the gradient and a count; adds what it remembers to the gradient."""
+
+    def remember(grad_fn, params, g, memory):
+        count, last = memory
+        return optax.tree.add(g, last), (count + 1, g)
+
+    method = flatreg.from_stateful_direction(
+        lambda params: (jnp.zeros((), jnp.int32), optax.tree.zeros_like(params)), remember
+    )
+    sharded = flatreg.per_shard(method)
+    g = flat(jax.grad(logistic().loss)(logistic().params))
+    d, state = direction(sharded, logistic_loss, examples(), shards=3)
+    np.testing.assert_allclose(d, g, **CLOSE)
+    d, state = direction(sharded, logistic_loss, examples(), state=state, shards=3)
+    np.testing.assert_allclose(d, 2 * g, **CLOSE)
+    assert state.inner[0] == 2
+    assert jax.tree.structure(state) == jax.tree.structure(method.init(logistic().params))
+
+
+@x64
+def test_shards_share_the_steps_of_a_conditional_method():
+    """Under ``every`` and ``randomly`` a step is on for all shards or for none."""
+    case, key, coins = CASES[0], jax.random.key(42), jax.random.key(2)
+    on = mean_over_shards(case, key, 3)
+    off = mean_over_shards(case, key, 3, rho=0.0)
+    tossed = [bool(jax.random.bernoulli(jax.random.fold_in(coins, t))) for t in range(4)]
+    for sometimes, steps in (
+        (flatreg.every(2, case.make()), [True, False, True, False]),
+        (flatreg.randomly(0.5, case.make(), coins), tossed),
+    ):
+        assert set(steps) == {True, False}
+        method, state = flatreg.per_shard(sometimes), None
+        for is_on in steps:
+            d, state = direction(
+                method, noisy, examples(), key, state=state, shards=3, key_argnums=2
+            )
+            np.testing.assert_allclose(d, on if is_on else off, **CLOSE)
+
+
+@x64
+@every_case
+def test_microbatches_change_no_direction(case: Case):
+    whole, _ = direction(case.make(), logistic_loss, examples())
+    for hvp in (flatreg.exact_hvp, flatreg.forward_hvp) if case.uses_hvp else (None,):
+        method = case.make(hvp=hvp) if hvp else case.make()
+        run = functools.partial(direction, method, logistic_loss, microbatches=4)
+        np.testing.assert_allclose(jax.jit(run)(examples())[0], whole, **CLOSE)
+
+
+@x64
+def test_microbatches_interleave_examples_and_fold_the_keys_in_every_pass():
+    params, batch, key = logistic().params, examples(), jax.random.key(44)
+
+    def written_out(params):
+        parts = enumerate(strides(batch, 4))
+        return sum(noisy(params, part, jax.random.fold_in(key, i)) for i, part in parts) / 4
+
+    value, grads, grad_fn = flatreg.value_and_grad_fn(noisy, key_argnums=2, microbatches=4)(
+        params, batch, key
+    )
+    np.testing.assert_allclose(value, written_out(params), **CLOSE)
+    np.testing.assert_allclose(flat(grads), flat(jax.grad(written_out)(params)), **CLOSE)
+    for elsewhere in (jax.tree.map(jnp.sin, params), params):
+        expected = flat(jax.grad(written_out)(elsewhere))
+        np.testing.assert_allclose(flat(grad_fn(elsewhere)), expected, **CLOSE)
+
+
+@x64
+@pytest.mark.parametrize("option", ["microbatches", "shards"])
+def test_floating_aux_is_averaged_and_the_rest_is_the_last_parts(option):
+    x = jnp.arange(12.0)
+
+    def loss_fn(w, x):
+        aux = {"mean": x.mean(), "half": jnp.float16(x[0]), "index": x.astype(int), "sign": x > 9}
+        return w * x.mean(), aux
+
+    evaluate = flatreg.value_and_grad_fn(loss_fn, has_aux=True, **{option: 4})
+    (value, aux), _, _ = evaluate(jnp.asarray(2.0), x)
+    last = x[3::4] if option == "microbatches" else x[9:]
+    firsts = x[:4] if option == "microbatches" else x[::3]
+    np.testing.assert_allclose([value, aux["mean"], aux["half"]], [11, 5.5, firsts.mean()])
+    assert aux["half"].dtype == jnp.float16
+    np.testing.assert_array_equal(aux["index"], last)
+    np.testing.assert_array_equal(aux["sign"], last > 9)
+
+
+@x64
+def test_each_shard_falls_into_microbatches():
+    params, key = logistic().params, jax.random.key(45)
+
+    def of_shard(params, shard, index):
+        folded = jax.random.fold_in(key, index)
+        parts = enumerate(strides(shard, 3))
+        return sum(noisy(params, part, jax.random.fold_in(folded, i)) for i, part in parts) / 3
+
+    shards = blocks(examples(), 2)
+    losses = [functools.partial(of_shard, shard=x, index=i) for i, x in enumerate(shards)]
+    options = {"key_argnums": 2, "shards": 2, "microbatches": 3}
+    value, grads, _ = flatreg.value_and_grad_fn(noisy, **options)(params, examples(), key)
+    np.testing.assert_allclose(value, sum(loss(params) for loss in losses) / 2, **CLOSE)
+    expected = sum(flat(jax.grad(loss)(params)) for loss in losses) / 2
+    np.testing.assert_allclose(flat(grads), expected, **CLOSE)
+    d, _ = direction(flatreg.per_shard(CASES[0].make()), noisy, examples(), key, **options)
+    expected = sum(surrogate_gradient(CASES[0], loss) for loss in losses) / 2
+    np.testing.assert_allclose(d, expected, **CLOSE)
