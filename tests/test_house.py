@@ -1,0 +1,170 @@
+"""The house rules: imports point one way, files are short, public names have a tested example."""
+
+import ast
+import graphlib
+import importlib
+import inspect
+import pkgutil
+import sys
+from pathlib import Path
+
+import pytest
+
+import flatreg
+
+ROOT = Path(flatreg.__file__).parent
+FILES = {
+    ".".join(path.relative_to(ROOT.parent).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in sorted(ROOT.rglob("*.py"))
+}
+# A module imports from the layers before its own. Those of the last stand side by side.
+LAYERS = [
+    {"_types"},
+    {"_checks", "_tree"},
+    {"_batches", "_hvp", "_observe", "_transform"},
+    {"_combinators", "_grad_fn", "_guard"},
+    {"methods", "measures", "lipschitz", "linen", "nnx", "checkpoint"},
+]
+CORE = set().union(*LAYERS[:-1])
+# What else than jax and optax is imported, and where it may be.
+FRAMEWORKS = {
+    "flax": {"linen", "nnx"},
+    "orbax": {"checkpoint"},
+    "etils": {"checkpoint"},
+    "matfree": {"measures"},
+    "numpy": {*CORE, *LAYERS[-1]},
+}
+STANDARD = {"jax", "optax", "flatreg"}
+
+every_file = pytest.mark.parametrize("module", FILES)
+
+
+def public_modules():
+    yield flatreg
+    for module in pkgutil.iter_modules(flatreg.__path__, "flatreg."):
+        if not module.name.startswith("flatreg._"):
+            yield importlib.import_module(module.name)
+
+
+def is_own(module, value):
+    """Whether a module defines the value, or a package offers it."""
+    inside = hasattr(module, "__path__") and value.__module__.startswith(f"{module.__name__}.")
+    return inside or value.__module__ == module.__name__
+
+
+def public(kind):
+    """Public functions or classes, as test parameters."""
+    return [
+        pytest.param(value, id=f"{module.__name__}.{name}")
+        for module in public_modules()
+        for name, value in vars(module).items()
+        if kind(value) and not name.startswith("_") and is_own(module, value)
+    ]
+
+
+def imported(module):
+    """The modules that a file imports, a name taken from a package as a module where it is one."""
+    for node in ast.walk(ast.parse(FILES[module].read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative import"
+            for alias in node.names:
+                name = f"{node.module}.{alias.name}"
+                yield name if name in FILES else node.module
+
+
+def area(module):
+    """The module of the core, or the package beside it, that a module belongs to."""
+    return module.split(".")[1] if "." in module else "__init__"
+
+
+def layer(module):
+    return next((i for i, names in enumerate(LAYERS) if area(module) in names), None)
+
+
+def test_every_module_has_its_layer():
+    assert [module for module in FILES if layer(module) is None] == ["flatreg"]
+
+
+@every_file
+def test_imports_point_one_way(module):
+    if module == "flatreg":
+        return
+    for other in imported(module):
+        if other == "flatreg" or other.startswith("flatreg."):
+            same_package = area(other) == area(module) != "methods"
+            assert same_package or layer(other) < layer(module), f"{module} imports {other}"
+
+
+def test_imports_go_round_in_no_circle():
+    graph = {m: {o for o in imported(m) if o in FILES} - {m} for m in FILES}
+    tuple(graphlib.TopologicalSorter(graph).static_order())
+
+
+@every_file
+def test_nobody_imports_private_parts_of_other_packages(module):
+    for other in imported(module):
+        package, *parts = other.split(".")
+        assert package == "flatreg" or not any(part.startswith("_") for part in parts)
+
+
+@every_file
+def test_frameworks_stay_where_they_belong(module):
+    for other in imported(module):
+        package = other.partition(".")[0]
+        if package not in STANDARD | sys.stdlib_module_names:
+            assert area(module) in FRAMEWORKS.get(package, ()), f"{module} imports {other}"
+
+
+@every_file
+def test_files_have_a_docstring_and_at_most_250_lines(module):
+    text = FILES[module].read_text()
+    assert ast.get_docstring(ast.parse(text))
+    assert len(text.splitlines()) <= 250
+
+
+def test_the_public_face_is_one_explicit_reexport_a_name():
+    body = ast.parse(FILES["flatreg"].read_text()).body[1:]
+    reexports = [node for node in body if isinstance(node, ast.ImportFrom)]
+    assert [ast.unparse(node.targets[0]) for node in body if node not in reexports] == [
+        "__version__"
+    ]
+    assert all(len(node.names) == 1 for node in reexports)
+    names = [node.names[0] for node in reexports]
+    assert all(alias.asname == alias.name for alias in names)
+    assert {alias.name for alias in names} | set(LAYERS[-1]) >= {
+        name for name in dir(flatreg) if not name.startswith("_")
+    }
+
+
+@pytest.mark.parametrize("function", public(inspect.isfunction))
+def test_every_public_function_documents_its_arguments_with_a_tested_example(function):
+    text = inspect.getdoc(function)
+    assert "Examples:" in text
+    assert ">>> " in text
+    for name in inspect.signature(function).parameters:
+        assert f" {name}:" in text.replace("*", ""), f"{function.__name__} says nothing of {name}"
+
+
+@pytest.mark.parametrize("cls", public(inspect.isclass))
+def test_every_public_class_is_documented(cls):
+    assert cls.__doc__
+    assert not cls.__doc__.startswith(f"{cls.__name__}(")  # what a NamedTuple would say by itself
+
+
+@pytest.mark.parametrize("name", ["_types"])
+def test_every_type_alias_is_documented(name):
+    body = ast.parse(FILES[f"flatreg.{name}"].read_text()).body
+    for node, following in zip(body, [*body[1:], None], strict=True):
+        if isinstance(node, ast.AnnAssign):
+            assert isinstance(following, ast.Expr), f"{ast.unparse(node.target)} has no docstring"
+
+
+def test_the_core_exports_what_the_readme_promises():
+    promised = """
+        sam asam penalized_gradient gradient_norm_penalty gradient_regularization gam
+        gam_accelerated combine every after randomly per_shard value_and_grad_fn exact_hvp
+        forward_hvp reverse_hvp finite_difference_hvp from_direction from_stateful_direction
+    """
+    assert set(promised.split()) <= set(dir(flatreg))
