@@ -20,6 +20,8 @@ from flatreg._hvp import exact_hvp as exact_hvp
 from flatreg._hvp import finite_difference_hvp as finite_difference_hvp
 from flatreg._hvp import forward_hvp as forward_hvp
 from flatreg._hvp import reverse_hvp as reverse_hvp
+from flatreg._observe import Observation as Observation
+from flatreg._observe import observe as observe
 from flatreg._transform import DirectionState as DirectionState
 from flatreg._transform import from_direction as from_direction
 from flatreg._transform import from_stateful_direction as from_stateful_direction

@@ -1,0 +1,162 @@
+"""Finite or not at all: what a training step does around ``tx.update``.
+
+A step in which any pass, clean or shifted, produced a NaN or Inf must leave everything as it was.
+The perturbed passes run inside of the method, perhaps inside of a ``cond`` or ``vmap``, so no flag
+can be handed out of them. Instead each oracle's gradient that is not finite becomes NaN as a whole,
+which no later link can clip away, and shows in the updates.
+"""
+
+import functools
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from flatreg._batches import ShardedGradFn
+from flatreg._observe import Observation, ObservedState
+from flatreg._transform import DirectionState
+from flatreg._types import GradFn, Grads, Params
+
+_CHAIN = "optax.chain(flatreg.sam(rho=0.05), optax.sgd(0.1))"
+
+
+class Guarded(NamedTuple):
+    """What :func:`guarded_update` returns.
+
+    Attributes:
+      params: the new parameters, or the old ones after a step that was not finite.
+      opt_state: the new optimizer state, or the old one.
+      finite: whether every pass was finite, a boolean scalar.
+    """
+
+    params: Params
+    opt_state: optax.OptState
+    finite: jax.Array
+
+
+def guarded_update(
+    tx: optax.GradientTransformation,
+    grads: Grads,
+    opt_state: optax.OptState,
+    params: Params,
+    grad_fn: GradFn | None,
+) -> Guarded:
+    """One step of ``tx``, skipped as a whole where a value of any pass is not finite."""
+    tx = optax.with_extra_args_support(tx)
+    extra = {} if grad_fn is None else {"grad_fn": after_each(_finite_or_nan, grad_fn)}
+    updates, new_opt_state = tx.update(grads, opt_state, params, **extra)
+    finite = all_finite(grads) & all_finite(updates)
+    new_params = optax.apply_updates(params, updates)
+    keep = functools.partial(optax.tree.where, finite)
+    return Guarded(keep(new_params, params), keep(new_opt_state, opt_state), finite)
+
+
+def adjusted_scale(dynamic_scale: Any, finite: jax.Array) -> Any:
+    """Flax's ``DynamicScale`` after a step: its own rule, applied once and to all passes together.
+
+    The scale grows after ``growth_interval`` finite steps and backs off at once when one is not.
+    """
+    scale = jnp.asarray(dynamic_scale.scale, jnp.float32)
+    fin_steps = jnp.asarray(dynamic_scale.fin_steps, jnp.int32)
+    grow = fin_steps == dynamic_scale.growth_interval
+    grown = jnp.minimum(scale * dynamic_scale.growth_factor, np.finfo(np.float32).max)
+    reduced = scale * dynamic_scale.backoff_factor
+    if dynamic_scale.minimum_scale is not None:
+        reduced = jnp.maximum(reduced, dynamic_scale.minimum_scale)
+    return dynamic_scale.replace(
+        scale=jnp.where(finite, jnp.where(grow, grown, scale), reduced),
+        fin_steps=jnp.where(grow | ~finite, 0, fin_steps + 1),
+    )
+
+
+def all_finite(tree: Any) -> jax.Array:
+    """Whether all floating-point leaves are finite, a boolean scalar."""
+    leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in leaves] or [jnp.array(True)]))
+
+
+def after_each(function: Any, grad_fn: GradFn, before: Any = lambda params: params) -> GradFn:
+    """The oracle ``function ∘ grad_fn ∘ before``, on every shard if there are shards."""
+    if isinstance(grad_fn, ShardedGradFn):
+        return ShardedGradFn(
+            shards=grad_fn.shards,
+            grads=jax.vmap(function)(grad_fn.grads),
+            on_shard=lambda shard: after_each(function, grad_fn.on_shard(shard), before),
+        )
+    return lambda params: function(grad_fn(before(params)))
+
+
+def observed(opt_state: optax.OptState) -> dict[str, jax.Array]:
+    """What :func:`flatreg.observe` saw in the last update, by name; empty without it."""
+    found = _nodes(Observation, opt_state)
+    return found[0]._asdict() if found else {}
+
+
+def loss_and_metrics(out: Any) -> tuple[jax.Array, dict[str, Any]]:
+    """What a loss has returned, ``loss`` or ``(loss, metrics)``; the metrics hold the loss too."""
+    loss, metrics = out if isinstance(out, tuple) and len(out) == 2 else (out, {})
+    if not isinstance(metrics, Mapping):
+        raise TypeError(
+            f"loss_fn must return loss or (loss, metrics) with a dict of metrics, got {out!r}: "
+            'write return loss, {"accuracy": accuracy}.'
+        )
+    if not hasattr(loss, "shape") or not jnp.issubdtype(loss.dtype, jnp.floating):
+        raise TypeError(
+            "loss_fn must return a floating-point scalar, or a pair of it and a dict of metrics, "
+            f'got {out!r}: write return loss, or return loss, {{"accuracy": accuracy}}.'
+        )
+    if loss.shape:
+        raise ValueError(
+            f"loss_fn must return a scalar, got an array of shape {loss.shape}: take the mean over "
+            "the examples, return loss.mean()."
+        )
+    return loss, {**metrics, "loss": loss}
+
+
+def check_transformation(tx: Any) -> None:
+    """``tx`` is an Optax transformation."""
+    if not (hasattr(tx, "init") and hasattr(tx, "update")):
+        raise TypeError(f"tx must be an Optax transformation, got {tx!r}: write {_CHAIN}.")
+
+
+def check_order(opt_state: optax.OptState) -> None:
+    """An optimizer comes behind the method, and no accumulation around it."""
+    if isinstance(_last_link(opt_state), DirectionState | ObservedState):
+        raise ValueError(
+            "tx ends in a method, whose output is a gradient: adding it to the parameters would "
+            f"climb. Put the optimizer behind the method: {_CHAIN}."
+        )
+    if any(map(_methods, _nodes(optax.MultiStepsState, opt_state))):
+        raise ValueError(
+            "optax.MultiSteps hands its averaged gradient to a method that has the oracle of the "
+            "last microbatch only. Take it away and write make_train_step(loss_fn, microbatches=k)."
+        )
+
+
+def _nodes(kind: Any, tree: Any) -> list[Any]:
+    """The nodes of one type in a tree, uppermost first."""
+    leaves = jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, kind))
+    return [x for x in leaves if isinstance(x, kind)]
+
+
+def _methods(opt_state: optax.OptState) -> list[Any]:
+    return _nodes(DirectionState | ObservedState, opt_state)
+
+
+def _last_link(opt_state: optax.OptState) -> optax.OptState:
+    """The state of the last link of a chain, inside of ``every``, ``inject_hyperparams``, …."""
+    if isinstance(opt_state, dict):  # of optax.named_chain
+        opt_state = tuple(opt_state.values())
+    if type(opt_state) is tuple and opt_state:
+        return _last_link(opt_state[-1])
+    inner = getattr(opt_state, "inner_state", None)
+    return opt_state if inner is None else _last_link(inner)
+
+
+def _finite_or_nan(grads: Grads) -> Grads:
+    # A product, not a `where`: its tangent is NaN as well, and so are Hessian-vector products.
+    poison = jnp.where(all_finite(grads), 1.0, jnp.nan)
+    return jax.tree.map(lambda g: g * poison.astype(g.dtype), grads)

@@ -1,0 +1,124 @@
+"""Checkpoints of any training state, Linen's or NNX's, by Orbax: written whole or not at all.
+
+Two functions that block, for a loop of your own. To save in the background, or to keep the last few
+only, take ``orbax.checkpoint.CheckpointManager``; :func:`restore` reads its folders too.
+"""
+
+import os
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp  # type: ignore[import-untyped]
+from etils import epath  # type: ignore[import-untyped]
+
+State = TypeVar("State")
+
+
+def save(path: str | os.PathLike[str], state: Any) -> None:
+    """Writes a state to a new folder.
+
+    Orbax writes to a temporary folder beside it and renames that at the end, so a run that is
+    killed leaves a whole checkpoint or none. With several processes all of them must call this.
+
+    Args:
+      path: the folder to make, local or in a bucket (``gs://…``).
+      state: a tree of arrays, sharded or not, random keys included: a
+        :class:`flatreg.linen.TrainState`, or ``nnx.state((model, optimizer))``.
+
+    Raises:
+      FileExistsError: if the folder is there.
+
+    Examples:
+      >>> import tempfile, jax, jax.numpy as jnp
+      >>> from flatreg import checkpoint
+      >>> state = {"params": jnp.ones(3), "key": jax.random.key(0)}
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     checkpoint.save(f"{folder}/100", state)
+      ...     restored = checkpoint.restore(f"{folder}/100", state)
+      >>> print(restored["params"])
+      [1. 1. 1.]
+    """
+    folder = epath.Path(path).resolve()
+    if folder.exists():
+        raise FileExistsError(
+            f"{folder} exists, and replacing it would leave nothing if the run were killed "
+            'meanwhile: write to a folder a step, save(f"{path}/{step}", state).'
+        )
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(folder, state)
+
+
+def restore(path: str | os.PathLike[str], like: State) -> State:
+    """Reads a state.
+
+    Args:
+      path: the folder that :func:`save` made.
+      like: a state of the same structure, shapes and dtypes, such as the one that training starts
+        from. What is restored has its shardings, on whatever devices they name, and its functions
+        (``apply_fn``, ``tx``), which are not saved.
+
+    Returns:
+      The state.
+
+    Raises:
+      FileNotFoundError: if there is no such folder.
+      ValueError: if it holds no Orbax checkpoint, one of another state, or a damaged one.
+
+    Examples:
+      >>> import tempfile, jax.numpy as jnp
+      >>> from flatreg import checkpoint
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     checkpoint.save(f"{folder}/100", {"w": jnp.ones(3)})
+      ...     checkpoint.restore(f"{folder}/100", {"w": jnp.ones(4)})
+      Traceback (most recent call last):
+      ValueError: ... is the checkpoint of another state: w is float32[3] there, float32[4] here...
+    """
+    folder = epath.Path(path).resolve()
+    if not folder.exists():
+        raise FileNotFoundError(f"there is no checkpoint at {folder}.")
+    with ocp.StandardCheckpointer() as checkpointer:
+        _check(folder, checkpointer, like)
+        try:
+            restored: State = checkpointer.restore(folder, like)
+        except Exception as error:
+            reason = str(error).partition(" [")[0]
+            raise ValueError(f"{folder} cannot be read. {_DAMAGED} Orbax says: {reason}") from error
+    return restored
+
+
+_DAMAGED = "If a file is missing or damaged, restore an earlier checkpoint."
+
+
+def _check(folder: epath.Path, checkpointer: ocp.StandardCheckpointer, like: Any) -> None:
+    """The checkpoint is one of such a state, as far as its table of contents tells."""
+    metadata = checkpointer.metadata(folder).item_metadata if folder.is_dir() else None
+    if metadata is None:
+        raise ValueError(f"{folder} holds no Orbax checkpoint that can be read. {_DAMAGED}")
+    saved, wanted = _contents(metadata.tree), _contents(like)
+    differences = [
+        f"{name} is {saved.get(name, 'missing')} there, {wanted.get(name, 'missing')} here"
+        for name in sorted(saved.keys() | wanted.keys())
+        if saved.get(name) != wanted.get(name)
+    ]
+    if differences:
+        more = f", and {len(differences) - 5} more" if len(differences) > 5 else ""
+        raise ValueError(
+            f"{folder} is the checkpoint of another state: {'; '.join(differences[:5])}{more}. "
+            "Restore it with the model and the optimizer that it was saved with: "
+            "restore(path, TrainState.init(model, tx, key, x))."
+        )
+
+
+def _contents(tree: Any) -> dict[str, str]:
+    """Dtype and shape of every leaf, by its path."""
+    return {name: _describe(x) for name, x in ocp.tree.to_flat_dict(tree, sep="/").items()}
+
+
+def _describe(x: Any) -> str:
+    if not hasattr(x, "dtype"):
+        x = np.asarray(x)  # a Python number
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+        x = jax.eval_shape(jax.random.key_data, x)  # how Orbax stores it
+    return f"{x.dtype}{list(x.shape)}"

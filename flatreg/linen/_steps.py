@@ -1,0 +1,212 @@
+"""Train and evaluation steps of a short loss: ``make_train_step``, ``make_eval_step``."""
+
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from flatreg._grad_fn import value_and_grad_fn
+from flatreg._guard import after_each, loss_and_metrics, observed
+from flatreg._tree import mix
+from flatreg._types import Grads, Params
+from flatreg.linen._apply import Apply
+from flatreg.linen._state import TrainState
+
+LossFn: TypeAlias = Callable[[Apply, Any, bool], Any]
+"""``loss_fn(apply, batch, train) -> loss`` or ``(loss, metrics)``."""
+
+Metrics: TypeAlias = dict[str, jax.Array]
+"""Scalars by name."""
+
+
+def classification(apply: Apply, batch: Any, train: bool) -> tuple[jax.Array, Metrics]:
+    """The loss of a classifier: mean softmax cross-entropy, with the accuracy as a metric.
+
+    Args:
+      apply: a model that is called as ``model(x, train=train)`` and returns logits.
+      batch: ``(x, labels)`` with integer labels.
+      train: whether this is training.
+
+    Returns:
+      The loss, in at least float32, and ``{"accuracy": …}``.
+
+    Raises:
+      TypeError: if the model takes no ``train``; then write this function with your own call.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp, flax.linen as nn, optax, flatreg
+      >>> from flatreg.linen import TrainState, classification, make_train_step
+      >>> class Classifier(nn.Module):
+      ...     @nn.compact
+      ...     def __call__(self, x, train):
+      ...         x = nn.BatchNorm(use_running_average=not train)(nn.Dense(8)(x))
+      ...         return nn.Dense(3)(nn.Dropout(0.1, deterministic=not train)(nn.tanh(x)))
+      >>> batch = jax.random.normal(jax.random.key(1), (16, 4)), jnp.arange(16) % 3
+      >>> tx = optax.chain(flatreg.sam(0.05), optax.adam(0.1))
+      >>> state = TrainState.init(Classifier(), tx, jax.random.key(0), batch[0], train=False)
+      >>> train_step = jax.jit(make_train_step(classification), donate_argnums=0)
+      >>> for _ in range(100):
+      ...     state, metrics = train_step(state, batch)
+      >>> print(bool(metrics["accuracy"] > 0.9))
+      True
+    """
+    x, labels = batch
+    logits = apply(x, train=train)
+    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+    return loss, {"accuracy": jnp.mean(jnp.argmax(logits, axis=-1) == labels)}
+
+
+def make_train_step(
+    loss_fn: LossFn,
+    *,
+    rngs: str | Iterable[str] = ("dropout",),
+    microbatches: int = 1,
+    shards: int = 1,
+    ascent_fraction: float = 1.0,
+) -> Callable[[TrainState, Any], tuple[TrainState, Metrics]]:
+    """Makes ``step(state, batch) -> state, metrics``, a pure function for ``jax.jit``.
+
+    One clean pass gives metrics, statistics and the gradient; the method in ``state.tx`` asks for
+    further gradients of the same loss on the same batch with the same random keys. Under float16
+    each pass runs with the loss times ``state.dynamic_scale.scale``, and its gradient is divided
+    by it, in float32, before the method sees it.
+
+    Args:
+      loss_fn: ``loss_fn(apply, batch, train) -> loss`` or ``(loss, metrics)`` with a scalar loss
+        and a dict; see :class:`Apply`.
+      rngs: the model's names for its random keys. Call c of ``apply`` in step t has the keys
+        ``split(fold_in(fold_in(state.key, t), c), len(rngs))``, in this order.
+      microbatches: as for :func:`flatreg.value_and_grad_fn`, and so are ``shards`` and
+        ``ascent_fraction``. Microbatch or shard i folds i into the key of the step. Metrics and
+        statistics are averaged over them if floating, else the last one's.
+      shards: for :func:`flatreg.per_shard`.
+      ascent_fraction: for a cheap ascent.
+
+    Returns:
+      The step. Its metrics are those of the loss, ``loss`` itself, ``skipped`` (whether this step
+      was), and, if the chain holds :func:`flatreg.observe`, ``grad_norm``, ``direction_norm`` and
+      ``cosine`` of the last step that was not skipped. Donate the state: ``jax.jit(step,
+      donate_argnums=0)``.
+
+    Raises:
+      TypeError: if ``loss_fn`` does not take ``(apply, batch, train)``, or returns no scalar.
+      ValueError: if an option is out of range or the batch does not divide; if the loss is no
+        scalar or does not use ``apply``; if a collection changes its structure.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp, flax.linen as nn, optax, flatreg
+      >>> from flatreg.linen import TrainState, make_train_step
+      >>> def loss_fn(apply, batch, train):
+      ...     x, y = batch
+      ...     error = apply(x)[:, 0] - y
+      ...     return jnp.mean(error**2), {"largest": jnp.max(jnp.abs(error))}
+      >>> tx = optax.chain(flatreg.observe(flatreg.sam(0.05)), optax.sgd(0.1))
+      >>> batch = jnp.ones((8, 2)), jnp.zeros(8)
+      >>> state = TrainState.init(nn.Dense(1), tx, jax.random.key(0), batch[0])
+      >>> train_step = jax.jit(make_train_step(loss_fn, microbatches=2), donate_argnums=0)
+      >>> state, metrics = train_step(state, batch)
+      >>> print(state.step, sorted(metrics))
+      1 ['cosine', 'direction_norm', 'grad_norm', 'largest', 'loss', 'skipped']
+    """
+    _check_loss(loss_fn)
+    names = (rngs,) if isinstance(rngs, str) else tuple(rngs)
+
+    def scaled_loss(params: Params, batch: Any, key: jax.Array, state: TrainState) -> Any:
+        variables = state.replace(params=params).variables
+        rngs = () if state.key is None else names
+        apply = Apply(state.apply_fn, variables, key if rngs else None, rngs, train=True)
+        loss, metrics = _evaluate(loss_fn, apply, batch, train=True)
+        scale = 1 if state.dynamic_scale is None else state.dynamic_scale.scale
+        return loss * scale, (metrics, apply.collections)
+
+    evaluate = value_and_grad_fn(
+        scaled_loss,
+        has_aux=True,
+        batch_argnums=1,
+        key_argnums=2,
+        microbatches=microbatches,
+        shards=shards,
+        ascent_fraction=ascent_fraction,
+    )
+
+    def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
+        key = jax.random.key(0) if state.key is None else state.key  # then nobody draws from it
+        key = jax.random.fold_in(key, state.step)
+        (_, (metrics, collections)), grads, grad_fn = evaluate(state.params, batch, key, state)
+        if state.dynamic_scale is not None:
+            scale = state.dynamic_scale.scale
+
+            def unscale(grads: Grads) -> Grads:
+                return mix((1 / scale, grads))  # in float32
+
+            grads, grad_fn = unscale(grads), after_each(unscale, grad_fn)
+        new = state.apply_gradients(
+            grads=grads,
+            grad_fn=grad_fn,
+            batch_stats=collections.pop("batch_stats", state.batch_stats),
+            collections=collections,
+        )
+        metrics |= {"skipped": new.skipped != state.skipped, **observed(new.opt_state)}
+        return new, metrics
+
+    return step
+
+
+def make_eval_step(loss_fn: LossFn) -> Callable[[TrainState, Any], Metrics]:
+    """Makes ``step(state, batch) -> metrics``, a pure function for ``jax.jit``.
+
+    The loss is called with ``train=False``; no collection is mutable and there are no random keys.
+    To evaluate averaged parameters write ``step(state.replace(params=average), batch)``.
+
+    Args:
+      loss_fn: as for :func:`make_train_step`.
+
+    Returns:
+      The step, whose metrics are those of the loss and ``loss`` itself.
+
+    Raises:
+      TypeError: if ``loss_fn`` does not take ``(apply, batch, train)``, or returns no scalar.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp, flax.linen as nn, optax
+      >>> from flatreg.linen import TrainState, make_eval_step
+      >>> loss_fn = lambda apply, x, train: jnp.mean(apply(x) ** 2)
+      >>> state = TrainState.init(nn.Dense(1), optax.sgd(0.1), jax.random.key(0), jnp.ones((4, 2)))
+      >>> print(jax.jit(make_eval_step(loss_fn))(state, jnp.zeros((4, 2))))
+      {'loss': Array(0., dtype=float32)}
+    """
+    _check_loss(loss_fn)
+
+    def step(state: TrainState, batch: Any) -> Metrics:
+        apply = Apply(state.apply_fn, state.variables, train=False)
+        return _evaluate(loss_fn, apply, batch, train=False)[1]
+
+    return step
+
+
+def _evaluate(
+    loss_fn: LossFn, apply: Apply, batch: Any, *, train: bool
+) -> tuple[jax.Array, Metrics]:
+    """The loss, and its metrics with the loss among them."""
+    loss, metrics = loss_and_metrics(loss_fn(apply, batch, train))
+    if not apply.used:
+        raise ValueError(
+            "loss_fn never called apply, so its loss does not depend on the parameters: write "
+            "logits = apply(x, train=train) instead of calling the model itself."
+        )
+    return loss, metrics
+
+
+def _check_loss(loss_fn: LossFn) -> None:
+    mend = "def loss_fn(apply, batch, train): … return loss, or loss and a dict of metrics."
+    try:
+        inspect.signature(loss_fn).bind(None, None, True)
+    except TypeError as error:
+        raise TypeError(
+            f"loss_fn must take (apply, batch, train), but {loss_fn!r} does not ({error}): write "
+            f"{mend}"
+        ) from None
