@@ -72,7 +72,7 @@ def load(name: str, data_dir: str | None, train_size: int | None, evaluate_on: s
         order = np.random.default_rng(0).permutation(len(x))[:train_size]
         x, y = x[order], y[order]
 
-    x, x_test = _standardize(x, x_test)
+    x, x_test = _rescale(x, x_test)
     return Dataset(x, y, x_test, y_test, num_classes)
 
 
@@ -104,13 +104,20 @@ def _with_channels(x: np.ndarray) -> np.ndarray:
     return x[..., None] if x.ndim == 3 else x
 
 
-def _standardize(train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Zero mean and unit variance over the training set, per channel of images or per feature."""
+def _rescale(train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Zero mean per channel of an image or feature of a table, by the training set's statistics.
+
+    Images keep their contrast at a range of 1; features of a table get unit variance.
+    """
     axes = tuple(range(train.ndim - 1))
-    mean, std = train.mean(axes, dtype=np.float64), train.std(axes, dtype=np.float64)
-    std = np.where(std > 0, std, 1.0)  # a feature that never changes stays at 0
-    mean, std = mean.astype(np.float32), std.astype(np.float32)
-    return tuple(((x - mean) / std).astype(np.float32) for x in (train, test))
+    mean = train.mean(axes, dtype=np.float64)
+    if train.ndim > 2:
+        scale = max(float(np.abs(train).max()), 1e-12)
+    else:
+        scale = train.std(axes, dtype=np.float64)
+        scale = np.where(scale > 0, scale, 1.0)  # a feature that never changes stays at 0
+    mean, scale = np.float32(mean), np.float32(scale)
+    return tuple(((x - mean) / scale).astype(np.float32) for x in (train, test))
 
 
 def _check(arrays: dict[str, np.ndarray], name: str) -> int:

@@ -21,6 +21,11 @@ CURVATURE_EXAMPLES = 2048  # of the training set, for λ_max
 CHUNK = 2048  # examples a call, which bounds the memory
 NOISE = 0.5  # the standard deviation of a weight's noise, relative to the weight
 NOISE_DRAWS = 10
+SETTINGS = {
+    "curvature_examples": CURVATURE_EXAMPLES,
+    "weight_noise": NOISE,
+    "weight_noise_draws": NOISE_DRAWS,
+}
 
 
 class Evaluation(NamedTuple):

@@ -1,14 +1,12 @@
-"""The two networks, in Flax Linen, and their one way of being called in training.
+"""The two networks, in Flax Linen.
 
 Both use GELU: gradient penalties want a smooth activation (arXiv 2401.10809).
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import flax.linen as nn
 import jax
-import optax
 
 from benchmarks._data import Dataset
 from benchmarks._errors import UsageError
@@ -60,19 +58,3 @@ def build(name: str, data: Dataset) -> nn.Module:
             "mlp, or save the examples as (examples, height, width, channels)."
         )
     return Cnn((32, 64, 64), data.num_classes)
-
-
-def training_loss(
-    model: nn.Module, batch_stats: Any, params: Any, batch: tuple[jax.Array, jax.Array], key: Any
-) -> tuple[jax.Array, Any]:
-    """Returns the mean cross-entropy and, as aux, the BatchNorm statistics after this pass."""
-    x, labels = batch
-    logits, updated = model.apply(
-        {"params": params, "batch_stats": batch_stats},
-        x,
-        train=True,
-        rngs={"dropout": key},
-        mutable=["batch_stats"],
-    )
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    return losses.mean(), updated.get("batch_stats", {})

@@ -42,7 +42,7 @@ def _live(console: Console, runs: int, work: float) -> Iterator[Reporter]:
     )
     # Runs differ in cost, and measuring pauses the bar: average the speed over minutes.
     with Progress(*columns, console=console, speed_estimate_period=300) as progress:
-        task = progress.add_task("compiling", total=work, run=1, runs=runs)
+        task = progress.add_task("starting", total=work, run=1, runs=runs)
         done = 0
 
         def working(what: str, amount: float) -> None:

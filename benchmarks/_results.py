@@ -61,15 +61,17 @@ def start(path: pathlib.Path, fresh: Results, resume: bool) -> Results:
         raise UsageError(
             f"{file} exists. Add --resume to go on with it, or name another folder with --out."
         )
+    asked = fresh["configuration"]
     try:
         kept = json.loads(file.read_text())
         differing = [
             f"{_name(section, key)} was {kept[section].get(key)!r} and is now {value!r}"
-            for section in ("configuration", "dataset", "environment")
+            for section in ("configuration", "dataset", "measurement", "environment")
             for key, value in fresh[section].items()
             if key not in MAY_GROW and kept[section].get(key) != value
         ]
-        finished = {(run["method"], run["seed"]): run for run in kept["runs"]}
+        methods = list(dict.fromkeys([*kept["configuration"]["methods"], *asked["methods"]]))
+        seeds = max(kept["configuration"]["seeds"], asked["seeds"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(
             f"{file} is no results file of this command ({type(error).__name__}: {error}). Name "
@@ -80,7 +82,8 @@ def start(path: pathlib.Path, fresh: Results, resume: bool) -> Results:
             f"Cannot resume {file}: {'; '.join(differing)}. Give the settings it was started with "
             f"({kept.get('command')}), or name another folder with --out."
         )
-    return {**fresh, "runs": list(finished.values())}
+    grown = asked | {"methods": methods, "seeds": seeds}
+    return fresh | {"configuration": grown, "runs": kept["runs"]}
 
 
 def save(path: pathlib.Path, results: Results) -> None:

@@ -61,7 +61,7 @@ def _record(
     curve: list[dict[str, float]] = []
     steps = 0
     for epoch in _train.epochs(program, seed, data.x_train, data.y_train):
-        variables = epoch.state.variables()
+        variables = epoch.state.variables
         test = _measure.evaluate(model, variables, data.x_test, data.y_test)
         steps += epoch.steps
         curve.append(

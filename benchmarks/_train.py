@@ -7,8 +7,7 @@ All methods start a seed from the same parameters and take the same batches and 
 
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -16,30 +15,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-import flatreg
-from benchmarks import _models
 from benchmarks._methods import Method
 from benchmarks._options import Options
-
-
-class State(NamedTuple):
-    """Everything that a training step changes."""
-
-    step: jax.Array
-    params: Any
-    batch_stats: Any
-    opt_state: optax.OptState
-
-    def variables(self) -> dict[str, Any]:
-        """What the model needs for a forward pass."""
-        return {"params": self.params, "batch_stats": self.batch_stats}
+from flatreg.linen import TrainState, classification, make_train_step
 
 
 class Program(NamedTuple):
     """One method with its recipe, compiled; it serves all seeds."""
 
-    init: Callable[[jax.Array], State]
-    step: Callable[..., tuple[State, jax.Array]]
+    init: Callable[[jax.Array], TrainState]
+    step: Callable[..., tuple[TrainState, jax.Array]]
     steps: int
     steps_per_epoch: int
 
@@ -47,7 +32,7 @@ class Program(NamedTuple):
 class Epoch(NamedTuple):
     """How an epoch ended. Its state is donated to the next one: use it before going on."""
 
-    state: State
+    state: TrainState
     steps: int
     seconds: float
     train_loss: float
@@ -62,49 +47,37 @@ def build(
     if options.budget == "gradients":  # as many as the plain method evaluates in its epochs
         steps = max(1, int(steps / method.cost))
     tx = optax.chain(method.transform, _base_optimizer(options, steps))
+    train_step = make_train_step(classification, ascent_fraction=method.ascent_fraction)
     example = x[:1]
 
-    def init(key: jax.Array) -> State:
-        variables = model.init(key, example, train=False)
-        params, batch_stats = variables["params"], variables.get("batch_stats", {})
-        return State(jnp.zeros((), jnp.int32), params, batch_stats, tx.init(params))
+    def init(key: jax.Array) -> TrainState:
+        return TrainState.init(model, tx, key, example, train=False)
 
     def step(
-        state: State, order: jax.Array, key: jax.Array, x: jax.Array, y: jax.Array
-    ) -> tuple[State, jax.Array]:
+        state: TrainState, order: jax.Array, x: jax.Array, y: jax.Array
+    ) -> tuple[TrainState, jax.Array]:
         start = state.step % steps_per_epoch * options.batch_size
         batch = jax.lax.dynamic_slice_in_dim(order, start, options.batch_size)
-        (loss, batch_stats), grads, grad_fn = flatreg.value_and_grad_fn(
-            partial(_models.training_loss, model, state.batch_stats),
-            has_aux=True,
-            batch_argnums=1,
-            key_argnums=2,
-            ascent_fraction=method.ascent_fraction,
-        )(state.params, (x[batch], y[batch]), jax.random.fold_in(key, state.step))
-        updates, opt_state = tx.update(grads, state.opt_state, state.params, grad_fn=grad_fn)
-        params = optax.apply_updates(state.params, updates)
-        return State(state.step + 1, params, batch_stats, opt_state), loss
+        state, metrics = train_step(state, (x[batch], y[batch]))
+        return state, metrics["loss"]
 
     init = jax.jit(init)
-    key, order = jax.random.key(0), jnp.zeros(len(x), jnp.int32)
+    state, order = jax.eval_shape(init, jax.random.key(0)), jnp.zeros(len(x), jnp.int32)
     # Compiled ahead of time, so that no measured epoch holds a compilation.
-    compiled = (
-        jax.jit(step, donate_argnums=0).lower(jax.eval_shape(init, key), order, key, x, y).compile()
-    )
+    compiled = jax.jit(step, donate_argnums=0).lower(state, order, x, y).compile()
     return Program(init, compiled, steps, steps_per_epoch)
 
 
 def epochs(program: Program, seed: int, x: jax.Array, y: jax.Array) -> Iterator[Epoch]:
     """Trains from one seed and yields after each epoch, of which the last may be shorter."""
-    init_key, dropout_key = jax.random.split(jax.random.key(seed))
-    state = program.init(init_key)
+    state = program.init(jax.random.key(seed))
     for epoch in range(-(-program.steps // program.steps_per_epoch)):
         order = jnp.asarray(np.random.default_rng([seed, 2, epoch]).permutation(len(x)), jnp.int32)
         steps = min(program.steps_per_epoch, program.steps - epoch * program.steps_per_epoch)
         losses = []
         begin = time.perf_counter()
         for _ in range(steps):
-            state, loss = program.step(state, order, dropout_key, x, y)
+            state, loss = program.step(state, order, x, y)
             losses.append(loss)
         jax.block_until_ready(state)
         seconds = time.perf_counter() - begin

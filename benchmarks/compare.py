@@ -14,6 +14,7 @@ The story is `run`. Where the rest lives:
     _measure.py   what a network ended as     _runs.py       trains and measures what is missing
 """
 
+import os
 import pathlib
 import shlex
 import signal
@@ -24,6 +25,7 @@ from rich.console import Console
 
 from benchmarks import (
     _data,
+    _measure,
     _methods,
     _models,
     _options,
@@ -36,6 +38,8 @@ from benchmarks import (
 from benchmarks._errors import UsageError
 from benchmarks._runs import Bench
 
+INTERRUPTED = 130  # the exit code by convention, 128 + SIGINT
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns 0, 2 after a mistake of usage, or 130 when interrupted."""
@@ -46,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:  # while loading or reporting: no run was under way
         print("Interrupted.", file=sys.stderr)
-        return 130
+        return INTERRUPTED
 
 
 def run(argv: Sequence[str]) -> int:
@@ -68,6 +72,7 @@ def run(argv: Sequence[str]) -> int:
         "command": shlex.join(["python", "-m", "benchmarks.compare", *argv]),
         "configuration": options._asdict() | {"methods": labels},
         "dataset": data.description(),
+        "measurement": _measure.SETTINGS,
         "environment": _results.environment(),
         "runs": [],
     }
@@ -92,11 +97,11 @@ def run(argv: Sequence[str]) -> int:
         again = [word for word in argv if word != "--resume"]
         again += ["--resume"] if places.out else ["--out", str(folder), "--resume"]
         console.print(
-            f"Interrupted. {len(results['runs'])} finished runs are in {folder}; go on with\n"
+            f"Interrupted. Finished runs kept in {folder}: {len(results['runs'])}. Go on with\n"
             f"{shlex.join(['python', '-m', 'benchmarks.compare', *again])}",
             soft_wrap=True,
         )
-        return 130
+        return INTERRUPTED
     _report_all(console, folder, results, methods)
     return 0
 
@@ -123,4 +128,9 @@ def _report_all(
 if __name__ == "__main__":
     # A polite kill is an interruption too; whatever happens, finished runs are on disk.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    sys.exit(main())
+    exit_code = main()
+    if exit_code == INTERRUPTED:
+        # XLA's threads still compute what was dispatched, and crash if Python is torn down below.
+        sys.stdout.flush()
+        os._exit(exit_code)
+    sys.exit(exit_code)

@@ -147,14 +147,20 @@ def test_method_does_not_depend_on_how_products_are_taken(case: Case, hvp):
     assert_same(case.make(hvp=hvp), case.make(), network(), rtol=1e-4)
 
 
-@pytest.mark.parametrize("r", [1e-3, 10.0])
-def test_ascent_by_differences_is_exact_on_a_quadratic(r):
-    matrix = draw(22, 5, 5)
-    method = flatreg.gam(0.3, 0.5, ascent_hvp=flatreg.finite_difference_hvp(r))
-    w, loss = draw(23, 5), lambda w: w @ matrix @ w / 2
-    np.testing.assert_allclose(
-        direction_of(method, loss, w), direction_of(flatreg.gam(0.3, 0.5), loss, w), rtol=1e-9
-    )
+@every_problem
+def test_gam_climbs_by_its_ascent_hvp_and_descends_by_its_hvp(problem):
+    """With an ascent by a difference of length r: f̂ ∝ ∇L(θ + rĝ) − g."""
+    r, rho, alpha = 0.5, 0.3, 0.5
+    problem = problem()
+    w, grad = problem.vector, jax.grad(problem.loss_of_vector)
+    g = grad(w)
+    uphill = grad(w + r * g / jnp.linalg.norm(g)) - g
+    worst = w + rho * uphill / jnp.linalg.norm(uphill)
+    hessian = jax.hessian(problem.loss_of_vector)(worst)
+    expected = g + alpha * rho * hessian @ grad(worst) / jnp.linalg.norm(grad(worst))
+    method = flatreg.gam(rho, alpha, ascent_hvp=flatreg.finite_difference_hvp(r))
+    d = direction_of(method, problem.loss_of_vector, w)
+    np.testing.assert_allclose(d, expected, rtol=1e-9, atol=1e-9)
 
 
 def test_finite_difference_of_a_zero_vector_is_zero():

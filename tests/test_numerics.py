@@ -159,6 +159,16 @@ def test_non_finite_gradient_reaches_the_direction(case: Case, bad):
     assert not jnp.all(jnp.isfinite(d))
 
 
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32])
+def test_norm_over_many_weights_is_accumulated_in_float32(dtype):
+    """θ + ρĝ = (1 + ρ/√n)θ for n equal weights; n overflows float16."""
+    count, tolerance = 200_000, 4 * float(jnp.finfo(dtype).eps)
+    w, rho = jnp.ones(count, dtype), 0.25 * count**0.5
+    for method in (flatreg.sam(rho), flatreg.gradient_norm_penalty(rho), flatreg.gam(1.0, rho)):
+        d = direction_of(method, lambda w: jnp.sum(w * w) / 2, w)
+        np.testing.assert_allclose(np.asarray(d, np.float32), 1.25, rtol=tolerance)
+
+
 @pytest.mark.parametrize("option", ["microbatches", "shards"])
 def test_mean_over_parts_does_not_overflow_in_float16(option):
     loss_fn = lambda w, x: jnp.mean(w * x)  # noqa: E731

