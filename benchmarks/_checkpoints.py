@@ -50,8 +50,9 @@ class Checkpoints:
         try:
             return checkpoint.restore(self._folder / str(step), like)
         except ValueError as error:
+            reason = str(error).partition("Orbax says")[0].strip()  # which is pages long
             raise UsageError(
-                f"{error} To go on from the checkpoint before it, if there is one, delete "
+                f"{reason} To go on from the checkpoint before it, if there is one, delete "
                 f"{self._folder / str(step)}."
             ) from error
 

@@ -107,7 +107,9 @@ def _with_channels(x: np.ndarray) -> np.ndarray:
 def _rescale(train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Zero mean per channel of an image or feature of a table, by the training set's statistics.
 
-    Images keep their contrast at a range of 1; features of a table get unit variance.
+    Features of a table get unit variance. Images get a range of 1: divided by their standard
+    deviation instead, they would be inputs about three times larger, which speeds up the first
+    layer of an MLP and with it the memorizing of wrong labels.
     """
     axes = tuple(range(train.ndim - 1))
     mean = train.mean(axes, dtype=np.float64)

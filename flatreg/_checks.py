@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from flatreg._types import GradFn, Grads, Params, ScalarOrSchedule
@@ -38,8 +39,8 @@ def check_nonnegative(**scalars: Any) -> None:
 def check_between(least: float, most: float, **scalars: Any) -> None:
     """Each that is a number lies in [least, most]."""
     for name, value in scalars.items():
-        if is_number(value) and not least <= value <= most:
-            valid = f"at least {least}" if most == math.inf else f"in [{least}, {most}]"
+        if is_number(value) and not (least <= value <= most and math.isfinite(value)):
+            valid = f"finite and at least {least}" if most == math.inf else f"in [{least}, {most}]"
             raise ValueError(f"{name} must be {valid}, got {value}.")
 
 
@@ -49,11 +50,12 @@ def check_function(name: str, value: Any, form: str) -> None:
         raise TypeError(f"{name} must be {form} or None, got {value!r}. {static_args(name)}")
 
 
-def static_args(name: str) -> str:
-    """How to keep an argument out of ``optax.inject_hyperparams``'s hands."""
+def static_args(*names: str) -> str:
+    """How to keep arguments out of ``optax.inject_hyperparams``'s hands."""
+    which = repr(names[0] if len(names) == 1 else names)
     return (
         "Under optax.inject_hyperparams, which takes every function for a schedule and every "
-        f"number for an array, name it: optax.inject_hyperparams(method, static_args={name!r})."
+        f"number for an array, name it: optax.inject_hyperparams(method, static_args={which})."
     )
 
 
@@ -69,8 +71,16 @@ def check_whole(name: str, tree: Params) -> None:
         )
 
 
-def check_update(name: str, params: Params | None, grad_fn: GradFn | None) -> None:
-    """``update`` was given the parameters and the oracle."""
+def check_method(name: str, method: Any) -> None:
+    """``method`` is a transformation, not the function that makes one."""
+    if not (hasattr(method, "init") and hasattr(method, "update")):
+        raise TypeError(
+            f"{name} takes a method, got {method!r}: call what makes it, flatreg.sam(0.05), say."
+        )
+
+
+def check_update(name: str, updates: Grads, params: Params | None, grad_fn: Any) -> None:
+    """``update`` was given a gradient, the parameters and the oracle."""
     if params is None:
         raise ValueError(f"{name} needs the parameters: write {UPDATE}.")
     if grad_fn is None:
@@ -82,6 +92,18 @@ def check_update(name: str, params: Params | None, grad_fn: GradFn | None) -> No
     if not callable(grad_fn):
         raise TypeError(f"{name} needs grad_fn to be a function, got {grad_fn!r}: write {UPDATE}.")
     check_whole(name, params)
+    if not _alike(updates, params):
+        raise ValueError(
+            f"{name} needs a gradient shaped like params, {jax.tree.structure(params)}, but got "
+            f"{jax.tree.structure(updates)}: write {UPDATE} with the gradient alone."
+        )
+
+
+def _alike(tree: Any, params: Params) -> bool:
+    """Whether both have the same structure and shapes."""
+    structures: Any = jax.tree.structure(tree), jax.tree.structure(params)
+    shapes = [[np.shape(x) for x in jax.tree.leaves(t)] for t in (tree, params)]
+    return bool(structures[0] == structures[1]) and shapes[0] == shapes[1]
 
 
 def checked_oracle(name: str, grad_fn: GradFn) -> GradFn:
@@ -89,9 +111,7 @@ def checked_oracle(name: str, grad_fn: GradFn) -> GradFn:
 
     def oracle(params: Params) -> Grads:
         grads = grad_fn(params)
-        expected: Any = jax.tree.structure(params)
-        got: Any = jax.tree.structure(grads)
-        if expected == got:
+        if _alike(grads, params):
             return grads
         if isinstance(grads, tuple):
             hint = "It returns a tuple: drop the auxiliary output or the value with "
@@ -102,8 +122,8 @@ def checked_oracle(name: str, grad_fn: GradFn) -> GradFn:
         else:
             hint = "Write grad_fn=lambda params: jax.grad(loss_fn)(params, batch)."
         raise TypeError(
-            f"{name} needs grad_fn(params) to return a gradient shaped like params, {expected}, "
-            f"but got {got}. {hint}"
+            f"{name} needs grad_fn(params) to return a gradient shaped like params, "
+            f"{jax.tree.map(np.shape, params)}, but got {jax.tree.map(np.shape, grads)}. {hint}"
         )
 
     return oracle

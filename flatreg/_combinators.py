@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from flatreg._batches import ShardedGradFn, mean_of
-from flatreg._checks import check_between, check_nonnegative
+from flatreg._checks import check_between, check_method, check_nonnegative
 from flatreg._tree import mix
 from flatreg._types import Grads, Params, ScalarOrSchedule
 
@@ -45,6 +45,8 @@ def combine(*methods: Method) -> Method:
     """
     if not methods:
         raise ValueError("combine needs at least one method: combine(sam(0.05), gam(0.1, 1.0)).")
+    for method in methods:
+        check_method("combine", method)
     if len(methods) == 1:
         return methods[0]
 
@@ -95,6 +97,7 @@ def every(k: int | jax.Array, method: Method) -> Method:
       perturbed gradient on the off-steps; here they take the plain gradient).
     """
     check_between(1, math.inf, k=k)
+    check_method("every", method)
     return optax.conditionally_transform(method, lambda step, **_: step % k == 0)
 
 
@@ -128,6 +131,7 @@ def after(step: int | jax.Array, method: Method) -> Method:
       <https://arxiv.org/abs/2406.09723>`_, ICML 2024.
     """
     check_nonnegative(step=step)
+    check_method("after", method)
     first = step
     return optax.conditionally_transform(method, lambda step, **_: step >= first)
 
@@ -163,6 +167,7 @@ def randomly(probability: ScalarOrSchedule, method: Method, key: jax.Array) -> M
       Efficiency in Deep Learning <https://arxiv.org/abs/2203.09962>`_, 2022.
     """
     check_between(0, 1, probability=probability)
+    check_method("randomly", method)
 
     def coin(step: Any, **_: Any) -> jax.Array:
         p = probability(step) if callable(probability) else probability
@@ -206,6 +211,7 @@ def per_shard(method: Method) -> Method:
       Foret et al., `Sharpness-Aware Minimization for Efficiently Improving Generalization
       <https://arxiv.org/abs/2010.01412>`_, ICLR 2021, section 4.1.
     """
+    check_method("per_shard", method)
 
     def update(
         updates: Grads,

@@ -144,7 +144,7 @@ def _argnums(argnums: int | Sequence[int] | None) -> tuple[int, ...]:
     """Argument numbers of the loss as places in ``args``."""
     if argnums is None:
         return ()
-    argnums = (argnums,) if isinstance(argnums, int) else tuple(argnums)
+    argnums = tuple(argnums) if isinstance(argnums, Sequence) else (argnums,)
     if not all(isinstance(i, int) and i >= 1 for i in argnums):
         raise ValueError(
             f"argument numbers must be whole and at least 1, got {argnums}: 0 is params, so for "

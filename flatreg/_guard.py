@@ -3,7 +3,9 @@
 A step in which any pass, clean or shifted, produced a NaN or Inf must leave everything as it was.
 The perturbed passes run inside of the method, perhaps inside of a ``cond`` or ``vmap``, so no flag
 can be handed out of them. Instead each oracle's gradient that is not finite becomes NaN as a whole,
-which no later link can clip away, and shows in the updates.
+which no later link clips away, and shows in the updates; only links whose purpose it is to hide NaN
+(``optax.zero_nans``, ``optax.apply_if_finite``) do hide it here too. Beside that, this file holds
+what both of Flax's faces ask of a loss and of a chain.
 """
 
 import functools

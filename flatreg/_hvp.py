@@ -32,7 +32,8 @@ def _takes_oracle(hvp: Hvp) -> Hvp:
     @functools.wraps(hvp)
     def checked(grad_fn: GradFn, *params: Params) -> tuple[Grads, Callable[[Grads], Grads]]:
         if not params:
-            raise TypeError(f"an hvp takes (grad_fn, params), got one. {static_args('hvp')}")
+            mend = static_args("hvp", "ascent_hvp")
+            raise TypeError(f"an hvp takes (grad_fn, params), got one argument. {mend}")
         return hvp(grad_fn, *params)
 
     return checked
@@ -128,6 +129,7 @@ def finite_difference_hvp(r: float | jax.Array) -> Hvp:
       A function ``(grad_fn, params) -> (g, v ↦ Hv)``. A zero ``v`` gives zero.
 
     Raises:
+      TypeError: if ``r`` is no scalar.
       ValueError: if ``r`` is a Python number and not > 0.
 
     Examples:
@@ -141,6 +143,8 @@ def finite_difference_hvp(r: float | jax.Array) -> Hvp:
       Zhao et al., `Penalizing Gradient Norm for Efficiently Improving Generalization in Deep
       Learning <https://arxiv.org/abs/2202.03599>`_, ICML 2022.
     """
+    if not is_number(r) and getattr(r, "shape", None) != ():
+        raise TypeError(f"r must be a number, got {r!r}: finite_difference_hvp(0.01), say.")
     if is_number(r) and not r > 0:
         raise ValueError(f"r must be greater than 0, got {r}: finite_difference_hvp(0.01), say.")
 
@@ -161,18 +165,20 @@ def finite_difference_hvp(r: float | jax.Array) -> Hvp:
 def resolve_hvp(hvp: Hvp | None, name: str = "hvp") -> Hvp:
     """The hvp that a method uses: exact by default, fed with vectors in the parameters' dtypes."""
     check_function(name, hvp, "a function (grad_fn, params) -> (g, v ↦ Hv) like flatreg.exact_hvp")
+    factory: Any = finite_difference_hvp
+    if hvp is factory:
+        raise TypeError(f"{name} needs its length: {name}=flatreg.finite_difference_hvp(0.01).")
     linearize = exact_hvp if hvp is None else hvp
 
     def explained(function: Callable[..., Any], *args: Any) -> Any:
         try:
             return function(*args)
-        except TypeError as error:
-            if "custom_vjp" in str(error) or "forward-mode" in str(error):
-                error.add_note(
-                    "The loss has no forward-mode derivative (flash attention, say). Give the "
-                    f"method {name}=flatreg.reverse_hvp, or {name}=flatreg.finite_difference_hvp"
-                    "(0.01), which works with every loss."
-                )
+        except (TypeError, ValueError, NotImplementedError) as error:
+            error.add_note(
+                "If the loss has no forward-mode derivative (flash attention, say), give the "
+                f"method {name}=flatreg.reverse_hvp; if it has no second derivative at all, "
+                f"{name}=flatreg.finite_difference_hvp(0.01), which works with every loss."
+            )
             raise
 
     def resolved(grad_fn: GradFn, params: Params) -> tuple[Grads, Callable[[Grads], Grads]]:

@@ -139,7 +139,7 @@ def _transformation(
         **extra: Any,
     ) -> tuple[Grads, Any]:
         del extra  # Other links of the chain may want them.
-        check_update(name, params, grad_fn)
+        check_update(name, updates, params, grad_fn)
         values = {k: v(state.count) if callable(v) else v for k, v in scalars.items()}
         oracle = checked_oracle(name, grad_fn)
         d, inner = direction(oracle, params, updates, state.inner, **values)

@@ -52,7 +52,7 @@ def test_writes_results_table_and_plots(finished):
         assert not run["diverged"]
         assert len(run["curve"]) == 2
         assert np.isfinite(list(run["measured"].values())).all()
-    assert results["configuration"]["learning_rate"] == 0.05
+    assert results["configuration"]["learning_rate"] == 0.1
     assert results["environment"].keys() >= {"python", "jax", "jaxlib", "optax", "flax", "device"}
     assert [row["label"] for row in results["summary"]] == ["sgd", "sam:rho=0.1"]
     assert "| sam:rho=0.1 | 2 |" in (finished / "table.md").read_text()

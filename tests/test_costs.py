@@ -171,10 +171,7 @@ def test_randomly_runs_the_oracle_on_no_off_step():
     [
         (lambda method: flatreg.every(3, method), [1, 0, 0, 1, 0, 0, 1]),
         (lambda method: flatreg.after(4, method), [0, 0, 0, 0, 1, 1, 1]),
-        (
-            lambda method: flatreg.randomly(0.5, method, jax.random.key(1)),
-            None,
-        ),
+        (lambda method: flatreg.randomly(0.5, method, jax.random.key(1)), None),
     ],
     ids=["every", "after", "randomly"],
 )
@@ -188,7 +185,8 @@ def test_off_step_leaves_the_state_of_the_method_untouched(wrap, on):
         flatreg.from_stateful_direction(jnp.zeros_like, add_up, step=lambda step: step + 1.0)
     )
     w, state, total, count = START, method.init(START), np.zeros(3), 0
-    for step, is_on in enumerate(coins(0.5, jax.random.key(1), 7) if on is None else on):
+    on = coins(0.5, jax.random.key(1), 7) if on is None else on
+    for step, is_on in enumerate(on):
         g = jnp.full(3, 1.0 + step)
         d, state = method.update(g, state, w, grad_fn=jax.grad(loss_fn))
         total, count = total + is_on * g, count + int(is_on)

@@ -1,5 +1,6 @@
 """Each mistake with Linen states and steps gets an error that names the call which mends it."""
 
+import functools
 import re
 
 import flax.linen as nn
@@ -173,6 +174,23 @@ def test_a_model_without_train():
     with pytest.raises(TypeError, match="unexpected keyword argument 'train'") as raised:
         step(classification, state, examples())
     assert "def loss_fn(apply, batch, train)" in notes(raised)
+
+
+def gradient_penalty(apply, batch, train, **kwargs):
+    """With the gradient by the inputs, in training mode."""
+    slope = jax.grad(lambda x: apply(x, train=train, **kwargs).sum())(batch[0])
+    loss, metrics = classification(apply, batch, train)
+    return loss + jnp.mean(slope**2), metrics
+
+
+def test_a_call_inside_of_another_transformation():
+    batch = examples()
+    state = state_of(Noisy(), chain(SAM), batch[0])
+    with pytest.raises(jax.errors.UnexpectedTracerError) as raised:
+        step(gradient_penalty, state, batch)
+    assert "apply(x, train=train, mutable=False)" in notes(raised)
+    step(functools.partial(gradient_penalty, mutable=False), state, batch)
+    step(gradient_penalty, plain_state(), batch)  # no statistics, no trouble
 
 
 class Sower(nn.Module):

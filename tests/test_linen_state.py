@@ -16,12 +16,15 @@ from linen_models import (
     assert_equal,
     chain,
     examples,
+    jit_quickly,
     state_of,
     trained,
 )
 
 import flatreg
 from flatreg.linen import TrainState, classification, make_train_step
+
+KEY = jax.random.key(1)
 
 
 def flops(state, batch):
@@ -30,9 +33,7 @@ def flops(state, batch):
 
 
 def initialized(model, tx, x, **kwargs):
-    return jax.jit(
-        lambda: TrainState.init(model, tx, jax.random.key(1), x, train=False, **kwargs)
-    )()
+    return jax.jit(lambda: TrainState.init(model, tx, KEY, x, train=False, **kwargs))()
 
 
 def test_frozen_parameters_stay_and_cost_no_gradient():
@@ -43,7 +44,7 @@ def test_frozen_parameters_stay_and_cost_no_gradient():
     assert list(head.params) == ["head"]
     assert len(jax.tree.leaves(head.opt_state)) == len(jax.tree.leaves(head.params))
 
-    new = trained(jax.jit(make_train_step(classification)), head, [batch] * 2)
+    new = trained(jit_quickly(make_train_step(classification)), head, [batch] * 2)
     assert_equal(new.frozen, head.frozen)
     assert np.any(new.params["head"]["kernel"] != head.params["head"]["kernel"])
     assert flops(head, batch) < 0.75 * flops(whole, batch)
@@ -55,7 +56,7 @@ def test_frozen_parameters_stay_and_cost_no_gradient():
         params=head.params["head"],
         tx=tx,
     )
-    alone = trained(jax.jit(make_train_step(classification)), alone, [(features, batch[1])] * 2)
+    alone = trained(jit_quickly(make_train_step(classification)), alone, [(features, batch[1])] * 2)
     assert_close(new.params["head"], alone.params, 1e-5)
 
 
@@ -73,7 +74,7 @@ def test_low_rank_fine_tuning_picks_parameters_by_their_path():
     batch = examples()
     state = initialized(Adapted(), chain(flatreg.sam()), batch[0], trainable=lambda p: "lora" in p)
     assert (set(state.params), set(state.frozen)) == ({"lora_down", "lora_up"}, {"dense"})
-    new = trained(jax.jit(make_train_step(classification)), state, [batch] * 30)
+    new = trained(jit_quickly(make_train_step(classification)), state, [batch] * 30)
     losses = [
         classification(lambda x, train: s.apply_fn(s.variables, x, train), batch, False)[0]  # noqa: B023
         for s in (state, new)
@@ -127,7 +128,7 @@ def test_an_average_of_the_parameters_composes():
     state = state_of(Plain(), chain(flatreg.sam()), batches[0][0])
     step = make_train_step(classification)
 
-    @jax.jit
+    @jit_quickly
     def averaged(state, average, batch):
         state, metrics = step(state, batch)
         return state, optax.incremental_update(state.params, average, 0.1), metrics
@@ -135,10 +136,11 @@ def test_an_average_of_the_parameters_composes():
     plain, average, expected = state, state.params, state.params
     for batch in batches:
         state, average, _ = averaged(state, average, batch)
-        plain = trained(jax.jit(step), plain, [batch])
+        plain = trained(jit_quickly(step), plain, [batch])
         expected = jax.tree.map(lambda a, w: 0.9 * a + 0.1 * w, expected, plain.params)
     assert_close(average, expected, 1e-6)
-    assert flatreg.linen.make_eval_step(classification)(state.replace(params=average), batches[0])
+    evaluate = jit_quickly(flatreg.linen.make_eval_step(classification))
+    assert evaluate(state.replace(params=average), batches[0])["loss"] > 0
 
 
 def test_apply_gradients_is_flaxs_with_a_plain_optimizer():
@@ -171,7 +173,7 @@ def test_scales_of_8_bit_layers_are_overwritten_by_the_clean_pass_and_perturbed_
     batch = x, jnp.arange(16)
     method = flatreg.sam(0.3) if shards == 1 else flatreg.per_shard(flatreg.sam(0.3))
     state = initialized(Eighths(), chain(method), x)
-    step = jax.jit(make_train_step(classification, shards=shards))
+    step = jit_quickly(make_train_step(classification, shards=shards))
     new = trained(step, state, [batch] * 3)
     history = new.params[OVERWRITE_WITH_GRADIENT]["Dense_0"]["Fp8DirectDotGeneralOp_0"]
     largest = float(jnp.max(jnp.abs(x)))
@@ -180,3 +182,29 @@ def test_scales_of_8_bit_layers_are_overwritten_by_the_clean_pass_and_perturbed_
     assert new.skipped == 0
     losses = [step(s, batch)[1]["loss"] for s in (state, new)]
     assert losses[1] < losses[0]
+
+
+class Partitioned(nn.Module):
+    """A network whose kernels say along which mesh axis they lie."""
+
+    @nn.compact
+    def __call__(self, x, train):
+        split = nn.with_partitioning(nn.initializers.lecun_normal(), (None, "model"))
+        x = nn.BatchNorm(use_running_average=not train)(nn.Dense(16, kernel_init=split)(x))
+        return nn.Dense(8, kernel_init=split)(nn.tanh(x))
+
+
+def test_parameters_with_flaxs_partitioning_stay_where_they_are():
+    batch, tx = examples(), chain(flatreg.sam(0.3))
+    init = lambda: TrainState.init(Partitioned(), tx, KEY, batch[0], train=False)  # noqa: E731
+    mesh = jax.sharding.Mesh(jax.devices(), "model")
+    shardings = nn.get_sharding(jax.eval_shape(init), mesh)
+    state = jax.jit(init, out_shardings=shardings)()
+    kernel = state.params["Dense_0"]["kernel"].value
+    assert kernel.addressable_shards[0].data.shape == (4, 2)
+    step = make_train_step(classification)
+    new = trained(jax.jit(step, out_shardings=(shardings, None)), state, [batch] * 3)
+    for x, y in zip(jax.tree.leaves(new), jax.tree.leaves(state), strict=True):
+        assert x.sharding.is_equivalent_to(y.sharding, x.ndim)
+    alone = trained(jit_quickly(step), jax.device_put(state, jax.devices()[0]), [batch] * 3)
+    assert_close(nn.meta.unbox(new.params), nn.meta.unbox(alone.params), 1e-5)

@@ -169,6 +169,13 @@ def test_norm_over_many_weights_is_accumulated_in_float32(dtype):
         np.testing.assert_allclose(np.asarray(d, np.float32), 1.25, rtol=tolerance)
 
 
+def test_combination_of_many_methods_does_not_overflow_in_float16():
+    """g + Σ(dᵢ − g) with five methods passes through −4g."""
+    g = jnp.full(3, 3e4, jnp.float16)
+    method = flatreg.combine(*[flatreg.sam(0.1)] * 5)
+    np.testing.assert_array_equal(direction_of(method, lambda w: jnp.sum(g * w), 0 * g), g)
+
+
 @pytest.mark.parametrize("option", ["microbatches", "shards"])
 def test_mean_over_parts_does_not_overflow_in_float16(option):
     loss_fn = lambda w, x: jnp.mean(w * x)  # noqa: E731

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,9 @@ class Apply:
     ``apply(*inputs, **kwargs)`` returns what ``model.apply(variables, *inputs, **kwargs)`` does.
     Several calls in one loss each go on with the statistics of the call before and draw from keys
     of their own. Collections that the model sows are asked for as in Flax:
-    ``outputs, sown = apply(x, train=train, mutable="intermediates")``.
+    ``outputs, sown = apply(x, train=train, mutable="intermediates")``. With ``mutable=False`` the
+    call leaves the statistics alone; inside of ``jax.grad``, ``jax.vmap`` or ``jax.checkpoint`` it
+    must, for they cannot get out of there.
 
     Attributes:
       collections: the mutable collections after the last call.
@@ -45,17 +47,19 @@ class Apply:
         self.used = True
         return self._parameters | self.collections
 
-    def __call__(self, *inputs: Any, mutable: str | Iterable[str] = (), **kwargs: Any) -> Any:
+    def __call__(
+        self, *inputs: Any, mutable: Literal[False] | str | Iterable[str] = (), **kwargs: Any
+    ) -> Any:
         """Runs the model."""
-        sown = {mutable} if isinstance(mutable, str) else set(mutable)
-        kept = set(self.collections) if self._train else set()
-        with _explained(self._train):
-            outputs, updated = self._model(
-                self.variables, *inputs, rngs=self._keys(), mutable=sorted(kept | sown), **kwargs
-            )
-        for name in kept:
-            _check_shapes(name, self.collections[name], updated[name])
-        self.collections |= {name: updated[name] for name in kept}
+        sown = {mutable} if isinstance(mutable, str) else set(mutable or ())
+        changing = set(self.collections) if self._train else set()
+        outputs, updated = self._model(
+            self.variables, *inputs, rngs=self._keys(), mutable=sorted(changing | sown), **kwargs
+        )
+        if mutable is not False:
+            for name in changing:
+                _check_shapes(name, self.collections[name], updated[name])
+            self.collections |= {name: updated[name] for name in changing}
         return (outputs, {name: updated.get(name, {}) for name in sown}) if sown else outputs
 
     def _keys(self) -> dict[str, jax.Array]:
@@ -68,8 +72,8 @@ class Apply:
 
 
 @contextlib.contextmanager
-def _explained(train: bool) -> Iterator[None]:
-    """Adds to Flax's errors the call that mends them."""
+def explained(train: bool) -> Iterator[None]:
+    """Adds to the errors of Flax and JAX the call that mends them."""
     try:
         yield
     except errors.InvalidRngError as error:
@@ -93,6 +97,12 @@ def _explained(train: bool) -> Iterator[None]:
             "Only the collections that the state holds are mutable, and only in training: write "
             "apply(x, train=train) and nn.BatchNorm(use_running_average=not train), or give the "
             "state the collection, TrainState.create(..., collections={…})."
+        )
+        raise
+    except jax.errors.UnexpectedTracerError as error:
+        error.add_note(
+            "If apply was called inside of jax.grad, jax.vmap, jax.checkpoint or the like, its "
+            "statistics cannot get out: write apply(x, train=train, mutable=False) there."
         )
         raise
     except TypeError as error:

@@ -27,7 +27,7 @@ def parted(params: Params, trainable: Callable[[str], bool]) -> tuple[Params, Pa
 
 def joined(params: Params, frozen: Params) -> Params:
     """Both together again."""
-    return unflatten_dict(flatten_dict(params) | flatten_dict(frozen)) if frozen else params
+    return unflatten_dict(flatten_dict(frozen) | flatten_dict(params)) if frozen else params
 
 
 def without_aliases(tree: Any) -> Any:

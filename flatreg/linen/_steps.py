@@ -12,7 +12,7 @@ from flatreg._grad_fn import value_and_grad_fn
 from flatreg._guard import after_each, loss_and_metrics, observed
 from flatreg._tree import mix
 from flatreg._types import Grads, Params
-from flatreg.linen._apply import Apply
+from flatreg.linen._apply import Apply, explained
 from flatreg.linen._state import TrainState
 
 LossFn: TypeAlias = Callable[[Apply, Any, bool], Any]
@@ -90,7 +90,8 @@ def make_train_step(
       The step. Its metrics are those of the loss, ``loss`` itself, ``skipped`` (whether this step
       was), and, if the chain holds :func:`flatreg.observe`, ``grad_norm``, ``direction_norm`` and
       ``cosine`` of the last step that was not skipped. Donate the state: ``jax.jit(step,
-      donate_argnums=0)``.
+      donate_argnums=0)``; and where parameters are sharded over Auto mesh axes, keep each leaf in
+      its place by ``out_shardings=(jax.tree.map(lambda x: x.sharding, state), None)``.
 
     Raises:
       TypeError: if ``loss_fn`` does not take ``(apply, batch, train)``, or returns no scalar.
@@ -136,7 +137,8 @@ def make_train_step(
     def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
         key = jax.random.key(0) if state.key is None else state.key  # then nobody draws from it
         key = jax.random.fold_in(key, state.step)
-        (_, (metrics, collections)), grads, grad_fn = evaluate(state.params, batch, key, state)
+        with explained(train=True):
+            (_, (metrics, collections)), grads, grad_fn = evaluate(state.params, batch, key, state)
         if state.dynamic_scale is not None:
             scale = state.dynamic_scale.scale
 
@@ -183,7 +185,8 @@ def make_eval_step(loss_fn: LossFn) -> Callable[[TrainState, Any], Metrics]:
 
     def step(state: TrainState, batch: Any) -> Metrics:
         apply = Apply(state.apply_fn, state.variables, train=False)
-        return _evaluate(loss_fn, apply, batch, train=False)[1]
+        with explained(train=False):
+            return _evaluate(loss_fn, apply, batch, train=False)[1]
 
     return step
 
