@@ -186,9 +186,8 @@ def gradient_penalty(apply, batch, train, **kwargs):
 def test_a_call_inside_of_another_transformation():
     batch = examples()
     state = state_of(Noisy(), chain(SAM), batch[0])
-    with pytest.raises(jax.errors.UnexpectedTracerError) as raised:
+    with pytest.raises(ValueError, match=r"cannot get: write apply\(x, train=train, mutable=False"):
         step(gradient_penalty, state, batch)
-    assert "apply(x, train=train, mutable=False)" in notes(raised)
     step(functools.partial(gradient_penalty, mutable=False), state, batch)
     step(gradient_penalty, plain_state(), batch)  # no statistics, no trouble
 

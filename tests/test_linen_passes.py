@@ -12,6 +12,7 @@ from linen_models import (
     assert_close,
     assert_equal,
     chain,
+    clean_forward,
     examples,
     jit_quickly,
     state_of,
@@ -101,6 +102,23 @@ def test_a_call_that_is_not_mutable_leaves_the_statistics_alone():
         for loss_fn in (classification, with_an_aside)
     )
     assert_close(once.batch_stats, twice.batch_stats, 1e-6)
+
+
+@pytest.mark.parametrize("option", ["microbatches", "shards"])
+def test_statistics_of_parts_are_averaged_and_each_part_has_its_own_mask(option):
+    x, labels = examples()
+    method = flatreg.sam(0.3) if option == "microbatches" else flatreg.per_shard(flatreg.sam(0.3))
+    state = state_of(Noisy(), chain(method), x)
+    new, metrics = jit_quickly(make_train_step(classification, **{option: 4}))(state, (x, labels))
+    order = np.arange(16).reshape(4, 4)
+    parts = order.T if option == "microbatches" else order
+    of_step = jax.random.fold_in(state.key, state.step)
+    outs = [
+        clean_forward(state.replace(key=of_step, step=i), state.params, (x[part], labels[part]))
+        for i, part in enumerate(parts)
+    ]
+    mean = jax.tree.map(lambda *xs: sum(xs) / 4, *outs)
+    assert_close((metrics["loss"], new.batch_stats), mean, 1e-6)
 
 
 class Both(nn.Module):

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 from flax import errors
+from flax.core import tracers
 from flax.linen.fp8_ops import OVERWRITE_WITH_GRADIENT
 
 
@@ -40,6 +41,7 @@ class Apply:
         self.collections = {k: v for k, v in variables.items() if k not in fixed}
         self.used = False
         self._calls = 0
+        self._trace = tracers.current_trace()
 
     @property
     def variables(self) -> dict[str, Any]:
@@ -57,10 +59,20 @@ class Apply:
             self.variables, *inputs, rngs=self._keys(), mutable=sorted(changing | sown), **kwargs
         )
         if mutable is not False:
-            for name in changing:
-                _check_shapes(name, self.collections[name], updated[name])
-            self.collections |= {name: updated[name] for name in changing}
+            self._keep({name: updated[name] for name in changing})
         return (outputs, {name: updated.get(name, {}) for name in sown}) if sown else outputs
+
+    def _keep(self, updated: dict[str, Any]) -> None:
+        """Goes on with these collections."""
+        if updated and tracers.current_trace() != self._trace:
+            raise ValueError(
+                "apply was called inside of jax.grad, jax.vmap, jax.checkpoint or the like, out of "
+                f"which the collections {sorted(updated)} cannot get: write apply(x, train=train, "
+                "mutable=False) there."
+            )
+        for name, collection in updated.items():
+            _check_shapes(name, self.collections[name], collection)
+        self.collections |= updated
 
     def _keys(self) -> dict[str, jax.Array]:
         """Random keys by name, new ones in each call."""
@@ -73,7 +85,7 @@ class Apply:
 
 @contextlib.contextmanager
 def explained(train: bool) -> Iterator[None]:
-    """Adds to the errors of Flax and JAX the call that mends them."""
+    """Adds to Flax's errors the call that mends them."""
     try:
         yield
     except errors.InvalidRngError as error:
@@ -97,12 +109,6 @@ def explained(train: bool) -> Iterator[None]:
             "Only the collections that the state holds are mutable, and only in training: write "
             "apply(x, train=train) and nn.BatchNorm(use_running_average=not train), or give the "
             "state the collection, TrainState.create(..., collections={…})."
-        )
-        raise
-    except jax.errors.UnexpectedTracerError as error:
-        error.add_note(
-            "If apply was called inside of jax.grad, jax.vmap, jax.checkpoint or the like, its "
-            "statistics cannot get out: write apply(x, train=train, mutable=False) there."
         )
         raise
     except TypeError as error:
