@@ -3,10 +3,11 @@
 import pathlib
 from typing import Any, NamedTuple
 
-import matplotlib.pyplot as plt
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
@@ -77,11 +78,9 @@ def draw(
     if not series:  # everything diverged
         return []
     figures = {"curves.png": _curves, "flatness.png": _flatness}
-    with plt.rc_context(STYLE):
+    with matplotlib.rc_context(STYLE):
         for name, figure_of in figures.items():
-            figure = figure_of(series, configuration)
-            figure.savefig(folder / name)
-            plt.close(figure)
+            figure_of(series, configuration).savefig(folder / name)
     return list(figures)
 
 
@@ -98,7 +97,7 @@ def _curves(series: list[Series], configuration: dict[str, Any]) -> Figure:
     }
     columns = min(len(others), 4)
     blocks = -(-len(others) // columns)
-    figure = plt.figure(figsize=(0.8 + 2.6 * columns, 0.3 + 4.0 * blocks))
+    figure = _figure(0.8 + 2.6 * columns, 0.3 + 4.0 * blocks)
     shared: dict[str, Axes] = {}
     for i, one in enumerate(others):
         block, column = divmod(i, columns)
@@ -135,7 +134,8 @@ def _band(axes: Axes, x: np.ndarray, values: np.ndarray, color: str) -> None:
 
 def _flatness(series: list[Series], configuration: dict[str, Any]) -> Figure:
     """A small point a seed, a large one for the mean."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 5), sharey=True)
+    figure = _figure(11, 5)
+    left, right = figure.subplots(1, 2, sharey=True)
     _explain(figure, configuration, "small points are seeds, large ones their means")
     labels: dict[Axes, list[Label]] = {left: [], right: []}
     for one in series:
@@ -158,6 +158,13 @@ def _flatness(series: list[Series], configuration: dict[str, Any]) -> Figure:
     for axes in (left, right):
         axes.margins(0.12)
         place(axes, labels[axes])
+    return figure
+
+
+def _figure(width: float, height: float) -> Figure:
+    """A figure without pyplot, which would want a screen where there is one."""
+    figure = Figure(figsize=(width, height))
+    FigureCanvasAgg(figure)
     return figure
 
 

@@ -133,10 +133,15 @@ def _written(form: str, value: float) -> str:
 def _caption(rows: list[Row], configuration: dict[str, Any]) -> str:
     plain, seeds = configuration["optimizer"], max(row.seeds for row in rows)
     noisy = " with as many wrong labels" if configuration["label_noise"] else ""
-    return (
+    statistics = (
         f"Mean ± standard error over {seeds} seeds; * marks the best mean, and what is within one "
-        "standard error of it, paired over the seeds. Gradients a step as declared: an exact "
-        "Hessian-vector product counts as two, a clean pass on a part of the batch as that part. "
+        "standard error of it, paired over the seeds."
+        if seeds > 1
+        else "A single seed, hence no standard errors; * marks the best value."
+    )
+    return (
+        f"{statistics} Gradients a step as declared: an exact Hessian-vector product counts as "
+        "two, a clean pass on a part of the batch as that part. "
         f"Time: one step against {plain}'s, without compilation. Generalization gap: loss on "
         f"{configuration['evaluate_on']} examples{noisy} minus training loss. ‖∇L‖ of the whole "
         "training loss; λ_max, the largest eigenvalue of its Hessian, on at most "

@@ -1,7 +1,7 @@
 """Trains and measures the runs that are missing; a run is one method from one seed."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -45,7 +45,9 @@ def finish(
                 clean_labels, data.num_classes, options.label_noise, seed
             )
             noisy = bench._replace(data=data._replace(y_train=jnp.asarray(labels)))
-            yield _record(noisy, method, programs[method.label], seed, reporter)
+            record = _record(noisy, method, programs[method.label], seed, reporter.working)
+            yield record
+            reporter.finished(_outcome(record))  # it is on disk by now
 
 
 def _record(
@@ -53,11 +55,10 @@ def _record(
     method: Method,
     program: _train.Program,
     seed: int,
-    reporter: _progress.Reporter,
+    working: Callable[[str, float], None],
 ) -> Record:
     """Trains a method from a seed and measures what it ended with, unless it diverged."""
     model, data, options = bench
-    name = f"{method.label}, seed {seed}"
     curve: list[dict[str, float]] = []
     steps = 0
     for epoch in _train.epochs(program, seed, data.x_train, data.y_train):
@@ -76,16 +77,20 @@ def _record(
         )
         diverged = not math.isfinite(epoch.train_loss + test.loss)
         ahead = program.steps - steps if diverged else 0
-        reporter.working(name, (epoch.steps + ahead) * method.cost)
+        working(f"{method.label}, seed {seed}", (epoch.steps + ahead) * method.cost)
         if diverged:
             break
     record = {"method": method.label, "seed": seed, "diverged": diverged, "curve": curve}
     if diverged:
-        reporter.finished(f"{name}: diverged within {steps} steps")
         return record | {"measured": None}
     measured = _measure.measure(model, variables, data, options.label_noise, seed)
-    reporter.finished(
-        f"{name}: {options.evaluate_on} accuracy {measured.test_accuracy:.2%}, "
-        f"λ_max {measured.lambda_max:.3g}"
-    )
     return record | {"measured": measured._asdict()}
+
+
+def _outcome(record: Record) -> str:
+    """One line on a finished run."""
+    run = f"{record['method']}, seed {record['seed']}"
+    if record["diverged"]:
+        return f"{run}: diverged within {record['curve'][-1]['step']} steps"
+    measured = record["measured"]
+    return f"{run}: accuracy {measured['test_accuracy']:.2%}, λ_max {measured['lambda_max']:.3g}"

@@ -117,7 +117,7 @@ def _report_all(
     rows = _summary.summarize(results["runs"], methods, configuration["optimizer"])
     _results.save(folder, results | {"summary": [row.as_dict() for row in rows]})
     report = _report.report(rows, configuration, results["dataset"])
-    (folder / "table.md").write_text(_report.markdown(report, results["command"]))
+    (folder / "table.md").write_text(_report.markdown(report, results["command"]), encoding="utf-8")
     plots = _plots.draw(folder, results["runs"], rows, configuration)
     _report.show(console, report)
     console.print(

@@ -13,7 +13,6 @@ Optax chain::
 from flatreg._combinators import after as after
 from flatreg._combinators import combine as combine
 from flatreg._combinators import every as every
-from flatreg._combinators import per_shard as per_shard
 from flatreg._combinators import randomly as randomly
 from flatreg._grad_fn import value_and_grad_fn as value_and_grad_fn
 from flatreg._hvp import exact_hvp as exact_hvp
@@ -22,6 +21,7 @@ from flatreg._hvp import forward_hvp as forward_hvp
 from flatreg._hvp import reverse_hvp as reverse_hvp
 from flatreg._observe import Observation as Observation
 from flatreg._observe import observe as observe
+from flatreg._per_shard import per_shard as per_shard
 from flatreg._transform import DirectionState as DirectionState
 from flatreg._transform import from_direction as from_direction
 from flatreg._transform import from_stateful_direction as from_stateful_direction

@@ -1,4 +1,4 @@
-"""Methods of methods: several at once, on some steps only, on each shard of the batch.
+"""Methods of methods: several at once, or one on some steps only.
 
 All of them take transformations made by :func:`flatreg.from_direction` (or by one another) and
 return one, so they nest: ``combine(sam(), every(5, gam(0.1, 1.0)))``.
@@ -8,10 +8,8 @@ import math
 from typing import Any, TypeAlias
 
 import jax
-import jax.numpy as jnp
 import optax
 
-from flatreg._batches import ShardedGradFn, mean_of
 from flatreg._checks import check_between, check_method, check_nonnegative
 from flatreg._tree import mix
 from flatreg._types import Grads, Params, ScalarOrSchedule
@@ -98,7 +96,7 @@ def every(k: int | jax.Array, method: Method) -> Method:
     """
     check_between(1, math.inf, k=k)
     check_method("every", method)
-    return optax.conditionally_transform(method, lambda step, **_: step % k == 0)
+    return _on_steps(method, lambda step, **_: step % k == 0)
 
 
 def after(step: int | jax.Array, method: Method) -> Method:
@@ -133,7 +131,7 @@ def after(step: int | jax.Array, method: Method) -> Method:
     check_nonnegative(step=step)
     check_method("after", method)
     first = step
-    return optax.conditionally_transform(method, lambda step, **_: step >= first)
+    return _on_steps(method, lambda step, **_: step >= first)
 
 
 def randomly(probability: ScalarOrSchedule, method: Method, key: jax.Array) -> Method:
@@ -173,73 +171,16 @@ def randomly(probability: ScalarOrSchedule, method: Method, key: jax.Array) -> M
         p = probability(step) if callable(probability) else probability
         return jax.random.bernoulli(jax.random.fold_in(key, step), p)
 
-    return optax.conditionally_transform(method, coin)
+    return _on_steps(method, coin)
 
 
-def per_shard(method: Method) -> Method:
-    r"""m-sharpness: the mean over m shards of the batch of each shard's own direction.
+def _on_steps(method: Method, condition: Any) -> Method:
+    """The method where the condition on the step count holds, else the gradient."""
+    conditional = optax.conditionally_transform(method, condition)
 
-    d = (1/m) Σᵢ dᵢ, where dᵢ is the method's direction for the loss on shard i. For SAM that is
-    (1/m) Σᵢ ∇Lᵢ(θ + ρ ∇Lᵢ/‖∇Lᵢ‖). The shards are evaluated side by side (``vmap``): with as many
-    shards as devices along a sharded batch, each device perturbs by its own gradient.
+    def update(updates: Grads, state: Any, params: Any = None, **extra: Any) -> tuple[Grads, Any]:
+        if params is not None:  # Both branches must return the parameters' dtypes.
+            updates = optax.tree.cast_like(updates, params)
+        return conditional.update(updates, state, params, **extra)
 
-    All shards see one state, and one key for :func:`randomly`. Of the states that they return,
-    floating-point leaves are averaged; the others are the first shard's.
-
-    Args:
-      method: the transformation to apply to each shard.
-
-    Returns:
-      A transformation that costs what ``method`` does, in the memory of m copies of the
-      perturbed parameters (one a device when sharded). It needs the ``grad_fn`` of
-      ``value_and_grad_fn(loss_fn, shards=m)``.
-
-    Raises:
-      TypeError: if ``grad_fn`` does not come from ``value_and_grad_fn(..., shards=m)``.
-
-    Examples:
-      >>> import jax.numpy as jnp, flatreg
-      >>> loss_fn = lambda w, x: jnp.mean((x @ w) ** 2)
-      >>> w, x = jnp.ones(2), jnp.diag(jnp.array([1.0, 2.0]))
-      >>> loss, g, grad_fn = flatreg.value_and_grad_fn(loss_fn, shards=2)(w, x)
-      >>> tx = flatreg.per_shard(flatreg.sam(1.0))
-      >>> d, _ = tx.update(g, tx.init(w), w, grad_fn=grad_fn)
-      >>> print(g, d)
-      [1. 4.] [2. 8.]
-
-    References:
-      Foret et al., `Sharpness-Aware Minimization for Efficiently Improving Generalization
-      <https://arxiv.org/abs/2010.01412>`_, ICLR 2021, section 4.1.
-    """
-    check_method("per_shard", method)
-
-    def update(
-        updates: Grads,
-        state: Any,
-        params: Any = None,
-        *,
-        grad_fn: Any = None,
-        **extra: Any,
-    ) -> tuple[Grads, Any]:
-        if not isinstance(grad_fn, ShardedGradFn):
-            raise TypeError(
-                "per_shard needs the gradient oracle of each shard: write loss, grads, grad_fn = "
-                "flatreg.value_and_grad_fn(loss_fn, shards=m)(params, batch) and hand this "
-                f"grad_fn to tx.update; got {grad_fn!r}."
-            )
-
-        def on_shard(shard: Any, g: Grads) -> tuple[Grads, Any]:
-            return method.update(g, state, params, grad_fn=grad_fn.on_shard(shard), **extra)
-
-        directions, states = jax.vmap(on_shard)(grad_fn.shards, grad_fn.grads)
-        return mean_of(directions), jax.tree.map(_one, states)
-
-    return Method(method.init, update)
-
-
-def _one(stacked: jax.Array) -> jax.Array:
-    """One value for all shards, bitwise theirs where they agree."""
-    first = stacked[0]
-    if jnp.issubdtype(stacked.dtype, jnp.floating):
-        return first + jnp.mean(stacked - first, axis=0)
-    return first
+    return Method(conditional.init, update)

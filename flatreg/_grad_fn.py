@@ -135,7 +135,9 @@ def _on_fraction(evaluate: Evaluate, roles: Roles, microbatches: int, fraction: 
         wanted = max(1, round(fraction * examples))
         count = math.ceil(wanted * microbatches / examples)
         first = take_first(roles, args, count * math.ceil(wanted / count))
-        return _microbatched(evaluate, roles, count)(params, first)
+        if microbatches == 1:
+            return evaluate(params, first)
+        return scan_parts(evaluate, params, *split(roles, first, count, interleaved))
 
     return run
 

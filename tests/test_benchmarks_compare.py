@@ -79,6 +79,8 @@ def test_resuming_may_add_methods_and_seeds_and_keeps_what_is_there(finished, tm
     out = tmp_path / "grown"
     assert main([*TINY, f"--out={out}", "--seeds=1", "--methods=sam:rho=0.1"]) == 0
     assert main([*TINY, f"--out={out}", "--resume"]) == 0
+    assert main([*TINY, f"--out={out}", "--resume", "--methods=sgd"]) == 0  # nothing is left to do
+    assert set(results_of(out)["configuration"]["methods"]) == {"sgd", "sam:rho=0.1"}
     assert numbers_of(out) == pytest.approx(numbers_of(finished), rel=1e-4)
 
 

@@ -30,7 +30,7 @@ with_hvp = pytest.mark.parametrize(("factory", "argument"), WITH_HVP)
 
 
 def mend(argument):
-    return rf"static_args=(\(.*)?{re.escape(repr(argument))}"
+    return rf"static_args=(\(.*)?'{argument}'"
 
 
 def inject(factory, **arguments):
@@ -192,7 +192,6 @@ class TestValueAndGradFn:
         ("options", "text"),
         [
             ({"microbatches": 0}, "microbatches must be a whole number of at least 1"),
-            ({"microbatches": 2.0}, "microbatches must be a whole number of at least 1"),
             ({"shards": -1}, "shards must be a whole number of at least 1"),
             ({"ascent_fraction": 0}, r"ascent_fraction must lie in \(0, 1\], got 0: 0\.1, say"),
             ({"ascent_fraction": 1.5}, r"ascent_fraction must lie in \(0, 1\]"),
@@ -242,10 +241,9 @@ class TestValueAndGradFn:
 
 
 def test_every_method_that_takes_a_scale_or_an_hvp_is_tested_here():
-    factories = {getattr(case.factory, "func", case.factory) for case in CASES}
     takes = {
         (factory, argument)
-        for factory in factories
+        for factory in {getattr(case.factory, "func", case.factory) for case in CASES}
         for argument in {"scale", "hvp", "ascent_hvp"} & set(inspect.signature(factory).parameters)
     }
     assert takes == set(WITH_HVP) | {(factory, "scale") for factory in SCALED}

@@ -22,7 +22,7 @@ LAYERS = [
     {"_types"},
     {"_checks", "_tree"},
     {"_batches", "_hvp", "_observe", "_transform"},
-    {"_combinators", "_grad_fn", "_guard"},
+    {"_combinators", "_grad_fn", "_guard", "_per_shard"},
     {"methods", "measures", "lipschitz", "linen", "nnx", "checkpoint"},
 ]
 CORE = set().union(*LAYERS[:-1])

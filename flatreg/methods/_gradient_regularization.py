@@ -11,7 +11,7 @@ import optax
 from flatreg._checks import check_nonnegative
 from flatreg._hvp import resolve_hvp
 from flatreg._transform import from_direction
-from flatreg._tree import mix
+from flatreg._tree import mix, norm, unit
 from flatreg._types import GradFn, Grads, Hvp, Params, Scalar, ScalarOrSchedule
 
 
@@ -57,6 +57,7 @@ def gradient_regularization(
 
     def direction(grad_fn: GradFn, params: Params, g: Grads, *, mu: Scalar) -> Grads:
         _, hessian = linearize(grad_fn, params)
-        return mix((1, g), (2 * mu, hessian(g)))  # g + 2μHg
+        # Hĝ neither over- nor underflows where Hg would.
+        return mix((1, g), (2 * mu * norm(g), hessian(unit(g))))  # g + 2μ‖g‖Hĝ = g + 2μHg
 
     return from_direction(direction, mu=mu)
