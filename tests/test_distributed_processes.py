@@ -14,6 +14,7 @@ import sys
 
 import jax
 import numpy as np
+import pytest
 from flax.traverse_util import flatten_dict
 from problems import assert_close
 from test_distributed import every_method, quick_compilation, tolerance
@@ -48,30 +49,37 @@ sys.exit(train_distributed.main(sys.argv[1:]))
 """
 
 
-def start(devices, *arguments):
-    """A Python process of its own, with so many CPU devices."""
-    environment = {
-        "JAX_PLATFORMS": "cpu",
-        "JAX_NUM_CPU_DEVICES": str(devices),
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
-    }
-    return subprocess.Popen(
-        [sys.executable, *arguments],
-        env=os.environ | environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+@pytest.fixture
+def start():
+    """Starts Python processes with so many CPU devices each; none outlives the test."""
+    started = []
+
+    def start(devices, *arguments):
+        environment = {
+            "JAX_PLATFORMS": "cpu",
+            "JAX_NUM_CPU_DEVICES": str(devices),
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+            "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+        }
+        process = subprocess.Popen(
+            [sys.executable, *arguments],
+            env=os.environ | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
 
 
 def ends(*processes):
     """Their exit codes, and what they printed; within a bounded time."""
-    try:
-        outputs = [process.communicate(timeout=300)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
+    outputs = [process.communicate(timeout=300)[0] for process in processes]
     return [process.returncode for process in processes], "\n".join(outputs)
 
 
@@ -96,7 +104,7 @@ def work(folder, place):
         np.savez(f"{folder}/every_method.npz", **flatten_dict(ends, sep="/"))
 
 
-def test_two_processes_of_two_devices_train_as_one_device_does(tmp_path):
+def test_two_processes_of_two_devices_train_as_one_device_does(start, tmp_path):
     place = f"--coordinator 127.0.0.1:{free_port()} --processes 2 --process-id"
     pair = [start(2, __file__, str(tmp_path), f"{place} {i}") for i in range(2)]
     expected = every_method(_distributed.make_mesh("auto", 1))  # while they are at it
@@ -107,8 +115,8 @@ def test_two_processes_of_two_devices_train_as_one_device_does(tmp_path):
     with np.load(tmp_path / "every_method.npz") as params:
         for path, expected_leaf in flatten_dict(expected, sep="/").items():
             assert_close(params[path], expected_leaf, tolerance(path.split("/")[0]))
-    with np.load(tmp_path / "fsdp.npz") as pair, np.load(tmp_path / "one.npz") as one_device:
-        assert_close(dict(pair), dict(one_device), 1e-6)
+    with np.load(tmp_path / "fsdp.npz") as two, np.load(tmp_path / "one.npz") as whole:
+        assert_close(dict(two), dict(whole), 1e-6)
 
     shutil.rmtree(tmp_path / "saved" / str(STEPS))
     resumed = trained(8, f"{FSDP} --save-every 10 --checkpoint {tmp_path}/saved")
@@ -116,7 +124,7 @@ def test_two_processes_of_two_devices_train_as_one_device_does(tmp_path):
     assert_close(arrays(resumed.state), arrays(one.state), 1e-6)
 
 
-def test_killed_run_goes_on_exactly_and_on_other_devices_to_rounding(tmp_path):
+def test_killed_run_goes_on_exactly_and_on_other_devices_to_rounding(start, tmp_path):
     folder = tmp_path / "killed"
     command = f"{SAVED} --steps {STEPS} --checkpoint {folder}"
     (code,), output = ends(start(4, "-c", KILLED, *shlex.split(command)))

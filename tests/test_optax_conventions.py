@@ -148,6 +148,23 @@ def test_an_injected_method_keeps_its_state(case, scalar, dtype):
         assert avals(jax.eval_shape(training_step(tx), carry, batch)[0]) == avals(carry)
 
 
+@pytest.mark.parametrize(
+    ("case", "argument"),
+    [
+        pytest.param(case, argument, id=f"{case.name}-{argument}")
+        for case in CASES
+        for argument in ("hvp", "ascent_hvp")
+        if argument in signature(case)
+    ],
+)
+def test_an_hvp_passes_through_inject_hyperparams_as_a_static_argument(case, argument):
+    params, batch = tanh_net()
+    hvp = {argument: flatreg.finite_difference_hvp(0.3)}
+    d, _ = direction(inject(case, **hvp), params, batch)
+    assert_close(d, direction(case.make(**hvp), params, batch)[0])
+    assert optax.tree.norm(optax.tree.sub(d, direction(case.make(), params, batch)[0])) > 1e-4
+
+
 FREEZE_BIAS = {"hidden": {"kernel": False, "bias": True}, "out": False}
 
 
