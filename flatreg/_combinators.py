@@ -179,7 +179,8 @@ def _on_steps(method: Method, condition: Any) -> Method:
     conditional = optax.conditionally_transform(method, condition)
 
     def update(updates: Grads, state: Any, params: Any = None, **extra: Any) -> tuple[Grads, Any]:
-        if params is not None:  # Both branches must return the parameters' dtypes.
+        same: Any = jax.tree.structure(updates), jax.tree.structure(params)
+        if same[0] == same[1]:  # Both branches must return the parameters' dtypes.
             updates = optax.tree.cast_like(updates, params)
         return conditional.update(updates, state, params, **extra)
 
