@@ -71,7 +71,7 @@ def split(
         keys = [jax.random.fold_in(args[i], index) for i in roles.keys]
         return _replace(args, roles.batches + roles.keys, batches + keys)
 
-    return (batches, jnp.arange(count)), args_of
+    return (batches, _indices(jax.tree.leaves(batches)[0])), args_of
 
 
 def take_first(roles: Roles, args: Args, count: int) -> Args:
@@ -134,6 +134,12 @@ def count_examples(roles: Roles, args: Args, parts: int) -> int:
             "choose a number that divides it, and drop or pad a ragged last batch."
         )
     return examples
+
+
+def _indices(parts: jax.Array) -> jax.Array:
+    """0, 1, …, one a part, laid over the devices as the parts are."""
+    sharding = jax.typeof(parts).sharding
+    return jnp.arange(len(parts), out_sharding=sharding.update(spec=sharding.spec[:1]))
 
 
 def _merge(outs: Any) -> Any:

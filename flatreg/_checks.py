@@ -50,12 +50,11 @@ def check_function(name: str, value: Any, form: str) -> None:
         raise TypeError(f"{name} must be {form} or None, got {value!r}. {static_args(name)}")
 
 
-def static_args(*names: str) -> str:
-    """How to keep arguments out of ``optax.inject_hyperparams``'s hands."""
-    which = repr(names[0] if len(names) == 1 else names)
+def static_args(name: str) -> str:
+    """How to keep an argument out of ``optax.inject_hyperparams``'s hands."""
     return (
         "Under optax.inject_hyperparams, which takes every function for a schedule and every "
-        f"number for an array, name it: optax.inject_hyperparams(method, static_args={which})."
+        f"number for an array, name it: optax.inject_hyperparams(method, static_args={name!r})."
     )
 
 

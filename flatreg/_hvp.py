@@ -32,7 +32,7 @@ def _takes_oracle(hvp: Hvp) -> Hvp:
     @functools.wraps(hvp)
     def checked(grad_fn: GradFn, *params: Params) -> tuple[Grads, Callable[[Grads], Grads]]:
         if not params:
-            mend = static_args("hvp", "ascent_hvp")
+            mend = f"{static_args('hvp')} For gam: static_args=('hvp', 'ascent_hvp')."
             raise TypeError(f"an hvp takes (grad_fn, params), got one argument. {mend}")
         return hvp(grad_fn, *params)
 

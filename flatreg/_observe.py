@@ -55,9 +55,8 @@ def observe(
     """
 
     def init(params: Params) -> Any:
-        return ObservedState(
-            Observation(*[jnp.full((), jnp.nan, jnp.float32)] * 3), method.init(params)
-        )
+        unseen = [jnp.full((), jnp.nan, jnp.float32) for _ in Observation._fields]
+        return ObservedState(Observation(*unseen), method.init(params))
 
     def update(updates: Grads, state: Any, params: Any = None, **extra: Any) -> tuple[Grads, Any]:
         d, inner_state = method.update(updates, state.inner, params, **extra)

@@ -21,7 +21,7 @@ def per_shard(method: Method) -> Method:
     shards as devices along a sharded batch, each device perturbs by its own gradient.
 
     All shards see one state, and one key for :func:`randomly`. Of the states that they return,
-    floating-point leaves are averaged; the others are the first shard's.
+    floating-point leaves are averaged; of the others, such as counts, the largest is kept.
 
     Args:
       method: the transformation to apply to each shard.
@@ -76,7 +76,11 @@ def per_shard(method: Method) -> Method:
 
 def _one(stacked: jax.Array) -> jax.Array:
     """One value for all shards, bitwise theirs where they agree."""
-    first = stacked[0]
+    if jnp.issubdtype(stacked.dtype, jax.dtypes.prng_key):
+        data = _one(jax.random.key_data(stacked))
+        key: jax.Array = jax.random.wrap_key_data(data, impl=jax.random.key_impl(stacked))
+        return key
+    largest = jnp.max(stacked, axis=0)
     if jnp.issubdtype(stacked.dtype, jnp.floating):
-        return first + jnp.mean(stacked - first, axis=0)
-    return first
+        return largest + jnp.mean(stacked - largest, axis=0)
+    return largest

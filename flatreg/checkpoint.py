@@ -47,7 +47,7 @@ def save(path: str | os.PathLike[str], state: Any) -> None:
             'meanwhile: write to a folder a step, save(f"{path}/{step}", state).'
         )
     with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(folder, state)
+        checkpointer.save(folder, state, custom_metadata={_CHECKSUMS: _checksums(state)})
 
 
 def restore(path: str | os.PathLike[str], like: State) -> State:
@@ -79,24 +79,32 @@ def restore(path: str | os.PathLike[str], like: State) -> State:
     if not folder.exists():
         raise FileNotFoundError(f"there is no checkpoint at {folder}.")
     with ocp.StandardCheckpointer() as checkpointer:
-        _check(folder, checkpointer, like)
+        contents, checksums = _metadata(folder, checkpointer)
+        _check_contents(folder, contents, like)
         try:
             restored: State = checkpointer.restore(folder, like)
         except Exception as error:
             reason = str(error).partition(" [")[0]
             raise ValueError(f"{folder} cannot be read. {_DAMAGED} Orbax says: {reason}") from error
+    _check_values(folder, checksums, restored)
     return restored
 
 
+_CHECKSUMS = "flatreg_checksums"
 _DAMAGED = "If a file is missing or damaged, restore an earlier checkpoint."
 
 
-def _check(folder: epath.Path, checkpointer: ocp.StandardCheckpointer, like: Any) -> None:
-    """The checkpoint is one of such a state, as far as its table of contents tells."""
-    metadata = checkpointer.metadata(folder).item_metadata if folder.is_dir() else None
-    if metadata is None:
+def _metadata(folder: epath.Path, checkpointer: ocp.StandardCheckpointer) -> tuple[Any, Any]:
+    """The table of contents, and the checksums if :func:`save` wrote it."""
+    metadata = checkpointer.metadata(folder) if folder.is_dir() else None
+    if metadata is None or metadata.item_metadata is None:
         raise ValueError(f"{folder} holds no Orbax checkpoint that can be read. {_DAMAGED}")
-    saved, wanted = _contents(metadata.tree), _contents(like)
+    return metadata.item_metadata.tree, (metadata.custom_metadata or {}).get(_CHECKSUMS)
+
+
+def _check_contents(folder: epath.Path, contents: Any, like: Any) -> None:
+    """The checkpoint is one of such a state, as far as its table of contents tells."""
+    saved, wanted = _contents(contents), _contents(like)
     differences = [
         f"{name} is {saved.get(name, 'missing')} there, {wanted.get(name, 'missing')} here"
         for name in sorted(saved.keys() | wanted.keys())
@@ -109,6 +117,32 @@ def _check(folder: epath.Path, checkpointer: ocp.StandardCheckpointer, like: Any
             "Restore it with the model and the optimizer that it was saved with: "
             "restore(path, TrainState.init(model, tx, key, x))."
         )
+
+
+def _check_values(folder: epath.Path, checksums: dict[str, int] | None, restored: Any) -> None:
+    """What was read is what was written: the files themselves do not notice every flipped bit."""
+    if checksums is None:
+        return
+    found = _checksums(restored)
+    damaged = [name for name in checksums if checksums[name] != found[name]]
+    if damaged:
+        raise ValueError(f"{folder} is damaged: not what was saved in {damaged[:5]}. {_DAMAGED}")
+
+
+def _checksums(state: Any) -> dict[str, int]:
+    """One number a leaf that depends on every bit, and on no sharding."""
+    sums = {name: _checksum(x) for name, x in ocp.tree.to_flat_dict(state, sep="/").items()}
+    return {name: int(x) for name, x in sums.items()}
+
+
+@jax.jit  # to make no copy of the leaf
+def _checksum(x: Any) -> jax.Array:
+    x = jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else jnp.asarray(x)
+    if jnp.iscomplexobj(x):
+        x = jnp.stack([x.real, x.imag])
+    if x.dtype != jnp.bool:
+        x = jax.lax.bitcast_convert_type(x, jnp.uint8)
+    return jnp.sum(x, dtype=jnp.uint32)
 
 
 def _contents(tree: Any) -> dict[str, str]:

@@ -1,5 +1,9 @@
 """Eight CPU devices, and float64 by request: a test that takes ``x64`` runs in double precision."""
 
+import os
+
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # Compiling takes longer than running here.
+
 import hypothesis
 import jax
 import pytest

@@ -127,11 +127,6 @@ def trained(step: Any, state: TrainState, batches: Any) -> TrainState:
     return state
 
 
-def jit_quickly(function: Any) -> Any:
-    """``jax.jit`` with little optimization, for references that run a few times."""
-    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
-
-
 def assert_equal(actual: Any, expected: Any) -> None:
     """Bitwise, random keys included."""
     assert jax.tree.structure(actual) == jax.tree.structure(expected)

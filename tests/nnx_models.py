@@ -14,20 +14,11 @@ CLASSES = 3
 GRAPH: dict[str, Any] = {}
 TREE = {"graph": False}
 HAS_TREE_MODE = "graph" in inspect.signature(nnx.Optimizer.__init__).parameters  # Flax ≥ 0.12.8
-QUICK = {"xla_backend_optimization_level": 0}  # of code generation
 MODES = [GRAPH, TREE] if HAS_TREE_MODE else [GRAPH]
 
 in_both_modes = pytest.mark.parametrize(
     "mode", [pytest.param(mode, id="tree" if mode else "graph") for mode in MODES]
 )
-
-
-@pytest.fixture
-def quick_compilation():
-    """Code that runs slower and compiles in half the time."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 class Plain(nnx.Module):
@@ -180,7 +171,7 @@ class PlainLoop:
         self.params, self.params_def = jax.tree.flatten(params)
         self.rest, self.rest_def = jax.tree.flatten(rest)
         self.opt_state = tx.init(self.params)
-        self.jitted = jax.jit(self.pure_step, compiler_options=QUICK)
+        self.jitted = jax.jit(self.pure_step)
 
     def clean_pass(self, params: Any, rest: Any, batch: Any) -> Any:
         """The loss, and what the model holds afterwards beside the parameters."""

@@ -38,13 +38,6 @@ REDUCTIONS = {
 both_axes = pytest.mark.parametrize("axes", [AxisType.Auto, AxisType.Explicit], ids=str)
 
 
-@pytest.fixture(autouse=True)
-def quick_compilation():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def spec(name):
     """A method with its hyperparameters, in the words of the command line."""
     settings = METHODS[name].hyperparameters if name in METHODS else {}

@@ -3,11 +3,8 @@
 import shutil
 
 import pytest
-from test_distributed import quick_compilation
 
 from benchmarks.train_distributed import main
-
-__all__ = ["quick_compilation"]  # a fixture for all tests here
 
 
 def complaint(arguments, capsys):

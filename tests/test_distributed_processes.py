@@ -17,13 +17,12 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 from problems import assert_close
-from test_distributed import every_method, quick_compilation, tolerance
+from test_distributed import every_method, tolerance
 
 from benchmarks import _distributed
 from benchmarks._distributed_options import parse
 from benchmarks.train_distributed import main, train
 
-__all__ = ["quick_compilation"]  # a fixture for all tests here
 ROOT = pathlib.Path(__file__).parent.parent
 STEPS = 20
 FSDP = "--method sam:rho=0.1 --sharding fsdp --axes explicit"

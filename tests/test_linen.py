@@ -14,7 +14,6 @@ from linen_models import (
     chain,
     clean_forward,
     examples,
-    jit_quickly,
     plain_step,
     state_of,
     trained,
@@ -48,13 +47,13 @@ def test_twenty_steps_with_one_trace_are_a_plain_optax_loops(case):
         return classification(apply, batch, train)
 
     batches = [examples(jnp.float64, seed=seed) for seed in range(STEPS)]
-    step = jit_quickly(make_train_step(loss_fn))
+    step = jax.jit(make_train_step(loss_fn))
     state = state_of(Noisy(), chain(case.make()), batches[0][0])
     trained(step, state, batches[:1])
     passes = len(traces)
     actual = trained(step, state, batches)
     assert len(traces) == passes
-    expected = trained(jit_quickly(plain_step), state, batches)
+    expected = trained(jax.jit(plain_step), state, batches)
     assert_close(actual.params, expected.params, 1e-9)
     assert_close(actual.opt_state, expected.opt_state, 1e-9)
     assert_close(actual.batch_stats, expected.batch_stats, 1e-9)
@@ -88,7 +87,7 @@ def test_four_microbatches_train_like_one(case):
     batches = [examples(jnp.float64, seed=seed) for seed in range(STEPS)]
     state = state_of(Plain(), chain(case.make()), batches[0][0])
     one, four = (
-        trained(jit_quickly(make_train_step(classification, microbatches=k)), state, batches)
+        trained(jax.jit(make_train_step(classification, microbatches=k)), state, batches)
         for k in (1, 4)
     )
     assert_close(four.params, one.params, 1e-9)
@@ -107,7 +106,7 @@ def test_four_microbatches_need_less_than_two_fifths_of_the_memory():
 
 def plain_gradient(state, batch):
     """∇L of a network without BatchNorm and dropout, as a function of the parameters."""
-    gradient = jit_quickly(jax.grad(clean_forward, argnums=1, has_aux=True))
+    gradient = jax.jit(jax.grad(clean_forward, argnums=1, has_aux=True))
     return lambda params: gradient(state, params, batch)[0]
 
 
@@ -119,7 +118,7 @@ def sam_by_hand(params, uphill, oracle, rho):
 def test_each_shard_has_its_own_perturbation():
     x, labels = examples(jnp.float64)
     state = state_of(Plain(), optax.chain(flatreg.per_shard(flatreg.sam(0.3)), optax.sgd(1.0)), x)
-    new, _ = jit_quickly(make_train_step(classification, shards=4))(state, (x, labels))
+    new, _ = jax.jit(make_train_step(classification, shards=4))(state, (x, labels))
     oracles = [plain_gradient(state, (x[i : i + 4], labels[i : i + 4])) for i in range(0, 16, 4)]
     directions = [
         sam_by_hand(state.params, oracle(state.params), oracle, 0.3) for oracle in oracles
@@ -132,7 +131,7 @@ def test_each_shard_has_its_own_perturbation():
 def test_a_cheap_ascent_climbs_on_the_first_examples_and_reports_them():
     x, labels = examples(jnp.float64)
     state = state_of(Plain(), optax.chain(flatreg.sam(0.3), optax.sgd(1.0)), x)
-    step = jit_quickly(make_train_step(classification, ascent_fraction=0.25))
+    step = jax.jit(make_train_step(classification, ascent_fraction=0.25))
     new, metrics = step(state, (x, labels))
     uphill = plain_gradient(state, (x[:4], labels[:4]))(state.params)
     d = sam_by_hand(state.params, uphill, plain_gradient(state, (x, labels)), 0.3)
@@ -145,7 +144,7 @@ def test_metrics_are_the_clean_passes_with_what_observe_saw():
     batch = examples()
     tx = optax.chain(flatreg.observe(flatreg.sam(0.3)), optax.sgd(1.0))
     state = state_of(Plain(), tx, batch[0])
-    new, metrics = jit_quickly(make_train_step(classification))(state, batch)
+    new, metrics = jax.jit(make_train_step(classification))(state, batch)
     assert metrics.keys() == {
         "loss",
         "accuracy",
@@ -172,8 +171,8 @@ def test_metrics_are_the_clean_passes_with_what_observe_saw():
 def test_evaluation_moves_no_statistics_and_draws_no_mask():
     batch = examples()
     state = state_of(Noisy(), chain(flatreg.sam()), batch[0])
-    state = trained(jit_quickly(make_train_step(classification)), state, [batch] * 3)
-    metrics = jit_quickly(make_eval_step(classification))(state, batch)
+    state = trained(jax.jit(make_train_step(classification)), state, [batch] * 3)
+    metrics = jax.jit(make_eval_step(classification))(state, batch)
     logits = state.apply_fn(state.variables, batch[0], train=False)
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch[1]).mean()
     assert_close(metrics["loss"], loss, 1e-6)

@@ -16,7 +16,7 @@ import orbax.checkpoint as ocp
 import pytest
 from flax.training.dynamic_scale import DynamicScale
 from jax.sharding import NamedSharding, PartitionSpec
-from linen_models import Noisy, Plain, assert_close, assert_equal, examples, jit_quickly, state_of
+from linen_models import Noisy, Plain, assert_close, assert_equal, examples, state_of
 
 import flatreg
 from flatreg import checkpoint
@@ -28,7 +28,7 @@ METHOD = flatreg.randomly(
     0.5, flatreg.sam(optax.linear_schedule(0.0, 0.3, STEPS)), jax.random.key(6)
 )
 TX = optax.chain(flatreg.observe(METHOD), optax.adamw(optax.cosine_decay_schedule(0.1, STEPS)))
-STEP = jit_quickly(make_train_step(classification))
+STEP = jax.jit(make_train_step(classification))
 
 
 def start():

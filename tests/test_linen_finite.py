@@ -14,7 +14,6 @@ from linen_models import (
     assert_equal,
     chain,
     examples,
-    jit_quickly,
     state_of,
     trained,
 )
@@ -64,7 +63,7 @@ def assert_same_but_counters(actual, expected, skipped):
 )
 def test_a_bad_second_pass_skips_the_whole_step_and_training_goes_on(case, trap):
     state = state_of(Line(), optax.chain(case.make(), optax.adam(0.01)), examples()[0])
-    step = jit_quickly(make_train_step(trapped))
+    step = jax.jit(make_train_step(trapped))
     state, metrics = step(state, batch_for(state, 0.0))
     assert not metrics["skipped"]
     stuck, metrics = step(state, batch_for(state, trap))
@@ -88,7 +87,7 @@ def test_a_bad_hessian_skips_the_step():
     x, _ = examples()
     state = state_of(Line(), chain(flatreg.gradient_regularization(0.1)), x)
     state = state.replace(params=optax.tree.zeros_like(state.params))
-    new, metrics = jit_quickly(make_train_step(cusp))(state, x)
+    new, metrics = jax.jit(make_train_step(cusp))(state, x)
     assert metrics["skipped"]
     assert_same_but_counters(new, state, skipped=1)
 
@@ -110,7 +109,7 @@ def test_a_bad_part_of_the_batch_shows_through_combinators_and_clipping(options)
     begin = jnp.broadcast_to(state.params["Dense_0"]["kernel"], (16, 4, 1))
     for trap in (0.0, jnp.nan):
         batch = x, begin, jnp.zeros(16).at[-1].set(trap)
-        _, metrics = jit_quickly(make_train_step(fragile, **options))(state, batch)
+        _, metrics = jax.jit(make_train_step(fragile, **options))(state, batch)
         assert metrics["skipped"] == np.isnan(trap)
 
 
@@ -124,7 +123,7 @@ def scaled(case_or_tx, scale, **fields):
 def test_a_power_of_two_as_loss_scale_changes_nothing_in_float32(name):
     case = {case.name: case for case in CASES}.get(name)
     method = case.make() if case else flatreg.per_shard(flatreg.sam(0.3))
-    step = jit_quickly(make_train_step(classification, shards=1 if case else 2))
+    step = jax.jit(make_train_step(classification, shards=1 if case else 2))
     batches = [examples(seed=seed) for seed in range(3)]
     tx = chain(method)
     plain = trained(step, state_of(Plain(), tx, batches[0][0]), batches)
@@ -142,7 +141,7 @@ def test_an_overflow_of_the_second_pass_lowers_the_scale_until_it_fits():
     state = state_of(
         Line(), chain(flatreg.sam(0.3)), examples()[0], dynamic_scale=DynamicScale(scale=16.0)
     )
-    step = jit_quickly(make_train_step(trapped))
+    step = jax.jit(make_train_step(trapped))
     scales, skipped = [], []
     for _ in range(6):
         state, metrics = step(state, batch_for(state, jnp.float16(6e4)))
@@ -183,7 +182,7 @@ def test_float16_and_bfloat16_train_float32_parameters():
     batch = examples()
     for dtype, scale in ((jnp.float16, DynamicScale()), (jnp.bfloat16, None)):
         state = state_of(Plain(dtype=dtype), chain(flatreg.sam()), batch[0], dynamic_scale=scale)
-        step = jit_quickly(make_train_step(classification))
+        step = jax.jit(make_train_step(classification))
         losses = []
         for _ in range(50):
             state, metrics = step(state, batch)

@@ -14,7 +14,6 @@ from linen_models import (
     chain,
     clean_forward,
     examples,
-    jit_quickly,
     state_of,
     step_keys,
     trained,
@@ -40,7 +39,7 @@ def linear(apply, batch, train):
 def test_perturbed_passes_share_the_clean_passes_dropout_mask(name):
     x = jnp.ones((16, 4))
     state = state_of(Mask(), optax.chain(KINDS[name], optax.sgd(1.0)), x)
-    step, masks = jit_quickly(make_train_step(linear)), []
+    step, masks = jax.jit(make_train_step(linear)), []
     for _ in range(2):
         new, _ = step(state, x)
         masks.append(new.collections["seen"]["mask"])
@@ -61,7 +60,7 @@ def test_passes_of_one_step_agree_bitwise():
     tx = optax.chain(flatreg.from_direction(difference), optax.sgd(1.0))
     for options in ({}, {"microbatches": 4}, {"shards": 2}):
         state = state_of(Mask(remember=False), tx, x)
-        new, _ = jit_quickly(make_train_step(linear, **options))(state, x)
+        new, _ = jax.jit(make_train_step(linear, **options))(state, x)
         np.testing.assert_array_equal(new.params["weight"], state.params["weight"])
 
 
@@ -73,7 +72,7 @@ def test_a_second_call_in_one_loss_has_its_own_mask_and_goes_on_with_the_statist
         first, second = apply(batch, train=train), apply(2 * batch, train=train)
         return jnp.mean((first - second) ** 2), {"first": first, "second": second}
 
-    new, metrics = jit_quickly(make_train_step(twice))(state, x)
+    new, metrics = jax.jit(make_train_step(twice))(state, x)
     batch_stats = state.batch_stats
     for call, name in enumerate(("first", "second")):
         logits, updated = state.apply_fn(
@@ -98,7 +97,7 @@ def test_a_call_that_is_not_mutable_leaves_the_statistics_alone():
         return loss + 0 * aside.sum(), metrics
 
     once, twice = (
-        trained(jit_quickly(make_train_step(loss_fn)), state, [batch])
+        trained(jax.jit(make_train_step(loss_fn)), state, [batch])
         for loss_fn in (classification, with_an_aside)
     )
     assert_close(once.batch_stats, twice.batch_stats, 1e-6)
@@ -109,7 +108,7 @@ def test_statistics_of_parts_are_averaged_and_each_part_has_its_own_mask(option)
     x, labels = examples()
     method = flatreg.sam(0.3) if option == "microbatches" else flatreg.per_shard(flatreg.sam(0.3))
     state = state_of(Noisy(), chain(method), x)
-    new, metrics = jit_quickly(make_train_step(classification, **{option: 4}))(state, (x, labels))
+    new, metrics = jax.jit(make_train_step(classification, **{option: 4}))(state, (x, labels))
     order = np.arange(16).reshape(4, 4)
     parts = order.T if option == "microbatches" else order
     of_step = jax.random.fold_in(state.key, state.step)
@@ -158,7 +157,7 @@ def both(**kwargs):
 
 def test_several_inputs_rngs_and_collections_fit_one_loss():
     state, batch = both()
-    step = jit_quickly(make_train_step(squares, rngs=("dropout", "noise")))
+    step = jax.jit(make_train_step(squares, rngs=("dropout", "noise")))
     for t in range(3):
         expected = state.apply_fn(
             state.variables,
@@ -170,7 +169,7 @@ def test_several_inputs_rngs_and_collections_fit_one_loss():
         state, metrics = step(state, batch)
         assert_close(metrics["out"], expected, 1e-5)
         assert state.collections == {"counter": {"calls": t + 1}}
-    evaluated = jit_quickly(make_eval_step(squares))(state, batch)
+    evaluated = jax.jit(make_eval_step(squares))(state, batch)
     expected = state.apply_fn(state.variables, *batch.values(), train=False)
     assert_close(evaluated["out"], expected, 1e-5)
 
@@ -182,7 +181,7 @@ def test_a_penalty_on_the_weights_is_part_of_the_loss():
     def penalty(apply, batch, train):
         return optax.tree.norm(apply.variables["params"], squared=True) / 2
 
-    new, _ = jit_quickly(make_train_step(penalty))(state, (x, labels))
+    new, _ = jax.jit(make_train_step(penalty))(state, (x, labels))
     assert_close(new.params, optax.tree.scale(0.9, state.params), 1e-6)
 
 
@@ -190,5 +189,5 @@ def test_raw_keys_work_as_typed_ones():
     batch = examples()
     typed = state_of(Noisy(), chain(flatreg.sam()), batch[0])
     raw = typed.replace(key=jax.random.key_data(typed.key))
-    step = jit_quickly(make_train_step(classification))
+    step = jax.jit(make_train_step(classification))
     assert_equal(trained(step, typed, [batch]).params, trained(step, raw, [batch]).params)

@@ -16,7 +16,6 @@ from linen_models import (
     assert_equal,
     chain,
     examples,
-    jit_quickly,
     state_of,
     trained,
 )
@@ -44,7 +43,7 @@ def test_frozen_parameters_stay_and_cost_no_gradient():
     assert list(head.params) == ["head"]
     assert len(jax.tree.leaves(head.opt_state)) == len(jax.tree.leaves(head.params))
 
-    new = trained(jit_quickly(make_train_step(classification)), head, [batch] * 2)
+    new = trained(jax.jit(make_train_step(classification)), head, [batch] * 2)
     assert_equal(new.frozen, head.frozen)
     assert np.any(new.params["head"]["kernel"] != head.params["head"]["kernel"])
     assert flops(head, batch) < 0.75 * flops(whole, batch)
@@ -56,7 +55,7 @@ def test_frozen_parameters_stay_and_cost_no_gradient():
         params=head.params["head"],
         tx=tx,
     )
-    alone = trained(jit_quickly(make_train_step(classification)), alone, [(features, batch[1])] * 2)
+    alone = trained(jax.jit(make_train_step(classification)), alone, [(features, batch[1])] * 2)
     assert_close(new.params["head"], alone.params, 1e-5)
 
 
@@ -74,7 +73,7 @@ def test_low_rank_fine_tuning_picks_parameters_by_their_path():
     batch = examples()
     state = initialized(Adapted(), chain(flatreg.sam()), batch[0], trainable=lambda p: "lora" in p)
     assert (set(state.params), set(state.frozen)) == ({"lora_down", "lora_up"}, {"dense"})
-    new = trained(jit_quickly(make_train_step(classification)), state, [batch] * 30)
+    new = trained(jax.jit(make_train_step(classification)), state, [batch] * 30)
     losses = [
         classification(lambda x, train: s.apply_fn(s.variables, x, train), batch, False)[0]  # noqa: B023
         for s in (state, new)
@@ -128,7 +127,7 @@ def test_an_average_of_the_parameters_composes():
     state = state_of(Plain(), chain(flatreg.sam()), batches[0][0])
     step = make_train_step(classification)
 
-    @jit_quickly
+    @jax.jit
     def averaged(state, average, batch):
         state, metrics = step(state, batch)
         return state, optax.incremental_update(state.params, average, 0.1), metrics
@@ -136,10 +135,10 @@ def test_an_average_of_the_parameters_composes():
     plain, average, expected = state, state.params, state.params
     for batch in batches:
         state, average, _ = averaged(state, average, batch)
-        plain = trained(jit_quickly(step), plain, [batch])
+        plain = trained(jax.jit(step), plain, [batch])
         expected = jax.tree.map(lambda a, w: 0.9 * a + 0.1 * w, expected, plain.params)
     assert_close(average, expected, 1e-6)
-    evaluate = jit_quickly(flatreg.linen.make_eval_step(classification))
+    evaluate = jax.jit(flatreg.linen.make_eval_step(classification))
     assert evaluate(state.replace(params=average), batches[0])["loss"] > 0
 
 
@@ -173,7 +172,7 @@ def test_scales_of_8_bit_layers_are_overwritten_by_the_clean_pass_and_perturbed_
     batch = x, jnp.arange(16)
     method = flatreg.sam(0.3) if shards == 1 else flatreg.per_shard(flatreg.sam(0.3))
     state = initialized(Eighths(), chain(method), x)
-    step = jit_quickly(make_train_step(classification, shards=shards))
+    step = jax.jit(make_train_step(classification, shards=shards))
     new = trained(step, state, [batch] * 3)
     history = new.params[OVERWRITE_WITH_GRADIENT]["Dense_0"]["Fp8DirectDotGeneralOp_0"]
     largest = float(jnp.max(jnp.abs(x)))
@@ -206,5 +205,5 @@ def test_parameters_with_flaxs_partitioning_stay_where_they_are():
     new = trained(jax.jit(step, out_shardings=(shardings, None)), state, [batch] * 3)
     for x, y in zip(jax.tree.leaves(new), jax.tree.leaves(state), strict=True):
         assert x.sharding.is_equivalent_to(y.sharding, x.ndim)
-    alone = trained(jit_quickly(step), jax.device_put(state, jax.devices()[0]), [batch] * 3)
+    alone = trained(jax.jit(step), jax.device_put(state, jax.devices()[0]), [batch] * 3)
     assert_close(nn.meta.unbox(new.params), nn.meta.unbox(alone.params), 1e-5)

@@ -24,7 +24,6 @@ from nnx_models import (
     in_both_modes,
     in_float64,
 )
-from nnx_models import quick_compilation as quick_compilation
 
 import flatreg
 from flatreg.nnx import Optimizer, classification, make_eval_step, make_train_step
@@ -41,7 +40,6 @@ a_case_of_each_kind = pytest.mark.parametrize(
     "case", [case for case in CASES if case.name in ONE_OF_A_KIND], ids=lambda case: case.name
 )
 x64 = pytest.mark.usefixtures("x64")
-quick = pytest.mark.usefixtures("quick_compilation")
 STEPS = 20
 
 
@@ -103,7 +101,6 @@ def test_twenty_steps_are_a_plain_optax_loops_with_exact_statistics_in_both_mode
         assert (optimizer.step[...], optimizer.skipped[...]) == (STEPS, 0)
 
 
-@quick
 @x64
 @in_both_modes
 def test_without_a_method_it_is_flax_s_own_loop(mode):
@@ -124,7 +121,6 @@ def mask_loss(model, x):
     return out.sum(), {"masks": (out / model.weight[...]).sum(0)}
 
 
-@quick
 @in_both_modes
 @a_case_of_each_kind
 def test_every_pass_of_a_step_has_the_same_dropout_mask_and_every_step_another(case, mode):
@@ -142,7 +138,6 @@ def test_every_pass_of_a_step_has_the_same_dropout_mask_and_every_step_another(c
     assert not np.array_equal(masks[1], masks[2])
 
 
-@quick
 @in_both_modes
 @pytest.mark.parametrize("option", ["microbatches", "shards"])
 def test_each_part_of_a_batch_has_a_mask_of_its_own_in_every_pass(option, mode):
@@ -166,7 +161,6 @@ def test_each_part_of_a_batch_has_a_mask_of_its_own_in_every_pass(option, mode):
     assert model.dropout.rngs.count[...] == 1
 
 
-@quick
 @x64
 @a_case_of_each_kind
 def test_four_microbatches_train_like_one(case):
@@ -189,7 +183,6 @@ def sam_by_hand(params, uphill, oracle, rho):
     return oracle(optax.tree.add_scale(params, rho / optax.tree.norm(uphill), uphill))
 
 
-@quick
 @x64
 @in_both_modes
 def test_each_shard_has_its_own_perturbation(mode):
@@ -204,7 +197,6 @@ def test_each_shard_has_its_own_perturbation(mode):
     assert_close(arrays(model), optax.tree.sub(params, mean))
 
 
-@quick
 @x64
 @in_both_modes
 def test_a_cheap_ascent_climbs_on_the_first_examples_and_reports_them(mode):
@@ -220,7 +212,6 @@ def test_a_cheap_ascent_climbs_on_the_first_examples_and_reports_them(mode):
     assert_close(metrics["loss"], loss)
 
 
-@quick
 @in_both_modes
 def test_metrics_are_the_clean_passes_with_what_observe_saw(mode):
     batch, model = examples(), Plain(nnx.Rngs(0))
@@ -242,7 +233,6 @@ def test_metrics_are_the_clean_passes_with_what_observe_saw(mode):
     assert_close(metrics, expected, 1e-5)
 
 
-@quick
 @in_both_modes
 @pytest.mark.parametrize("microbatches", [1, 4])
 def test_any_variable_follows_the_clean_pass_once_a_step(microbatches, mode):
@@ -260,7 +250,6 @@ def test_any_variable_follows_the_clean_pass_once_a_step(microbatches, mode):
     assert_equal(jax.tree.leaves(model.constants), constants)
 
 
-@quick
 @in_both_modes
 def test_evaluation_leaves_the_model_as_it_is_even_in_training_mode(mode):
     batch, model = examples(), Noisy(nnx.Rngs(0))
@@ -277,7 +266,6 @@ def test_evaluation_leaves_the_model_as_it_is_even_in_training_mode(mode):
     assert metrics["loss"] != in_training_mode["loss"]
 
 
-@quick
 @x64
 def test_shared_modules_train_as_one_in_graph_mode():
     batch = examples(dtype=jnp.float64)
@@ -287,7 +275,6 @@ def test_shared_modules_train_as_one_in_graph_mode():
     assert model.first is model.second
 
 
-@quick
 def test_layers_that_are_stacked_and_scanned_train_in_microbatches():
     model = Stacked(nnx.Rngs(0))
     before = arrays(model, nnx.RngKey)
@@ -296,7 +283,6 @@ def test_layers_that_are_stacked_and_scanned_train_in_microbatches():
     np.testing.assert_array_equal(model.blocks.dropout.rngs.count[...], [2, 2, 2])
 
 
-@quick
 def test_a_step_needs_no_jit_and_a_model_may_be_a_tuple():
     """Of a network and its random streams, say."""
     model = Plain(nnx.Rngs(0)), nnx.Rngs(1)

@@ -17,15 +17,11 @@ from nnx_models import (
     in_both_modes,
     pure,
 )
-from nnx_models import quick_compilation as quick_compilation
 
 import flatreg
 from flatreg.nnx import Optimizer, classification, make_train_step
 
-quick = pytest.mark.usefixtures("quick_compilation")
 
-
-@quick
 @in_both_modes
 def test_a_step_is_traced_once_and_its_buffers_are_donated(mode):
     model = Noisy(nnx.Rngs(0))
@@ -57,7 +53,6 @@ def mean_square(model, x):
     return jnp.mean(model(x) ** 2)
 
 
-@quick
 def test_frozen_weights_stay_and_cost_no_gradient():
     """Only the type of Variable that ``wrt`` picks is differentiated, kept in moments and moved."""
     model, x = Adapted(nnx.Rngs(0)), jnp.ones((64, 256))

@@ -8,12 +8,9 @@ import pytest
 from flax import nnx
 from flax.training.dynamic_scale import DynamicScale
 from nnx_models import Plain, arrays, chain, examples, in_both_modes
-from nnx_models import quick_compilation as quick_compilation
 
 import flatreg
 from flatreg.nnx import Optimizer, classification, make_train_step
-
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 class Cliff(nnx.Module):

@@ -15,7 +15,6 @@ DEVICES = 8
 REPLICATED = {"hidden": {"kernel": P(), "bias": P()}, "out": P()}
 SHARDED = {"hidden": {"kernel": P(None, "data"), "bias": P("data")}, "out": P("data")}
 REDUCTIONS = {"gam": 4, "combine": 4}  # else one a call of the oracle
-QUICK = {"xla_backend_optimization_level": 0}  # of code generation, not of collectives
 
 IN_REGISTRY = {case.name for case in CASES}
 WHOLE_BATCH = [name for name in METHODS if name not in OPTIONS]
@@ -55,7 +54,7 @@ def on_mesh(axes, *names, sharded=False, **options):
         params = jax.tree.map(jax.device_put, params, SHARDED if sharded else REPLICATED)
         carries = {name: (params, chained(name)[0].init(params)) for name in names}
         batch = jax.device_put(batch, P("data"))
-        return jax.jit(steps).lower(carries, batch).compile(QUICK), carries, batch
+        return jax.jit(steps).lower(carries, batch).compile(), carries, batch
 
 
 def collectives(compiled):
