@@ -21,8 +21,9 @@ FILES = {
 LAYERS = [
     {"_types"},
     {"_checks", "_tree"},
-    {"_batches", "_hvp", "_observe", "_transform"},
-    {"_combinators", "_grad_fn", "_guard", "_per_shard"},
+    {"_batches", "_hvp", "_transform"},
+    {"_combinators", "_grad_fn", "_observe", "_per_shard"},
+    {"_guard"},
     {"methods", "measures", "lipschitz", "linen", "nnx", "checkpoint"},
 ]
 CORE = set().union(*LAYERS[:-1])

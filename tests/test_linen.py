@@ -151,6 +151,7 @@ def test_metrics_are_the_clean_passes_with_what_observe_saw():
         "skipped",
         "grad_norm",
         "direction_norm",
+        "perturbation_norm",
         "cosine",
     }
     g = plain_gradient(state, batch)(state.params)
@@ -163,6 +164,7 @@ def test_metrics_are_the_clean_passes_with_what_observe_saw():
         "skipped": False,
         "grad_norm": norms[0],
         "direction_norm": norms[1],
+        "perturbation_norm": 0.3,
         "cosine": optax.tree.vdot(g, d) / (norms[0] * norms[1]),
     }
     assert_close(metrics, expected, 1e-5)

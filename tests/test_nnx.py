@@ -227,6 +227,7 @@ def test_metrics_are_the_clean_passes_with_what_observe_saw(mode):
         "skipped": False,
         "grad_norm": norms[0],
         "direction_norm": norms[1],
+        "perturbation_norm": 0.3,
         "cosine": optax.tree.vdot(g, d) / (norms[0] * norms[1]),
     }
     assert metrics.keys() == expected.keys()

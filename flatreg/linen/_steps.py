@@ -88,10 +88,11 @@ def make_train_step(
 
     Returns:
       The step. Its metrics are those of the loss, ``loss`` itself, ``skipped`` (whether this step
-      was), and, if the chain holds :func:`flatreg.observe`, ``grad_norm``, ``direction_norm`` and
-      ``cosine`` of the last step that was not skipped. Donate the state: ``jax.jit(step,
-      donate_argnums=0)``; and where parameters are sharded over Auto mesh axes, keep each leaf in
-      its place by ``out_shardings=(jax.tree.map(lambda x: x.sharding, state), None)``.
+      was), and, if the chain holds :func:`flatreg.observe`, ``grad_norm``, ``direction_norm``,
+      ``perturbation_norm`` and ``cosine`` of the last step that was not skipped. Donate the state:
+      ``jax.jit(step, donate_argnums=0)``; and where parameters are sharded over Auto mesh axes,
+      keep each leaf in its place by ``out_shardings=(jax.tree.map(lambda x: x.sharding, state),
+      None)``.
 
     Raises:
       TypeError: if ``loss_fn`` does not take ``(apply, batch, train)``, or returns no scalar.
@@ -111,7 +112,7 @@ def make_train_step(
       >>> train_step = jax.jit(make_train_step(loss_fn, microbatches=2), donate_argnums=0)
       >>> state, metrics = train_step(state, batch)
       >>> print(state.step, sorted(metrics))
-      1 ['cosine', 'direction_norm', 'grad_norm', 'largest', 'loss', 'skipped']
+      1 ['cosine', 'direction_norm', 'grad_norm', 'largest', 'loss', 'perturbation_norm', 'skipped']
     """
     _check_loss(loss_fn)
     names = (rngs,) if isinstance(rngs, str) else tuple(rngs)

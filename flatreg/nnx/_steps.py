@@ -79,7 +79,8 @@ def make_train_step(
       The step, for ``nnx.jit``. ``optimizer`` is an :class:`Optimizer` or any ``nnx.Optimizer``,
       which does not count skipped steps. The metrics are those of the loss, ``loss`` itself,
       ``skipped`` (whether this step was), and, if the chain holds :func:`flatreg.observe`,
-      ``grad_norm``, ``direction_norm`` and ``cosine`` of the last step that was not skipped.
+      ``grad_norm``, ``direction_norm``, ``perturbation_norm`` and ``cosine`` of the last step that
+      was not skipped.
 
     Raises:
       TypeError: if the optimizer is none, or the loss returns no scalar.
@@ -103,7 +104,7 @@ def make_train_step(
       >>> for _ in range(30):
       ...     metrics = train_step(model, optimizer, batch)
       >>> print(sorted(metrics))
-      ['accuracy', 'cosine', 'direction_norm', 'grad_norm', 'loss', 'skipped']
+      ['accuracy', 'cosine', 'direction_norm', 'grad_norm', 'loss', 'perturbation_norm', 'skipped']
       >>> model.eval()
       >>> print(nnx.jit(make_eval_step(classification))(model, batch)["accuracy"])
       1.0
