@@ -2,7 +2,7 @@
 
 import os
 
-os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # Compiling takes longer than running here.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # Compiling takes longer than running.
 
 import hypothesis
 import jax
