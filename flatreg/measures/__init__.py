@@ -1,0 +1,46 @@
+"""How flat a minimum is, measured on any loss: curvature, flatness, robustness, with their errors.
+
+A measure takes ``loss_fn(params) -> scalar`` and the parameters; :func:`dataset_loss` makes such a
+loss of a whole data set::
+
+    loss_fn = measures.dataset_loss(batch_loss, (x, y), batch_size=1000)
+    top = measures.top_eigenpairs(loss_fn, params, jax.random.key(0), k=5)
+    print(top.values, top.residuals)
+
+Nothing is jitted inside: ``jax.jit(partial(measures.top_eigenpairs, k=5))(loss_fn, params, key)``
+compiles a measure once for all parameters.
+"""
+
+from flatreg.measures._dataset import LossFn as LossFn
+from flatreg.measures._dataset import dataset_loss as dataset_loss
+from flatreg.measures._density import Density as Density
+from flatreg.measures._density import density_on_grid as density_on_grid
+from flatreg.measures._density import spectral_density as spectral_density
+from flatreg.measures._eigenpairs import Eigenpairs as Eigenpairs
+from flatreg.measures._eigenpairs import top_eigenpairs as top_eigenpairs
+from flatreg.measures._flatness import Flatness as Flatness
+from flatreg.measures._flatness import first_order_flatness as first_order_flatness
+from flatreg.measures._flatness import gradient_norm as gradient_norm
+from flatreg.measures._flatness import zeroth_order_flatness as zeroth_order_flatness
+from flatreg.measures._gradient_flow import gradient_flow as gradient_flow
+from flatreg.measures._gradient_noise import GradientStatistics as GradientStatistics
+from flatreg.measures._gradient_noise import gradient_statistics as gradient_statistics
+from flatreg.measures._implicit import ImplicitRegularizer as ImplicitRegularizer
+from flatreg.measures._implicit import (
+    implicit_gradient_regularizer as implicit_gradient_regularizer,
+)
+from flatreg.measures._implicit import implicit_rate as implicit_rate
+from flatreg.measures._implicit import modified_loss as modified_loss
+from flatreg.measures._implicit import modified_minibatch_loss as modified_minibatch_loss
+from flatreg.measures._operators import Curvature as Curvature
+from flatreg.measures._operators import gauss_newton as gauss_newton
+from flatreg.measures._operators import hessian as hessian
+from flatreg.measures._operators import restrict as restrict
+from flatreg.measures._robustness import expected_sharpness as expected_sharpness
+from flatreg.measures._robustness import noise_robustness as noise_robustness
+from flatreg.measures._slices import filter_normalized as filter_normalized
+from flatreg.measures._slices import interpolate as interpolate
+from flatreg.measures._slices import loss_slice as loss_slice
+from flatreg.measures._trace import Estimate as Estimate
+from flatreg.measures._trace import diagonal as diagonal
+from flatreg.measures._trace import trace as trace

@@ -1,0 +1,42 @@
+"""What bad input to a measure is told: what is wrong, then the call that mends it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from flatreg._types import Params
+
+
+def check_loss(name: str, loss_fn: Callable[..., Any], params: Params, *args: Any) -> None:
+    """``loss_fn(params, *args)`` is a floating-point scalar of a tree of floating-point arrays."""
+    dtypes = {jnp.result_type(x) for x in jax.tree.leaves(params)}
+    if not dtypes or not all(jnp.issubdtype(dtype, jnp.floating) for dtype in dtypes):
+        raise TypeError(
+            f"{name} needs params to be a tree of floating-point arrays, got the dtypes "
+            f"{sorted(map(str, dtypes))}: keep counters and keys out of it, in the loss's closure."
+        )
+    loss = jax.eval_shape(loss_fn, params, *args)
+    if getattr(loss, "shape", None) != () or not jnp.issubdtype(loss.dtype, jnp.floating):
+        call = "lambda params, batch:" if args else "lambda params:"
+        same = "loss_fn(params, batch)" if args else "loss_fn(params)"
+        raise TypeError(
+            f"{name} needs the loss to return one floating-point number, got {loss}: if it returns "
+            f"(loss, aux), write {call} {same}[0]; if one loss an example, write {call} "
+            f"{same}.mean()."
+        )
+
+
+def leading_axis(name: str, argument: str, tree: Any) -> int:
+    """The length ≥ 1 of the leading axis that all leaves share."""
+    shapes = [jnp.shape(x) for x in jax.tree.leaves(tree)]
+    sizes = {shape[0] if shape else 0 for shape in shapes}
+    if len(sizes) != 1 or not min(sizes):
+        raise ValueError(
+            f"{name} needs every leaf of {argument} to have the same leading axis, at least 1 "
+            f"long, but the shapes are {shapes}: arrange them by jax.tree.map(lambda x: "
+            f"x.reshape(count, -1, *x.shape[1:]), {argument}), and keep what is no data in the "
+            "loss's closure."
+        )
+    return int(min(sizes))
