@@ -38,6 +38,9 @@ from flatreg.methods._gradient_regularization import (
 )
 from flatreg.methods._penalized_gradient import gradient_norm_penalty as gradient_norm_penalty
 from flatreg.methods._penalized_gradient import penalized_gradient as penalized_gradient
+from flatreg.methods._perturbed import CurvatureScale as CurvatureScale
+from flatreg.methods._perturbed import CurvatureState as CurvatureState
+from flatreg.methods._perturbed import perturbed_gradient as perturbed_gradient
 from flatreg.methods._sam import asam as asam
 from flatreg.methods._sam import sam as sam
 

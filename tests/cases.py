@@ -29,6 +29,7 @@ class Case(NamedTuple):
       calls: of ``grad_fn`` in one step, beyond the caller's clean pass.
       isotropic: whether the method commutes with rotations of the parameters.
       uses_hvp: whether the method differentiates ``grad_fn``.
+      uses_clean: whether the direction depends on the gradient that came down the chain.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Case(NamedTuple):
     calls: int
     isotropic: bool = True
     uses_hvp: bool = False
+    uses_clean: bool = True
 
     def make(self, **changes: Any) -> optax.GradientTransformationExtraArgs:
         """The method, with some arguments changed."""
@@ -60,6 +62,14 @@ def absolute(w: Any) -> Any:
 
 def sam_and_gam(rho: Any, radius: Any, alpha: Any, **kwargs: Any) -> Any:
     return flatreg.combine(flatreg.sam(rho), flatreg.gam(radius, alpha, **kwargs))
+
+
+NOISE = 0.75
+
+
+def same_noise(key: Any, shape: Any, dtype: Any) -> jax.Array:
+    """z that depends neither on the key nor on how the weights lie in the tree."""
+    return jnp.full(shape, NOISE, dtype)
 
 
 PGN = {"r": 0.3, "alpha": 0.8}
@@ -168,5 +178,30 @@ CASES = [
         {"rho": 0.0, "radius": 0.0},
         calls=3,
         uses_hvp=True,
+    ),
+    Case(
+        "perturbed_gradient",
+        partial(flatreg.perturbed_gradient, jax.random.key(0), distribution=same_noise),
+        partial(surrogates.perturbed_gradient, z=NOISE),
+        {"sigma": 0.3},
+        {"sigma": 0.0},
+        calls=1,
+        isotropic=False,
+        uses_clean=False,
+    ),
+    Case(
+        "perturbed_gradient_antithetic",
+        partial(
+            flatreg.perturbed_gradient,
+            jax.random.key(0),
+            distribution=same_noise,
+            antithetic=True,
+        ),
+        partial(surrogates.perturbed_gradient_antithetic, z=NOISE),
+        {"sigma": 0.3},
+        {"sigma": 0.0},
+        calls=2,
+        isotropic=False,
+        uses_clean=False,
     ),
 ]

@@ -40,6 +40,12 @@ METHODS: dict[str, Callable[[], optax.GradientTransformationExtraArgs]] = {
     "after": lambda: flatreg.after(1, flatreg.gam(0.3, 0.5)),
     "randomly": lambda: flatreg.randomly(0.5, flatreg.sam(0.3), jax.random.key(1)),
     "nested": lambda: flatreg.combine(flatreg.sam(ramp), flatreg.every(2, flatreg.asam(0.3))),
+    "perturbed_normal": lambda: flatreg.perturbed_gradient(
+        jax.random.key(1), ramp, distribution="normal"
+    ),
+    "perturbed_curvature": lambda: flatreg.perturbed_gradient(
+        jax.random.PRNGKey(1), 0.3, curvature=flatreg.CurvatureScale(interval=2, rho=0.1)
+    ),
     "averaging": lambda: averaging_sam(ramp),
     "observe": lambda: flatreg.observe(flatreg.sam(0.3)),
     "per_shard": lambda: flatreg.per_shard(flatreg.sam(ramp)),

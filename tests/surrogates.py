@@ -98,3 +98,11 @@ def gam_accelerated(
 def sam_and_gam(rho: float, radius: float, alpha: float) -> Surrogate:
     both = sam(rho), gam(radius, alpha)
     return lambda loss, w: sum(surrogate(loss, w) for surrogate in both) - loss(w)
+
+
+def perturbed_gradient(sigma: float, z: float) -> Surrogate:
+    return lambda loss, w: loss(w + sigma * z)
+
+
+def perturbed_gradient_antithetic(sigma: float, z: float) -> Surrogate:
+    return lambda loss, w: (loss(w + sigma * z) + loss(w - sigma * z)) / 2

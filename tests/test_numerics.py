@@ -55,7 +55,7 @@ def assert_parallel(d, expected, tolerance):
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float16], ids=["float32", "float16"])
-@every_case
+@pytest.mark.parametrize("case", [c for c in CASES if c.uses_clean], ids=lambda case: case.name)
 def test_gradient_of_zero_gives_zero(case: Case, dtype):
     """At a minimum, at a saddle, and where the loss is constant."""
     for curvature in ([1.0, 2.0, 3.0], [1.0, -2.0, 0.0], [0.0, 0.0, 0.0]):
@@ -148,12 +148,12 @@ def test_each_leaf_keeps_its_own_dtype(case: Case, dtypes):
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @every_case
 def test_non_finite_gradient_reaches_the_direction(case: Case, bad):
-    """In the gradient that comes down the chain, or in the second pass alone."""
+    """In the gradient that comes down the chain, if it is used, or in the second pass alone."""
     method, w = case.make(), jnp.asarray(START, jnp.float32)
     state, grad_fn = method.init(w), jax.grad(curved)
     g = grad_fn(w)
     d, _ = method.update(g.at[0].set(bad), state, w, grad_fn=grad_fn)
-    assert not jnp.all(jnp.isfinite(d))
+    assert case.uses_clean != jnp.all(jnp.isfinite(d))
     broken = jax.grad(lambda w: curved(w) + bad * w[0] ** 2)
     d, _ = method.update(g, state, w, grad_fn=broken)
     assert not jnp.all(jnp.isfinite(d))

@@ -24,7 +24,7 @@ from problems import (
 import flatreg
 
 every_method = pytest.mark.parametrize("name", METHODS)
-STATIC = {"scale", "hvp", "ascent_hvp", "ord", "normalize_clean"}
+STATIC = {"scale", "hvp", "ascent_hvp", "ord", "normalize_clean", "distribution"}
 
 
 def signature(case):
