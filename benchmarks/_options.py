@@ -44,6 +44,7 @@ class Places(NamedTuple):
     data_dir: str | None
     out: str | None
     resume: bool
+    save_models: bool
 
 
 def parse(argv: Sequence[str] | None) -> tuple[Options, Places]:
@@ -166,5 +167,10 @@ def _parser() -> argparse.ArgumentParser:
         "--resume",
         action="store_true",
         help="go on in --out, or else in the newest such folder; methods and seeds may be added",
+    )
+    output.add_argument(
+        "--save-models",
+        action="store_true",
+        help="keep every trained network beside the results, for python -m benchmarks.measure",
     )
     return parser

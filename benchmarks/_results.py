@@ -86,6 +86,18 @@ def start(path: pathlib.Path, fresh: Results, resume: bool) -> Results:
     return fresh | {"configuration": grown, "runs": kept["runs"]}
 
 
+def configuration(path: pathlib.Path) -> dict[str, Any]:
+    """The configuration of the results in the folder `path`."""
+    try:
+        found: dict[str, Any] = json.loads((path / FILE).read_text())["configuration"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(
+            f"{path / FILE} cannot be read ({error}). Name a folder that python -m "
+            "benchmarks.compare --save-models --out FOLDER has written."
+        ) from error
+    return found
+
+
 def save(path: pathlib.Path, results: Results) -> None:
     """Writes the results in one piece; numbers that are not finite become null."""
     try:

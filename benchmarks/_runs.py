@@ -1,6 +1,7 @@
 """Trains and measures the runs that are missing; a run is one method from one seed."""
 
 import math
+import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -8,7 +9,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from rich.console import Console
 
-from benchmarks import _data, _measure, _progress, _train
+from benchmarks import _data, _measure, _progress, _saved_models, _train
 from benchmarks._methods import Method
 from benchmarks._options import Options
 
@@ -21,13 +22,14 @@ class Bench(NamedTuple):
     model: nn.Module
     data: _data.Dataset
     options: Options
+    models: pathlib.Path | None  # where trained networks are kept
 
 
 def finish(
     bench: Bench, missing: Sequence[tuple[Method, int]], console: Console
 ) -> Iterator[Record]:
     """Yields the record of each missing (method, seed) as soon as it is finished."""
-    model, data, options = bench
+    model, data, options, _ = bench
     clean_labels = data.y_train
     # The data stay on the device, where the training step gathers its batches.
     data = data._replace(**{name: jnp.asarray(getattr(data, name)) for name in _data.ARRAYS})
@@ -58,7 +60,7 @@ def _record(
     working: Callable[[str, float], None],
 ) -> Record:
     """Trains a method from a seed and measures what it ended with, unless it diverged."""
-    model, data, options = bench
+    model, data, options, models = bench
     curve: list[dict[str, float]] = []
     steps = 0
     for epoch in _train.epochs(program, seed, data.x_train, data.y_train):
@@ -84,6 +86,8 @@ def _record(
     if diverged:
         return record | {"measured": None}
     measured = _measure.measure(model, variables, data, options.label_noise, seed)
+    if models is not None:
+        _saved_models.save(models, method.label, seed, variables)
     return record | {"measured": measured._asdict()}
 
 

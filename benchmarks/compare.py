@@ -89,8 +89,9 @@ def run(argv: Sequence[str]) -> int:
         for method in methods
         if (method.label, seed) not in finished
     ]
+    bench = Bench(model, data, options, folder if places.save_models else None)
     try:
-        for record in _runs.finish(Bench(model, data, options), missing, console):
+        for record in _runs.finish(bench, missing, console):
             results["runs"].append(record)
             _results.save(folder, results)
     except KeyboardInterrupt:
