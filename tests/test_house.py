@@ -167,5 +167,6 @@ def test_the_core_exports_what_the_readme_promises():
         sam asam penalized_gradient gradient_norm_penalty gradient_regularization gam
         gam_accelerated combine every after randomly per_shard value_and_grad_fn exact_hvp
         forward_hvp reverse_hvp finite_difference_hvp from_direction from_stateful_direction
+        perturbed_gradient
     """
     assert set(promised.split()) <= set(dir(flatreg))
