@@ -24,19 +24,21 @@ class Settings(NamedTuple):
     eigenvalues: int
     steps: int
     probes: int
+    ascent_steps: int
     rho: float
 
 
 def plan(settings: Settings) -> dict[str, Measure]:
     """The measures by name, each a function of loss, parameters and key."""
-    k, steps, probes, rho = settings
+    k, steps, probes, ascent_steps, rho = settings
+    ball = {"rho": rho, "steps": ascent_steps}
     noise = partial(measures.noise_robustness, sigmas=jnp.array(SIGMAS), scale=_absolute)
     return {
         "values": _values,
         "eigenpairs": partial(measures.top_eigenpairs, k=k, steps=steps),
         "trace": partial(measures.trace, probes=probes),
-        "R⁰": partial(measures.zeroth_order_flatness, rho=rho),
-        "R¹": partial(measures.first_order_flatness, rho=rho),
+        "R⁰": partial(measures.zeroth_order_flatness, **ball),
+        "R¹": partial(measures.first_order_flatness, **ball),
         "noise": noise,
         "slices": _slices,
         "density": measures.spectral_density,

@@ -77,7 +77,7 @@ def _measure(
 ) -> dict[str, Any]:
     """Every measure by its name, each printed as soon as it is there."""
     found: dict[str, Any] = {}
-    settings = Settings(args.eigenvalues, args.steps, args.probes, args.rho)
+    settings = Settings(*(getattr(args, name) for name in Settings._fields))
     for i, (name, measure) in enumerate(plan(settings).items()):
         begin = time.perf_counter()
         with console.status(f"{name} …"):
@@ -112,9 +112,16 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--eigenvalues", type=int, default=5, help="how many (5)")
     parser.add_argument("--steps", type=int, default=20, help="of the Lanczos iteration (20)")
     parser.add_argument("--probes", type=int, default=64, help="for the trace (64)")
+    parser.add_argument("--ascent-steps", type=int, default=100, help="to R⁰ and R¹ (100)")
     parser.add_argument("--rho", type=float, default=0.05, help="radius of the ball (0.05)")
     args = parser.parse_args(argv)
-    for name, least in (("examples", 1), ("batch_size", 1), ("eigenvalues", 1), ("probes", 2)):
+    for name, least in (
+        ("examples", 1),
+        ("batch_size", 1),
+        ("eigenvalues", 1),
+        ("probes", 2),
+        ("ascent_steps", 1),
+    ):
         if getattr(args, name) < least:
             flag = name.replace("_", "-")
             raise UsageError(f"--{flag} {getattr(args, name)} is out of range: at least {least}.")

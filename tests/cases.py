@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import surrogates
 from surrogates import Loss, Surrogate
@@ -65,6 +66,7 @@ def sam_and_gam(rho: Any, radius: Any, alpha: Any, **kwargs: Any) -> Any:
 
 
 NOISE = 0.75
+KEY = np.zeros(2, np.uint32)  # Raw, so that importing this starts no backend.
 
 
 def same_noise(key: Any, shape: Any, dtype: Any) -> jax.Array:
@@ -181,7 +183,7 @@ CASES = [
     ),
     Case(
         "perturbed_gradient",
-        partial(flatreg.perturbed_gradient, jax.random.key(0), distribution=same_noise),
+        partial(flatreg.perturbed_gradient, KEY, distribution=same_noise),
         partial(surrogates.perturbed_gradient, z=NOISE),
         {"sigma": 0.3},
         {"sigma": 0.0},
@@ -193,7 +195,7 @@ CASES = [
         "perturbed_gradient_antithetic",
         partial(
             flatreg.perturbed_gradient,
-            jax.random.key(0),
+            KEY,
             distribution=same_noise,
             antithetic=True,
         ),
