@@ -213,7 +213,6 @@ class TestNoiseLevel:
         exact = np.sqrt(2 * 0.1 / self.h.sum())
         level = self.sigma(draws=1000)
         assert abs(level.value - exact) < 4 * level.standard_error < 0.03 * exact
-        np.testing.assert_allclose(level.metric.value, 0.9, rtol=1e-5)
 
     def test_its_standard_error_is_the_spread_over_keys(self):
         many = jax.vmap(self.sigma)(jax.random.split(KEY, 300))

@@ -25,6 +25,8 @@ from flatreg.measures._flatness import zeroth_order_flatness as zeroth_order_fla
 from flatreg.measures._gradient_flow import gradient_flow as gradient_flow
 from flatreg.measures._gradient_noise import GradientStatistics as GradientStatistics
 from flatreg.measures._gradient_noise import gradient_statistics as gradient_statistics
+from flatreg.measures._hessian_lipschitz import HessianLipschitz as HessianLipschitz
+from flatreg.measures._hessian_lipschitz import hessian_lipschitz as hessian_lipschitz
 from flatreg.measures._implicit import ImplicitRegularizer as ImplicitRegularizer
 from flatreg.measures._implicit import (
     implicit_gradient_regularizer as implicit_gradient_regularizer,
@@ -36,6 +38,14 @@ from flatreg.measures._operators import Curvature as Curvature
 from flatreg.measures._operators import gauss_newton as gauss_newton
 from flatreg.measures._operators import hessian as hessian
 from flatreg.measures._operators import restrict as restrict
+from flatreg.measures._pacbayes import NoiseLevel as NoiseLevel
+from flatreg.measures._pacbayes import pacbayes_bound as pacbayes_bound
+from flatreg.measures._pacbayes import pacbayes_sigma as pacbayes_sigma
+from flatreg.measures._pacgen import Pacgen as Pacgen
+from flatreg.measures._pacgen import expected_loss_bound as expected_loss_bound
+from flatreg.measures._pacgen import optimal_noise as optimal_noise
+from flatreg.measures._pacgen import pacgen as pacgen
+from flatreg.measures._pacgen import uniform_kl as uniform_kl
 from flatreg.measures._robustness import expected_sharpness as expected_sharpness
 from flatreg.measures._robustness import noise_robustness as noise_robustness
 from flatreg.measures._slices import filter_normalized as filter_normalized
