@@ -81,6 +81,19 @@ class TestDatasetLoss:
             values = measure(many, jax.device_put(trained(), P()), KEY).values
         np.testing.assert_allclose(values, expected, rtol=1e-5)
 
+    def test_other_data_of_the_same_shapes_is_not_compiled_again(self):
+        x, labels = digits()
+        traces = []
+
+        @jax.jit
+        def gradient(loss_fn, params):
+            traces.append(loss_fn)
+            return jax.grad(loss_fn)(params)
+
+        for data in ((x, labels), (x[::-1], labels[::-1])):
+            gradient(measures.dataset_loss(batch_loss, data, batch_size=64), trained())
+        assert len(traces) == 1
+
     def test_bad_batches_are_told(self):
         with pytest.raises(ValueError, match="batch_size must be at least 1"):
             measures.dataset_loss(batch_loss, digits(), batch_size=0)

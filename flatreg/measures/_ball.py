@@ -39,6 +39,7 @@ def make_ball(
     random_starts: int,
     scale: Scale | None,
 ) -> Ball:
+    """The loss around ``params`` in δ, and the starts that its gradient and curvature suggest."""
     check_nonnegative(rho=rho)
     if steps < 1 or random_starts < 0:
         raise ValueError(f"steps must be at least 1, got {steps}, and random_starts at least 0.")

@@ -1,5 +1,6 @@
 """A loss over a whole data set as one function of the parameters."""
 
+import dataclasses
 from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeAlias
@@ -31,8 +32,8 @@ def dataset_loss(
       batch_size: examples at a time; decides about memory, not about values.
 
     Returns:
-      The loss, which is a pytree: hand it to a jitted function as an argument and the data is not
-      compiled into it.
+      The loss, which is a pytree: hand it to a jitted function as an argument, and neither is the
+      data compiled into it nor is it compiled again for other data of the same shapes.
 
     Raises:
       ValueError: if the leaves disagree in the number of examples, or ``batch_size`` is below 1.
@@ -53,28 +54,39 @@ def dataset_loss(
     whole = jax.tree.map(lambda x: x if not left else x[: count * batch_size], dataset)
     batches = jax.tree.map(lambda x: interleaved(x, count), whole) if count else None
     rest = jax.tree.map(lambda x: x[-left:], dataset) if left else None
-    return jax.tree_util.Partial(partial(_mean_loss, loss_fn, left / examples), batches, rest)
+    return _DatasetLoss(loss_fn, left / examples, batches, rest)
 
 
-def _mean_loss(
-    loss_fn: Callable[[Params, Any], jax.Array],
-    weight_of_rest: float,
-    batches: Any,
-    rest: Any,
-    params: Params,
-) -> jax.Array:
-    one_batch = jax.checkpoint(lambda params, batch: _wide(loss_fn(params, batch)))
-    total = weight_of_rest * one_batch(params, rest) if weight_of_rest else jnp.zeros(())
-    if batches is None:
-        return total
-    weight = (1 - weight_of_rest) / len(jax.tree.leaves(batches)[0])
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["batches", "rest"],
+    meta_fields=["loss_fn", "weight_of_rest"],
+)
+@dataclasses.dataclass(frozen=True)
+class _DatasetLoss:
+    """As a pytree of the same functions it is the same to ``jit``, with whatever data."""
 
-    def add(total: jax.Array, batch: Any) -> tuple[jax.Array, None]:
-        return total + weight * one_batch(params, batch), None
+    loss_fn: Callable[[Params, Any], jax.Array]
+    weight_of_rest: float
+    batches: Any
+    rest: Any
 
-    first = jax.tree.map(lambda x: x[0], batches)
-    total = total.astype(jax.eval_shape(one_batch, params, first).dtype)
-    return jax.lax.scan(add, total, batches)[0]
+    def __call__(self, params: Params) -> jax.Array:
+        """L(params)."""
+        one_batch = jax.checkpoint(lambda params, batch: _wide(self.loss_fn(params, batch)))
+        total = jnp.zeros(())
+        if self.weight_of_rest:
+            total = self.weight_of_rest * one_batch(params, self.rest)
+        if self.batches is None:
+            return total
+        weight = (1 - self.weight_of_rest) / len(jax.tree.leaves(self.batches)[0])
+
+        def add(total: jax.Array, batch: Any) -> tuple[jax.Array, None]:
+            return total + weight * one_batch(params, batch), None
+
+        first = jax.tree.map(lambda x: x[0], self.batches)
+        total = total.astype(jax.eval_shape(one_batch, params, first).dtype)
+        return jax.lax.scan(add, total, self.batches)[0]
 
 
 def _wide(x: jax.Array) -> jax.Array:
