@@ -1,4 +1,4 @@
-"""What a run ended with: losses, accuracies, gradient, curvature, robustness to weight noise.
+"""What a run ended with: losses, accuracies, gradient, flatness, robustness to weight noise.
 
 Everything is measured in eval mode (BatchNorm by its running statistics, no dropout) and in full
 float32 precision, in the same way for every method.
@@ -12,19 +12,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.flatten_util import ravel_pytree
-from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
 
 from benchmarks._data import Dataset
+from flatreg import measures
 
-CURVATURE_EXAMPLES = 2048  # of the training set, for λ_max
+CURVATURE_EXAMPLES = 1024  # of the training set, for the measures of flatness
 CHUNK = 2048  # examples a call, which bounds the memory
 NOISE = 0.5  # the standard deviation of a weight's noise, relative to the weight
 NOISE_DRAWS = 10
+PROBES = 64  # for the trace and for the diagonal
+RHO = 0.05  # radius of the ball of R⁰ and R¹
+ASCENT_STEPS = 20  # from the gradient, ± the top eigenvector, and for R¹ towards R⁰'s maximizer
+HESSIAN_RADIUS = 0.1  # of the ball in which the Hessian's Lipschitz constant is looked for
 SETTINGS = {
     "curvature_examples": CURVATURE_EXAMPLES,
     "weight_noise": NOISE,
     "weight_noise_draws": NOISE_DRAWS,
+    "probes": PROBES,
+    "rho": RHO,
+    "ascent_steps": ASCENT_STEPS,
+    "hessian_radius": HESSIAN_RADIUS,
 }
 
 
@@ -48,6 +55,12 @@ class Measurement(NamedTuple):
     weight_norm: float
     lambda_max: float
     lambda_max_residual: float
+    trace: float
+    trace_standard_error: float
+    zeroth_order_flatness: float
+    first_order_flatness: float
+    pacgen: float
+    pacgen_active: float
     noise_accuracy: float
 
 
@@ -71,8 +84,8 @@ def measure(
     with jax.default_matmul_precision("highest"):  # GPUs would round a float32 product to TF32
         train = evaluate(model, variables, x, y)
         test = evaluate(model, variables, data.x_test, data.y_test)
-        lambda_max, residual = largest_eigenvalue(
-            partial(_hvp, model, variables, x[some], y[some]), variables["params"]
+        flatness = jax.device_get(
+            _flatness(model, variables, (x[some], y[some]), jax.random.key(seed))
         )
         gradient = _full_gradient(model, variables, x, y)
         noisy = [
@@ -88,36 +101,9 @@ def measure(
         generalization_gap=fresh_loss - train.loss,
         gradient_norm=float(optax.tree.norm(gradient)),
         weight_norm=float(optax.tree.norm(variables["params"])),
-        lambda_max=lambda_max,
-        lambda_max_residual=residual,
         noise_accuracy=float(np.mean([draw.accuracy for draw in noisy])),
+        **{name: float(value) for name, value in flatness.items()},
     )
-
-
-def largest_eigenvalue(hvp: Any, params: Any, tolerance: float = 1e-2) -> tuple[float, float]:
-    """Returns the Hessian's largest eigenvalue λ and its relative residual ‖Hv - λv‖/|λ|.
-
-    Lanczos iteration from a fixed start. The eigenvalue's own error is of the order of the squared
-    residual, so the tolerance, which is on the residual, may be loose.
-    """
-    flat, unravel = ravel_pytree(params)
-    flat_hvp = LinearOperator(
-        (flat.size, flat.size),
-        matvec=lambda v: np.asarray(
-            ravel_pytree(hvp(unravel(jnp.asarray(v.ravel(), flat.dtype))))[0], np.float64
-        ),
-        dtype=np.float64,
-    )
-    start = np.random.default_rng(0).normal(size=flat.size)
-    try:
-        # a small Krylov space and restarts: about ten products on a trained network
-        (value,), vectors = eigsh(
-            flat_hvp, k=1, which="LA", v0=start, tol=tolerance, ncv=min(8, flat.size), maxiter=100
-        )
-    except ArpackError:  # no convergence, or a Hessian that is zero
-        return float("nan"), float("nan")
-    vector = vectors[:, 0]
-    return float(value), float(np.linalg.norm(flat_hvp @ vector - value * vector) / abs(value))
 
 
 @partial(jax.jit, static_argnums=0)
@@ -140,9 +126,39 @@ def _gradient(model: nn.Module, variables: Any, x: jax.Array, y: jax.Array) -> A
 
 
 @partial(jax.jit, static_argnums=0)
-def _hvp(model: nn.Module, variables: Any, x: jax.Array, y: jax.Array, v: Any) -> Any:
-    gradient = jax.grad(partial(_loss, model, variables, x, y))
-    return jax.jvp(gradient, (variables["params"],), (v,))[1]
+def _flatness(
+    model: nn.Module, variables: Any, examples: tuple[jax.Array, jax.Array], key: jax.Array
+) -> dict[str, jax.Array]:
+    """The measures of the loss on some examples; compiled once for all runs."""
+    params = variables["params"]
+
+    def batch_loss(params: Any, batch: tuple[jax.Array, jax.Array]) -> jax.Array:
+        return _loss(model, variables, *batch, params)
+
+    loss_fn = measures.dataset_loss(batch_loss, examples, batch_size=CHUNK)
+    keys = jax.random.split(key, 6)
+    ball = {"rho": RHO, "steps": ASCENT_STEPS, "random_starts": 0}
+    top = measures.top_eigenpairs(loss_fn, params, keys[0])
+    trace = measures.trace(loss_fn, params, keys[1], probes=PROBES)
+    diagonal = measures.diagonal(loss_fn, params, keys[2], probes=PROBES)
+    change = measures.hessian_lipschitz(
+        loss_fn, params, keys[3], HESSIAN_RADIUS, starts=1, steps=10
+    )
+    pacgen = measures.pacgen(params, diagonal.value, change.value)
+    return {
+        "lambda_max": top.values[0],
+        "lambda_max_residual": top.residuals[0],
+        "trace": trace.value,
+        "trace_standard_error": trace.standard_error,
+        "zeroth_order_flatness": measures.zeroth_order_flatness(
+            loss_fn, params, keys[4], **ball
+        ).value,
+        "first_order_flatness": measures.first_order_flatness(
+            loss_fn, params, keys[5], **ball
+        ).value,
+        "pacgen": pacgen.value,
+        "pacgen_active": pacgen.active,
+    }
 
 
 def _full_gradient(model: nn.Module, variables: Any, x: jax.Array, y: jax.Array) -> Any:

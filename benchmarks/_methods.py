@@ -10,8 +10,10 @@ A new method is one row in `METHODS`.
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
+import jax
 import optax
 
 import flatreg
@@ -22,8 +24,15 @@ class Entry(NamedTuple):
     """A row of the registry: factory, gradients a step, hyperparameters with values to try."""
 
     factory: Callable[..., optax.GradientTransformationExtraArgs]
-    gradients: int
+    gradients: float
     hyperparameters: dict[str, float]
+
+
+def _perturbed(
+    curvature: flatreg.CurvatureScale | None, sigma: float = 0.01
+) -> optax.GradientTransformationExtraArgs:
+    """The noise is the same from every seed; initial weights and batches are not."""
+    return flatreg.perturbed_gradient(jax.random.key(0), sigma, curvature=curvature)
 
 
 # An exact Hessian-vector product counts as two gradients, which is what it costs on a large net.
@@ -45,6 +54,11 @@ METHODS = {
             "gamma": 0.03,
             "clean_weight": 1,
         },
+    ),
+    # XLA drops the backward pass of the clean gradient, which goes unused.
+    "perturbed_gradient": Entry(partial(_perturbed, None), 1.4, {"sigma": 0.01}),
+    "scaled_perturbed_gradient": Entry(
+        partial(_perturbed, flatreg.CurvatureScale(interval=10)), 1.6, {"sigma": 0.01}
     ),
 }
 

@@ -3,11 +3,12 @@
 Both use GELU: gradient penalties want a smooth activation (arXiv 2401.10809).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax
 
+from benchmarks import _convolution
 from benchmarks._data import Dataset
 from benchmarks._errors import UsageError
 
@@ -33,13 +34,16 @@ class Cnn(nn.Module):
 
     channels: Sequence[int]
     num_classes: int
+    convolve: Callable[..., jax.Array] = jax.lax.conv_general_dilated
     dropout: float = 0.1
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """Returns the logits; BatchNorm and dropout depend on `train`."""
         for width in self.channels:
-            x = nn.Conv(width, (3, 3), strides=2, use_bias=False)(x)
+            x = nn.Conv(
+                width, (3, 3), strides=2, use_bias=False, conv_general_dilated=self.convolve
+            )(x)
             # momentum .9: the statistics settle within an epoch of a small data set
             x = nn.gelu(nn.BatchNorm(use_running_average=not train, momentum=0.9)(x))
         x = nn.Dropout(self.dropout, deterministic=not train)(x.mean((1, 2)))
@@ -57,4 +61,6 @@ def build(name: str, data: Dataset) -> nn.Module:
             f"--model cnn needs images, but an example here has the shape {shape}. Take --model "
             "mlp, or save the examples as (examples, height, width, channels)."
         )
-    return Cnn((32, 64, 64), data.num_classes)
+    on_cpu = jax.default_backend() == "cpu"
+    convolve = _convolution.by_patches if on_cpu else jax.lax.conv_general_dilated
+    return Cnn((32, 64, 64), data.num_classes, convolve)

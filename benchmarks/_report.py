@@ -44,6 +44,10 @@ def report(rows: list[Row], configuration: dict[str, Any], dataset: dict[str, An
         "‖∇L‖",
         "‖w‖",
         "λ_max",
+        "trace",
+        "R⁰",
+        "R¹",
+        "PACGen",
         "accuracy, %,\nnoisy weights",
     ]
     title = f"{configuration['data']}: {dataset['train_examples']} training examples" + (
@@ -105,7 +109,11 @@ def _cells(row: Row) -> list[Cell]:
         cell("generalization_gap", _written("{:.3g}", estimates["generalization_gap"].mean)),
         cell("gradient_norm", _written("{:.2g}", estimates["gradient_norm"].mean)),
         cell("weight_norm", _written("{:.1f}", estimates["weight_norm"].mean)),
-        cell("lambda_max", _curvature(estimates["lambda_max"])),
+        cell("lambda_max", _curvature(estimates, "lambda_max", "lambda_max_residual")),
+        cell("trace", _curvature(estimates, "trace", "trace_standard_error")),
+        cell("zeroth_order_flatness", _written("{:.3g}", estimates["zeroth_order_flatness"].mean)),
+        cell("first_order_flatness", _written("{:.3g}", estimates["first_order_flatness"].mean)),
+        cell("pacgen", _written("{:.0f}", estimates["pacgen"].mean)),
         cell("noise_accuracy", _percent(estimates["noise_accuracy"])),
     ]
 
@@ -114,11 +122,14 @@ def _percent(estimate: Estimate) -> str:
     return _with_error(Estimate(*(100 * value for value in estimate)), decimals=2)
 
 
-def _curvature(estimate: Estimate) -> str:
-    """Two digits of the error, and as many decimals of the mean."""
-    error = estimate.standard_error
+def _curvature(estimates: dict[str, Estimate], name: str, own_error: str) -> str:
+    """Two digits of the error over the seeds, or of a single seed's own, and as many of the mean."""
+    mean, error = estimates[name]
+    if not math.isfinite(error):
+        error = estimates[own_error].mean
     known = math.isfinite(error) and error > 0
-    return _with_error(estimate, max(0, 1 - math.floor(math.log10(error))) if known else 3)
+    decimals = max(0, 1 - math.floor(math.log10(error))) if known else 3
+    return _with_error(Estimate(mean, error), min(decimals, 4))
 
 
 def _with_error(estimate: Estimate, decimals: int) -> str:
@@ -137,14 +148,34 @@ def _caption(rows: list[Row], configuration: dict[str, Any]) -> str:
         f"Mean ± standard error over {seeds} seeds; * marks the best mean, and what is within one "
         "standard error of it, paired over the seeds."
         if seeds > 1
-        else "A single seed, hence no standard errors; * marks the best value."
+        else "A single seed, hence errors of the measurement alone: the residual of λ_max, the "
+        "probes' standard error of the trace; * marks the best value."
     )
+    active = [row.measured["pacgen_active"].mean for row in rows]
+    most_active = max((value for value in active if math.isfinite(value)), default=math.nan)
     return (
         f"{statistics} Gradients a step as declared: an exact Hessian-vector product counts as "
         "two, a clean pass on a part of the batch as that part. "
         f"Time: one step against {plain}'s, without compilation. Generalization gap: loss on "
         f"{configuration['evaluate_on']} examples{noisy} minus training loss. ‖∇L‖ of the whole "
-        "training loss; λ_max, the largest eigenvalue of its Hessian, on at most "
-        f"{_measure.CURVATURE_EXAMPLES} examples; both in eval mode. Weight noise: each weight "
+        "training loss, the other measures of flatness on at most "
+        f"{_measure.CURVATURE_EXAMPLES} of its examples, in eval mode: λ_max and trace of the "
+        f"Hessian{_own_errors(rows)}; R⁰ and R¹, the largest rise and ρ times the largest gradient "
+        f"found within ρ = {_measure.RHO:g}; PACGen's Ψ, to which curvature contributes in "
+        f"{_written('{:.1%}', most_active)} of the weights at most. Weight noise: each weight "
         f"times 1 + {_measure.NOISE:g}ε, ε ~ N(0, 1), {_measure.NOISE_DRAWS} draws."
+    )
+
+
+def _own_errors(rows: list[Row]) -> str:
+    """How exactly λ_max and the trace of a run are known, at worst over the methods."""
+
+    def worst(error: str, name: str) -> str:
+        ratios = [row.measured[error].mean / abs(row.measured[name].mean) for row in rows]
+        return _written("{:.1g}", max(filter(math.isfinite, ratios), default=math.nan))
+
+    return (
+        f" (each run's own to {worst('lambda_max_residual', 'lambda_max')}, by its residual, and "
+        f"{worst('trace_standard_error', 'trace')}, by the standard error of {_measure.PROBES} "
+        "probes, relatively)"
     )

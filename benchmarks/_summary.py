@@ -15,6 +15,10 @@ BETTER = {
     "generalization_gap": -1,
     "gradient_norm": -1,
     "lambda_max": -1,
+    "trace": -1,
+    "zeroth_order_flatness": -1,
+    "first_order_flatness": -1,
+    "pacgen": -1,
     "noise_accuracy": 1,
 }
 

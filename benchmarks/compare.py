@@ -12,7 +12,7 @@ The story is `run`. Where the rest lives:
     _methods.py   names, costs, grammar       _plots.py      curves, accuracy and flatness
     _train.py     the compiled step, looped   _labels.py     labels that do not overlap
     _measure.py   what a network ended as     _runs.py       trains and measures what is missing
-    _saved_models.py   networks that benchmarks.measure measures, by _flatness.py
+    _convolution.py   fast on CPUs            _saved_models.py   for benchmarks.measure
 """
 
 import os

@@ -14,7 +14,7 @@ import optax
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from benchmarks import _data, _measure, _methods
+from benchmarks import _convolution, _data, _measure, _methods, _models
 from benchmarks.compare import main
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -227,24 +227,38 @@ def test_validation_examples_come_out_of_the_training_set():
     assert not pixels & {x.tobytes() for x in validation.x_train.astype(np.float16)}
 
 
-@pytest.mark.parametrize("sign", [1, -1])
-def test_largest_eigenvalue_is_the_dense_hessians(sign):
-    """Also where the eigenvalue of largest magnitude is negative."""
-    model, keys = (
-        nn.Sequential([nn.Dense(5), jnp.tanh, nn.Dense(3)]),
-        jax.random.split(jax.random.key(0)),
-    )
+def test_flatness_is_that_of_the_dense_hessian():
+    model = _models.Mlp((5,), 3)
+    keys = jax.random.split(jax.random.key(0), 2)
     x, labels = jax.random.normal(keys[0], (40, 4)), jnp.arange(40) % 3
-    params = model.init(keys[1], x)
-    flat, unravel = ravel_pytree(params)
+    variables = model.init(keys[1], x, train=False)
+    flat, unravel = ravel_pytree(variables)
 
-    def loss(params):
-        losses = optax.softmax_cross_entropy_with_integer_labels(model.apply(params, x), labels)
-        return sign * losses.mean()
+    def loss(flat):
+        logits = model.apply(unravel(flat), x, train=False)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
-    value, residual = _measure.largest_eigenvalue(
-        jax.jit(lambda v: jax.jvp(jax.grad(loss), (params,), (v,))[1]), params
-    )
-    dense = np.linalg.eigvalsh(jax.hessian(lambda flat: loss(unravel(flat)))(flat))
-    assert value == pytest.approx(dense[-1], rel=1e-3)
-    assert residual < 2e-2
+    found = _measure._flatness(model, variables, (x, labels), jax.random.key(0))
+    eigenvalues = np.linalg.eigvalsh(jax.hessian(loss)(flat))
+    assert found["lambda_max"] == pytest.approx(eigenvalues[-1], rel=1e-3)
+    error = found["trace"] - eigenvalues.sum()
+    assert abs(error) < 4 * found["trace_standard_error"]
+    slope = np.linalg.norm(jax.grad(loss)(flat))
+    rho = _measure.RHO
+    second_order = rho * slope + rho**2 * eigenvalues[-1] / 2  # at most, up to the third order
+    assert rho * slope < found["zeroth_order_flatness"] < 1.01 * second_order
+    assert found["zeroth_order_flatness"] <= found["first_order_flatness"]
+
+
+@pytest.mark.parametrize("padding", ["SAME", "VALID", ((0, 2), (1, 0))])
+@pytest.mark.parametrize("strides", [(1, 1), (2, 3)])
+def test_convolution_by_patches_is_xlas(padding, strides):
+    keys = jax.random.split(jax.random.key(0), 2)
+    x = jax.random.normal(keys[0], (2, 9, 8, 3))
+    layers = [
+        nn.Conv(4, (3, 2), strides, padding, conv_general_dilated=convolve)
+        for convolve in (None, _convolution.by_patches)
+    ]
+    params = layers[0].init(keys[1], x)
+    expected, found = (layer.apply(params, x) for layer in layers)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
