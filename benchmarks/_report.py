@@ -123,7 +123,7 @@ def _percent(estimate: Estimate) -> str:
 
 
 def _curvature(estimates: dict[str, Estimate], name: str, own_error: str) -> str:
-    """Two digits of the error over the seeds, or of a single seed's own, and as many of the mean."""
+    """With two digits of the error over the seeds, or of the own one of a single seed."""
     mean, error = estimates[name]
     if not math.isfinite(error):
         error = estimates[own_error].mean

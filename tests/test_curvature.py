@@ -7,12 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
-from jax.sharding import AxisType
-from jax.sharding import PartitionSpec as P
 from scipy import stats
 from trained import batch_loss, dense_hessian, digits, trained
 
-from flatreg import measures
+from flatreg import checkpoint, measures
 
 KEY = jax.random.key(0)
 EPS = float(np.finfo(np.float32).eps)
@@ -67,19 +65,6 @@ class TestDatasetLoss:
             return len(jax.jit(jax.grad(f)).lower(trained()).as_text().splitlines())
 
         assert size(10) == size(50)
-
-    @pytest.mark.parametrize("axes", [AxisType.Auto, AxisType.Explicit], ids=str)
-    @pytest.mark.parametrize("devices", [2, 8])
-    def test_curvature_is_the_same_on_several_devices(self, devices, axes):
-        data = jax.tree.map(lambda x: x[:256], digits())
-        one = measures.dataset_loss(batch_loss, data, batch_size=64)
-        measure = jax.jit(functools.partial(measures.top_eigenpairs, k=2))
-        expected = measure(one, trained(), KEY).values
-        mesh = jax.make_mesh((devices,), ("data",), (axes,), devices=jax.devices()[:devices])
-        with jax.set_mesh(mesh):
-            many = measures.dataset_loss(batch_loss, jax.device_put(data, P("data")), batch_size=64)
-            values = measure(many, jax.device_put(trained(), P()), KEY).values
-        np.testing.assert_allclose(values, expected, rtol=1e-5)
 
     def test_other_data_of_the_same_shapes_is_not_compiled_again(self):
         x, labels = digits()
@@ -179,11 +164,16 @@ class TestEigenpairs:
         np.testing.assert_allclose(np.sort(actual.values), np.sort(spectrum), atol=1e-5)
         assert actual.residuals.max() < 1e-5
 
-    def test_an_eigenvector_is_a_start_that_needs_no_steps(self):
-        before = eigenpairs(k=1, steps=30)
-        start = jax.tree.map(lambda x: x[0], before.vectors)
-        again = measures.top_eigenpairs(loss(), trained(), KEY, 1, steps=2, start=start)
+    def test_saved_eigenvectors_are_a_start_that_needs_few_steps(self, tmp_path):
+        before = eigenpairs(k=3, steps=30)
+        checkpoint.save(tmp_path / "eigenvectors", before.vectors)
+        saved = checkpoint.restore(tmp_path / "eigenvectors", before.vectors)
+        again = measures.top_eigenpairs(loss(), trained(), KEY, 3, steps=4, start=saved)
         np.testing.assert_allclose(again.values, before.values, rtol=1e-5)
+        assert again.converged.all()
+        one = jax.tree.map(lambda x: x[0], saved)
+        again = measures.top_eigenpairs(loss(), trained(), KEY, 1, steps=1, start=one)
+        np.testing.assert_allclose(again.values, before.values[:1], rtol=1e-5)
 
     def test_bfloat16_parameters_are_measured_in_float32(self):
         halved = jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), trained())

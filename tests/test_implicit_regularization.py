@@ -228,7 +228,7 @@ def test_steps_and_times_may_be_traced_and_the_tree_keeps_its_dtypes():
         (lambda m, w: m.gradient_flow(product, w, [np.nan]), ValueError, "times=jnp.linspace"),
         (lambda m, w: m.gradient_flow(product, w, [1], steps_between=0), ValueError, "=100, say"),
         (lambda m, w: m.gradient_flow(product, w, [1], steps_between=1.5), ValueError, "=100, say"),
-        (lambda m, w: m.gradient_flow(product, w.astype(int), [1]), TypeError, "got the dtypes"),
+        (lambda m, w: m.gradient_flow(product, w.astype(int), [1]), TypeError, "leaf of int"),
         (lambda m, w: m.implicit_gradient_regularizer(abs, w), TypeError, r"loss_fn\(params\)\.me"),
         (lambda m, w: m.modified_loss(lambda w: (w, 0), 0.1)(w), TypeError, r"\(params\)\[0\]"),
         (lambda m, w: m.modified_loss(product, -0.1), ValueError, "step_size must be finite"),

@@ -57,7 +57,8 @@ def top_eigenpairs(
       which: "LA", the largest; "SA", the smallest; "LM", the largest in magnitude.
       steps: Hessian-vector products before the k for the residuals, and vectors in memory; by
         default max(4k, 20). Inner or crowded eigenvalues need more: see ``converged``.
-      start: a tree like ``params`` to start from, such as an earlier eigenvector.
+      start: the ``vectors`` of an earlier result to start from (their sum), or a tree like
+        ``params``. Near a solution that was measured before, fewer steps do.
       curvature: :func:`hessian` if None; see :func:`gauss_newton`.
       scale: ``params -> T``, for the eigenvalues of T·H·T.
 
@@ -90,7 +91,7 @@ def top_eigenpairs(
     start_key, other_key = jax.random.split(key)
     first = jax.random.normal(start_key, (matrix.size,), matrix.dtype)
     if start is not None:
-        first = to_vector(start).astype(matrix.dtype)
+        first = to_vector(jax.tree.map(_sum_of_vectors, start, params)).astype(matrix.dtype)
     krylov = tridiagonalize(matrix.matvec, first, steps, other_key)
     values, vectors = krylov.eigh()
     outermost = jnp.argsort(ORDERS[which](values))[:k]
@@ -105,3 +106,7 @@ def top_eigenpairs(
     refined, residuals = jax.lax.map(refine, found)
     converged = residuals <= TOLERANCE * jnp.max(jnp.abs(values))
     return Eigenpairs(refined, jax.lax.map(matrix.to_tree, found), residuals, converged)
+
+
+def _sum_of_vectors(start: jax.Array, weight: jax.Array) -> jax.Array:
+    return jnp.sum(start, axis=0) if jnp.ndim(start) > jnp.ndim(weight) else start

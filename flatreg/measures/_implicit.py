@@ -25,6 +25,7 @@ from flatreg._tree import inner, norm
 from flatreg._types import Params, Scalar
 from flatreg.measures._dataset import LossFn
 from flatreg.measures._inputs import check_loss, leading_axis
+from flatreg.measures._operators import widened
 
 
 class ImplicitRegularizer(NamedTuple):
@@ -66,6 +67,7 @@ def implicit_gradient_regularizer(loss_fn: LossFn, params: Params) -> ImplicitRe
       Barrett and Dherin, `Implicit Gradient Regularization <https://arxiv.org/abs/2009.11162>`_,
       ICLR 2021.
     """
+    params = widened(params)
     check_loss("implicit_gradient_regularizer", loss_fn, params)
     slope, m = norm(jax.grad(loss_fn)(params)), _count(params)
     return ImplicitRegularizer(slope**2 / m, slope, m)

@@ -9,14 +9,21 @@ import jax.numpy as jnp
 from flatreg._types import Params
 
 
+def check_weights(params: Params) -> None:
+    """A tree of floating-point arrays, with one weight at least."""
+    if sum(jnp.size(x) for x in jax.tree.leaves(params)) == 0:
+        raise ValueError("params holds no weights: pass the parameters that were trained.")
+    for leaf in jax.tree.leaves(params):
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+            raise TypeError(
+                f"params holds a leaf of {jnp.result_type(leaf)}, and measures need floating "
+                "point: pass the trained parameters alone, and close over the rest in loss_fn."
+            )
+
+
 def check_loss(name: str, loss_fn: Callable[..., Any], params: Params, *args: Any) -> None:
     """``loss_fn(params, *args)`` is a floating-point scalar of a tree of floating-point arrays."""
-    dtypes = {jnp.result_type(x) for x in jax.tree.leaves(params)}
-    if not dtypes or not all(jnp.issubdtype(dtype, jnp.floating) for dtype in dtypes):
-        raise TypeError(
-            f"{name} needs params to be a tree of floating-point arrays, got the dtypes "
-            f"{sorted(map(str, dtypes))}: keep counters and keys out of it, in the loss's closure."
-        )
+    check_weights(params)
     loss = jax.eval_shape(loss_fn, params, *args)
     if getattr(loss, "shape", None) != () or not jnp.issubdtype(loss.dtype, jnp.floating):
         call = "lambda params, batch:" if args else "lambda params:"

@@ -10,6 +10,7 @@ from jax.flatten_util import ravel_pytree
 from flatreg._checks import checked_scale
 from flatreg._types import Grads, Params, Scale
 from flatreg.measures._dataset import LossFn
+from flatreg.measures._inputs import check_loss, check_weights
 
 Curvature: TypeAlias = Callable[[LossFn, Params], Callable[[Grads], Grads]]
 """``curvature(loss_fn, params) -> (v ↦ Cv)``: :func:`hessian`, or a :func:`gauss_newton`."""
@@ -25,6 +26,9 @@ def hessian(loss_fn: LossFn, params: Params) -> Callable[[Grads], Grads]:
     Returns:
       The product with trees like ``params``.
 
+    Raises:
+      TypeError: if the loss is not one floating-point number, or a leaf not of floating point.
+
     Examples:
       >>> import jax.numpy as jnp
       >>> from flatreg import measures
@@ -32,6 +36,7 @@ def hessian(loss_fn: LossFn, params: Params) -> Callable[[Grads], Grads]:
       >>> print(product(jnp.ones(2)))
       [12. 48.]
     """
+    check_loss("hessian", loss_fn, params)
     return lambda v: jax.jvp(jax.grad(loss_fn), (params,), (v,))[1]
 
 
@@ -114,15 +119,7 @@ def times(factors: Params | None, tree: Grads) -> Grads:
 
 def widened(params: Params) -> Params:
     """The parameters in at least float32, for curvature drowns in the rounding of less."""
-    leaves = jax.tree.leaves(params)
-    if sum(jnp.size(x) for x in leaves) == 0:
-        raise ValueError("params holds no weights: pass the parameters that were trained.")
-    for leaf in leaves:
-        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
-            raise TypeError(
-                f"params holds a leaf of {jnp.result_type(leaf)}, and curvature needs floating "
-                "point: pass the trained parameters alone, and close over the rest in loss_fn."
-            )
+    check_weights(params)
     return jax.tree.map(
         lambda x: jnp.asarray(x, jnp.promote_types(jnp.result_type(x), jnp.float32)), params
     )
