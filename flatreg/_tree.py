@@ -7,6 +7,8 @@ a NaN or Inf makes the whole direction NaN instead of getting lost.
 
 import functools
 import operator
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -74,3 +76,16 @@ def shift(
 def inner(x: Grads, y: Grads) -> jax.Array:
     """⟨x, y⟩ over the whole tree: sums of products, because a dot would flatten sharded leaves."""
     return _sum(jax.tree.map(lambda x, y: _wide(x) * _wide(y), x, y))
+
+
+def named_leaves(tree: Params) -> dict[str, Any]:
+    """Leaves by their paths, such as ``"params/Dense_0/kernel"``."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): x for path, x in leaves}
+
+
+def map_named(function: Callable[..., Any], tree: Params, *trees: Params) -> Params:
+    """``function(path, leaf, *leaves)`` over trees of one structure."""
+    leaves = zip(named_leaves(tree).items(), *map(jax.tree.leaves, trees), strict=True)
+    mapped = [function(path, x, *others) for (path, x), *others in leaves]
+    return jax.tree.unflatten(jax.tree.structure(tree), mapped)

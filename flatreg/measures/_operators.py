@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from flatreg._checks import checked_scale
+from flatreg._tree import map_named, named_leaves
 from flatreg._types import Grads, Params, Scale
 from flatreg.measures._dataset import LossFn
 from flatreg.measures._inputs import check_loss, check_weights
@@ -150,17 +151,12 @@ def restrict(
       >>> print(measures.trace(*last_layer, probes=None).value)
       12.0
     """
-    leaves, structure = jax.tree.flatten(params)
-    paths = [
-        jax.tree_util.keystr(path, simple=True, separator="/")
-        for path, _ in jax.tree_util.tree_leaves_with_path(params)
-    ]
-    chosen = {path: x for path, x in zip(paths, leaves, strict=True) if where(path)}
+    leaves = named_leaves(params)
+    chosen = {path: x for path, x in leaves.items() if where(path)}
     if not chosen:
-        raise ValueError(f"where picks no leaf: their paths are {', '.join(paths)}.")
+        raise ValueError(f"where picks no leaf: their paths are {', '.join(leaves)}.")
 
     def restricted(chosen: dict[str, jax.Array]) -> jax.Array:
-        filled = [chosen.get(path, x) for path, x in zip(paths, leaves, strict=True)]
-        return loss_fn(jax.tree.unflatten(structure, filled))
+        return loss_fn(map_named(lambda path, x: chosen.get(path, x), params))
 
     return restricted, chosen

@@ -1,0 +1,45 @@
+"""How far an output moves with its input: norms of layers as they act, measured and controlled.
+
+A kernel alone does not say what a convolution does. Its linear map does; a helper finds them::
+
+    maps = lipschitz.linear_maps(model.apply, variables, x)
+    sigma = lipschitz.spectral_norm(kernel, maps["params/Conv_0/kernel"])
+    print(sigma.lower, sigma.upper)
+"""
+
+from flatreg.lipschitz._certificates import certified_accuracy as certified_accuracy
+from flatreg.lipschitz._certificates import certified_radius as certified_radius
+from flatreg.lipschitz._convolution import Convolution as Convolution
+from flatreg.lipschitz._input_gradients import BatchFn as BatchFn
+from flatreg.lipschitz._input_gradients import input_gradient_penalty as input_gradient_penalty
+from flatreg.lipschitz._input_gradients import (
+    interpolated_gradient_penalty as interpolated_gradient_penalty,
+)
+from flatreg.lipschitz._input_sensitivity import InputSensitivity as InputSensitivity
+from flatreg.lipschitz._input_sensitivity import geometric_complexity as geometric_complexity
+from flatreg.lipschitz._input_sensitivity import input_sensitivity as input_sensitivity
+from flatreg.lipschitz._kernels import Operators as Operators
+from flatreg.lipschitz._kernels import PowerState as PowerState
+from flatreg.lipschitz._kernels import Where as Where
+from flatreg.lipschitz._linear_maps import Dense as Dense
+from flatreg.lipschitz._linear_maps import Linear as Linear
+from flatreg.lipschitz._linear_maps import LinearMap as LinearMap
+from flatreg.lipschitz._lower_bound import LipschitzLowerBound as LipschitzLowerBound
+from flatreg.lipschitz._lower_bound import lipschitz_lower_bound as lipschitz_lower_bound
+from flatreg.lipschitz._network_bound import LipschitzBound as LipschitzBound
+from flatreg.lipschitz._network_bound import lipschitz_bound as lipschitz_bound
+from flatreg.lipschitz._normalization import (
+    spectral_normalization_state as spectral_normalization_state,
+)
+from flatreg.lipschitz._normalization import spectral_normalize as spectral_normalize
+from flatreg.lipschitz._norms import Interval as Interval
+from flatreg.lipschitz._norms import frobenius_norm as frobenius_norm
+from flatreg.lipschitz._norms import induced_norm as induced_norm
+from flatreg.lipschitz._norms import spectral_norm as spectral_norm
+from flatreg.lipschitz._penalties import orthogonality_penalty as orthogonality_penalty
+from flatreg.lipschitz._penalties import spectral_norm_penalty as spectral_norm_penalty
+from flatreg.lipschitz._power_iteration import power_iteration as power_iteration
+from flatreg.lipschitz._projections import project_norm as project_norm
+from flatreg.lipschitz._projections import project_spectral_norm as project_spectral_norm
+from flatreg.lipschitz._tracing import linear_maps as linear_maps
+from flatreg.lipschitz._upper_bounds import spectral_norm_upper_bound as spectral_norm_upper_bound

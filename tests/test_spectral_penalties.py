@@ -1,0 +1,341 @@
+"""Penalties, projections and normalization of spectral norms, against SVDs of dense operators."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import PartitionSpec as P
+
+import flatreg
+from flatreg import checkpoint, lipschitz
+
+KEY = jax.random.key(0)
+# The kernels of a network by the shape of what they map, all with a gap between singular values.
+OPERATORS = {
+    "dense/kernel": lipschitz.Dense(),
+    "conv/kernel": lipschitz.Convolution((6, 6, 2), strides=2),
+}
+
+
+def network(dtype=jnp.float32):
+    keys = jax.random.split(KEY, 2)
+    return {
+        "dense": {
+            "kernel": jax.random.normal(keys[0], (9, 4), dtype),
+            "bias": jnp.ones(4, dtype),
+        },
+        "conv": {"kernel": jax.random.normal(keys[1], (3, 3, 2, 3), dtype) / 2},
+    }
+
+
+def dense_operator(kernel, linear_map):
+    """The matrix of the linear map, from its values on a basis."""
+    shape = linear_map.input_shape_of(kernel)
+    basis = jnp.eye(np.prod(shape), dtype=kernel.dtype).reshape(-1, *shape)
+    return jax.vmap(lambda x: linear_map.apply(kernel, x).ravel())(basis)
+
+
+def norm(kernel, linear_map):
+    return jnp.linalg.svd(dense_operator(kernel, linear_map), compute_uv=False)[0]
+
+
+def norms(params, operators=OPERATORS):
+    return {path: norm(params[path.split("/")[0]]["kernel"], m) for path, m in operators.items()}
+
+
+def train(tx, steps=200, params=None, after_step=lambda params: None):
+    """Adam pulls all weights up, beyond any bound."""
+    params = network() if params is None else params
+    chain = optax.chain(optax.adam(0.02), tx)
+
+    @jax.jit
+    def step(params, state):
+        grads = jax.tree.map(lambda w: -jnp.cos(7 * w) - 1, params)
+        updates, state = chain.update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+        return params, state, after_step(params)
+
+    state, seen = chain.init(params), []
+    for _ in range(steps):
+        params, state, found = step(params, state)
+        seen.append(found)
+    return params, seen
+
+
+def converged(tx, params, steps=300):
+    """The update of zeros after many steps at the same parameters."""
+    zeros = optax.tree.zeros_like(params)
+
+    def step(state, _):
+        updates, state = tx.update(zeros, state, params)
+        return state, updates
+
+    return jax.tree.map(lambda x: x[-1], jax.lax.scan(step, tx.init(params), length=steps)[1])
+
+
+class TestPenalty:
+    def test_its_gradient_is_that_of_the_sum_of_squared_norms(self):
+        with jax.enable_x64(True):
+            params = network(jnp.float64)
+            tx = lipschitz.spectral_norm_penalty(0.3, KEY, operators=OPERATORS)
+            updates = jax.jit(functools.partial(converged, tx))(params)
+            expected = jax.grad(lambda w: 0.15 * sum(s**2 for s in norms(w).values()))(params)
+            for x, y in zip(jax.tree.leaves(updates), jax.tree.leaves(expected), strict=True):
+                np.testing.assert_allclose(x, y, atol=1e-6 * max(np.abs(y).max(), 1e-3))
+            assert not updates["dense"]["bias"].any()
+
+    def test_the_norm_is_homogeneous(self):
+        """⟨∇σ, W⟩ = σ, and 50 warm-up iterations in the first update suffice for a wide gap."""
+        params = {"kernel": jnp.diag(jnp.array([1.0, 2.0, 5.0]))}
+        tx = lipschitz.spectral_norm_penalty(1.0, KEY)
+        updates, state = tx.update(optax.tree.zeros_like(params), tx.init(params), params)
+        assert state.norms["kernel"] == pytest.approx(5, rel=1e-6)
+        inner = float(jnp.vdot(updates["kernel"], params["kernel"]))  # of σ∇σ
+        assert inner == pytest.approx(25, rel=1e-6)
+
+    def test_without_operators_a_convolution_is_bounded_by_its_symbol(self):
+        params = {"kernel": jnp.ones((3, 3, 1, 1))}
+        tx = lipschitz.spectral_norm_penalty(1.0, KEY)
+        _, state = tx.update(optax.tree.zeros_like(params), tx.init(params), params)
+        assert 8.9 < state.norms["kernel"] <= 9 * (1 + 1e-6)  # by 51 iterations
+
+    def test_orthogonality_is_autodiffs_and_zero_for_orthogonal_kernels(self):
+        tx = lipschitz.orthogonality_penalty(0.3)
+        for shape in ((5, 3), (3, 5), (3, 3, 1, 4)):
+            kernel = jax.random.normal(KEY, shape)
+            matrix = kernel.reshape(-1, shape[-1])
+            tall = matrix if matrix.shape[0] >= matrix.shape[1] else matrix.T
+            gram = tall.T @ tall
+            slope = (0.6 * tall @ (gram - jnp.eye(len(gram)))).reshape(tall.shape)
+            slope = slope if tall is matrix else slope.T
+            params = {"kernel": kernel}
+            update, _ = tx.update(optax.tree.zeros_like(params), tx.init(params), params)
+            np.testing.assert_allclose(update["kernel"], slope.reshape(shape), rtol=1e-4, atol=1e-5)
+        flat = {"kernel": jnp.linalg.qr(jax.random.normal(KEY, (5, 3)))[0]}
+        update, _ = tx.update(optax.tree.zeros_like(flat), tx.init(flat), flat)
+        np.testing.assert_allclose(update["kernel"], 0, atol=1e-6)
+
+
+class TestProjection:
+    def test_upper_bound_holds_after_every_step(self):
+        tx = lipschitz.project_spectral_norm(1.5, norm="upper_bound", operators=OPERATORS)
+        params, seen = train(tx, after_step=norms)
+        for found in seen:
+            assert max(found.values()) <= 1.5 * (1 + 1e-5)
+        assert norms(params)["dense/kernel"] > 1.49  # it binds, and costs a dense kernel nothing
+        assert params["dense"]["bias"].min() > 2  # which nobody bounds
+
+    def test_power_iteration_has_caught_up_after_200_steps(self):
+        tx = lipschitz.project_spectral_norm(1.5, operators=OPERATORS)
+        params, seen = train(tx, after_step=norms)
+        overshoot = max(max(found.values()) for found in seen) / 1.5 - 1
+        print(f"overshoot on the way: {overshoot:.1e}")
+        assert max(seen[-1].values()) <= 1.5 * (1 + 1e-3)
+        assert min(norms(params).values()) > 1.49
+
+    @pytest.mark.parametrize("ord", [1, jnp.inf])
+    def test_induced_norms_stay_bounded(self, ord):
+        def dense(params):
+            return jnp.linalg.norm(params["dense"]["kernel"].T, ord)  # y = Wᵀx
+
+        tx = lipschitz.project_norm(ord, 2.0, where=lambda path: path == "dense/kernel")
+        _, seen = train(tx, 50, after_step=dense)
+        assert max(seen) <= 2 * (1 + 1e-5)
+        assert seen[-1] > 1.99
+
+    def test_every_other_step_projects_on_every_other_step(self):
+        tx = lipschitz.project_spectral_norm(1.5, norm="upper_bound", operators=OPERATORS)
+        _, seen = train(flatreg.every(2, tx), 100, after_step=norms)
+        above = [bool(max(found.values()) > 1.5 * (1 + 1e-5)) for found in seen]
+        assert not any(above[::2])
+        assert all(above[51::2])
+
+    def test_layers_get_bounds_of_their_own(self):
+        tx = optax.chain(
+            lipschitz.project_spectral_norm(0.5, where=lambda path: path == "dense/kernel"),
+            lipschitz.project_spectral_norm(optax.constant_schedule(2.0), operators=OPERATORS),
+        )
+        found = norms(train(tx, 50)[0])
+        assert found["dense/kernel"] == pytest.approx(0.5, rel=1e-3)
+        assert found["conv/kernel"] == pytest.approx(2, rel=1e-3)
+
+
+class TestNormalization:
+    def test_norms_become_the_bound_and_gradients_are_autodiffs_of_the_svd(self):
+        with jax.enable_x64(True):
+            params = network(jnp.float64)
+            state = lipschitz.spectral_normalization_state(params, KEY, operators=OPERATORS)
+            weights = jax.tree.map(jnp.sin, params)
+
+            def normalize(params, state):
+                return lipschitz.spectral_normalize(params, state, bound=2, operators=OPERATORS)
+
+            def loss(params, state):
+                normalized, state = normalize(params, state)
+                return optax.tree.vdot(weights, normalized), state
+
+            def exact_loss(params):
+                sigma = norms(params)
+                for path, s in sigma.items():
+                    layer = path.split("/")[0]
+                    kernel = 2 * params[layer]["kernel"] / s
+                    params = params | {layer: params[layer] | {"kernel": kernel}}
+                return optax.tree.vdot(weights, params)
+
+            state = jax.lax.scan(lambda s, _: (normalize(params, s)[1], None), state, length=300)[0]
+            for sigma in norms(normalize(params, state)[0]).values():
+                assert sigma == pytest.approx(2, rel=1e-9)
+            grads = jax.grad(loss, has_aux=True)(params, state)[0]
+            expected = jax.grad(exact_loss)(params)
+            for x, y in zip(jax.tree.leaves(grads), jax.tree.leaves(expected), strict=True):
+                np.testing.assert_allclose(x, y, atol=1e-6)
+
+
+TRANSFORMATIONS = {
+    "penalty": lipschitz.spectral_norm_penalty(0.1, KEY),
+    "orthogonality": lipschitz.orthogonality_penalty(0.1),
+    "power": lipschitz.project_spectral_norm(1.0),
+    "upper_bound": lipschitz.project_spectral_norm(1.0, norm="upper_bound"),
+}
+every_transformation = pytest.mark.parametrize("name", TRANSFORMATIONS)
+KERNELS = {
+    "zero": jnp.zeros((3, 3, 2, 2)),
+    "rank one": jnp.ones((3, 3, 2, 2)),
+    "1×1": jnp.ones((1, 1, 2, 3)),
+    "one channel": jnp.ones((3, 1, 1)),
+    "equal singular values": jnp.eye(4),
+    "zero matrix": jnp.zeros((3, 4)),
+}
+
+
+@every_transformation
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_degenerate_kernels_stay_finite_and_state_keeps_its_types(name, dtype):
+    params = {case: {"kernel": kernel.astype(dtype)} for case, kernel in KERNELS.items()}
+    tx = TRANSFORMATIONS[name]
+
+    def step(carry, _):
+        params, state = carry
+        updates, state = tx.update(optax.tree.zeros_like(params), state, params)
+        return (optax.apply_updates(params, updates), state), updates
+
+    (params, state), updates = jax.jit(
+        lambda params: jax.lax.scan(step, (params, tx.init(params)), length=3)
+    )(params)
+    assert all(jnp.isfinite(x).all() for x in jax.tree.leaves((params, updates, state)))
+    assert {x.dtype for x in jax.tree.leaves(params)} == {np.dtype(dtype)}
+    if name in ("power", "upper_bound"):
+        eps = float(jnp.finfo(dtype).eps)
+        for case in ("equal singular values", "1×1", "rank one"):
+            sigma = lipschitz.spectral_norm_upper_bound(params[case]["kernel"])
+            assert sigma <= 1.05 * (1 + 4 * eps)
+
+
+@every_transformation
+def test_init_reads_no_values_and_state_round_trips(name, tmp_path):
+    tx, params = TRANSFORMATIONS[name], network()
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
+    state = tx.init(shapes)
+    assert jax.tree.map(jnp.shape, state) == jax.tree.map(jnp.shape, tx.init(params))
+    _, state = tx.update(optax.tree.zeros_like(params), state, params)
+    checkpoint.save(tmp_path / "state", state)
+    restored = checkpoint.restore(tmp_path / "state", state)
+    for x, y in zip(jax.tree.leaves(restored), jax.tree.leaves(state), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+@every_transformation
+def test_sharded_kernels_give_the_same(name):
+    tx, params = TRANSFORMATIONS[name], {"kernel": jax.random.normal(KEY, (16, 8))}
+
+    @jax.jit
+    def update(params):
+        return tx.update(optax.tree.zeros_like(params), tx.init(params), params)[0]
+
+    expected = update(params)
+    with jax.set_mesh(jax.make_mesh((8,), ("model",), (jax.sharding.AxisType.Auto,))):
+        actual = update(jax.device_put(params, P("model")))
+    np.testing.assert_allclose(actual["kernel"], expected["kernel"], atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["penalty", "power"])
+def test_a_step_of_a_cnn_becomes_at_most_a_twentieth_dearer(name):
+    """FLOPs by XLA's analysis at batch 128; the iteration works on a single example."""
+    keys = jax.random.split(KEY, 4)
+    params = {
+        f"layer{i}": {"kernel": jax.random.normal(key, shape) / 30}
+        for i, (key, shape) in enumerate(
+            zip(keys, [(3, 3, 3, 32), (3, 3, 32, 64), (3, 3, 64, 64), (1024, 10)], strict=True)
+        )
+    }
+    x, labels = jnp.ones((128, 32, 32, 3)), jnp.zeros(128, jnp.int32)
+
+    def network(params, x):
+        for i in range(3):
+            kernel = params[f"layer{i}"]["kernel"]
+            layout = ("NHWC", "HWIO", "NHWC")
+            x = jax.lax.conv_general_dilated(x, kernel, (2, 2), "SAME", dimension_numbers=layout)
+            x = jax.nn.gelu(x)
+        return x.reshape(len(x), -1) @ params["layer3"]["kernel"]
+
+    def loss(params):
+        logits = network(params, x)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+    operators = lipschitz.linear_maps(network, params, x)
+    assert len(operators) == 4
+    added = {
+        "penalty": lipschitz.spectral_norm_penalty(0.1, KEY, operators=operators),
+        "power": lipschitz.project_spectral_norm(1.0, operators=operators),
+    }
+
+    def flops(tx):
+        def step(params, state):
+            return tx.update(jax.grad(loss)(params), state, params)
+
+        return jax.jit(step).lower(params, tx.init(params)).compile().cost_analysis()["flops"]
+
+    # The warm-up's loop is counted once, and so is each of the iterations behind it.
+    assert flops(added[name]) <= 1.05 * flops(optax.identity())
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: lipschitz.spectral_norm_penalty(-0.1, KEY), "penalty must be finite and at least"),
+        (lambda: lipschitz.orthogonality_penalty(-1), "penalty must be"),
+        (lambda: lipschitz.project_spectral_norm(-1.0), "bound must be"),
+        (lambda: lipschitz.project_spectral_norm(0), "a positive bound"),
+        (lambda: lipschitz.project_spectral_norm(1.0, norm="exact"), "'power' or 'upper_bound'"),
+        (lambda: lipschitz.project_norm(1, 1.0).init(network()), "takes a dense kernel"),
+        (lambda: lipschitz.project_norm(2, 1.0).init(network()), "ord must be 1 or jnp.inf"),
+        (
+            lambda: lipschitz.project_spectral_norm(1.0).init({"w": jnp.ones((2, 2))}),
+            "where=lambda path",
+        ),
+        (
+            lambda: lipschitz.project_spectral_norm(
+                1.0, operators={"other/kernel": lipschitz.Dense()}
+            ).init(network()),
+            "operators names other/kernel",
+        ),
+        (
+            lambda: lipschitz.spectral_norm_penalty(
+                1.0, KEY, where=lambda path: "bias" in path
+            ).init(network()),
+            "dense/bias has shape",
+        ),
+        (
+            lambda: lipschitz.spectral_norm_penalty(1.0, KEY).update(
+                network(), lipschitz.spectral_norm_penalty(1.0, KEY).init(network())
+            ),
+            "tx.update",
+        ),
+    ],
+)
+def test_bad_input_is_told_what_to_write(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
