@@ -13,20 +13,9 @@ from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from benchmarks._labels import Label, place
 from benchmarks._summary import Row, number
+from flatreg.plots import COLORS
 
 PLAIN = "#555555"
-# Paul Tol's muted scheme, which stays apart for color-blind readers, its strong colors first
-COLORS = (
-    "#332288",
-    "#CC6677",
-    "#117733",
-    "#AA4499",
-    "#44AA99",
-    "#882255",
-    "#999933",
-    "#88CCEE",
-    "#DDCC77",
-)
 STYLE = {
     "figure.constrained_layout.use": True,
     "font.size": 9,
@@ -118,7 +107,7 @@ def _curves(series: list[Series], configuration: dict[str, Any]) -> Figure:
             else:
                 axes.set_title(one.label, color=one.color, weight="bold")
     for axes in shared.values():
-        _plain_numbers(axes.yaxis)
+        plain_numbers(axes.yaxis)
     _explain(
         figure,
         configuration,
@@ -149,7 +138,7 @@ def _flatness(series: list[Series], configuration: dict[str, Any]) -> Figure:
             axes.scatter(x.mean(), mean, s=75, color=one.color, edgecolors="white", zorder=3)
             labels[axes].append(Label(one.label, one.color, (x.mean(), mean)))
     left.set_xscale("log")
-    _plain_numbers(left.xaxis)
+    plain_numbers(left.xaxis)
     left.set_xlabel(r"$\lambda_{\max}$ of the training loss (flatter to the left)")
     left.set_ylabel(f"{configuration['evaluate_on']} accuracy, %")
     left.set_title("Accuracy against flatness", weight="bold")
@@ -177,7 +166,7 @@ def _explain(figure: Figure, configuration: dict[str, Any], text: str) -> None:
     figure.suptitle(f"{trained}: {text}", x=0.01, ha="left", fontsize=9)
 
 
-def _plain_numbers(axis: Axis) -> None:
+def plain_numbers(axis: Axis) -> None:
     """Ticks of a log axis at powers of ten, over few of them also in between, written plainly."""
     low, high = axis.get_view_interval()
     axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 300 * low else (1,)))
