@@ -214,6 +214,13 @@ class TestTraceAndDiagonal:
         assert 0.8 < np.mean(z**2) < 1.3
         assert abs(trace.value - sum(map(np.sum, jax.tree.leaves(diagonal.value)))) < 1e-3
 
+    def test_without_the_largest_eigenvalues_the_rest_is_known_better(self):
+        pairs = measures.top_eigenpairs(loss(), trained(), KEY, 10, steps=30)
+        plain = jax.jit(measures.trace)(loss(), trained(), KEY)
+        deflated = jax.jit(measures.trace)(loss(), trained(), KEY, deflate=pairs)
+        assert abs(deflated.value - np.trace(dense_hessian())) < 4 * deflated.standard_error
+        assert deflated.standard_error < plain.standard_error / 2
+
 
 class TestDensity:
     def test_moments_are_those_of_the_probes_and_of_the_hessian(self):
