@@ -17,23 +17,25 @@ FILES = {
     ".".join(path.relative_to(ROOT.parent).with_suffix("").parts).removesuffix(".__init__"): path
     for path in sorted(ROOT.rglob("*.py"))
 }
-# A module imports from the layers before its own. Those of the last stand side by side.
+# A module imports from the layers before its own. Packages of one layer stand side by side.
 LAYERS = [
     {"_types"},
     {"_checks", "_tree"},
     {"_batches", "_hvp", "_transform"},
     {"_combinators", "_grad_fn", "_observe", "_per_shard"},
     {"_guard"},
-    {"methods", "measures", "lipschitz", "linen", "nnx", "checkpoint"},
+    {"methods", "measures", "lipschitz", "checkpoint", "plots"},
+    {"linen", "nnx"},
 ]
-CORE = set().union(*LAYERS[:-1])
+CORE, PACKAGES = set().union(*LAYERS[:-2]), LAYERS[-2] | LAYERS[-1]
 # What else than jax and optax is imported, and where it may be.
 FRAMEWORKS = {
     "flax": {"linen", "nnx"},
     "orbax": {"checkpoint"},
     "etils": {"checkpoint"},
     "matfree": {"measures"},
-    "numpy": {*CORE, *LAYERS[-1]},
+    "matplotlib": {"plots"},
+    "numpy": {*CORE, *PACKAGES},
 }
 STANDARD = {"jax", "optax", "flatreg"}
 
@@ -134,7 +136,7 @@ def test_the_public_face_is_one_explicit_reexport_a_name():
     assert all(len(node.names) == 1 for node in reexports)
     names = [node.names[0] for node in reexports]
     assert all(alias.asname == alias.name for alias in names)
-    assert {alias.name for alias in names} | set(LAYERS[-1]) >= {
+    assert {alias.name for alias in names} | PACKAGES >= {
         name for name in dir(flatreg) if not name.startswith("_")
     }
 

@@ -34,9 +34,9 @@ MEASURES = {
     "hessian_lipschitz": lambda f, w, key: (
         measures.hessian_lipschitz(f, w, key, 0.1, starts=1, steps=2).value
     ),
-    "implicit_gradient_regularizer": lambda f, w, key: (
-        measures.implicit_gradient_regularizer(f, w)[:2]
-    ),
+    "implicit_gradient_regularizer": lambda f, w, key: measures.implicit_gradient_regularizer(f, w)[
+        :2
+    ],
     "noise_robustness": lambda f, w, key: measures.noise_robustness(
         f, w, key, jnp.array([0.1]), draws=2
     ),
