@@ -19,6 +19,7 @@ of a step has the same keys; only the clean pass's statistics and metrics are ke
 """
 
 from flatreg.linen._apply import Apply as Apply
+from flatreg.linen._spectral_norm import SpectralNorm as SpectralNorm
 from flatreg.linen._state import TrainState as TrainState
 from flatreg.linen._steps import LossFn as LossFn
 from flatreg.linen._steps import Metrics as Metrics

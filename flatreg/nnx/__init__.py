@@ -20,6 +20,7 @@ give the same.
 """
 
 from flatreg.nnx._optimizer import Optimizer as Optimizer
+from flatreg.nnx._spectral_norm import SpectralNorm as SpectralNorm
 from flatreg.nnx._steps import LossFn as LossFn
 from flatreg.nnx._steps import Metrics as Metrics
 from flatreg.nnx._steps import classification as classification
