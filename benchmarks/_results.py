@@ -98,13 +98,14 @@ def configuration(path: pathlib.Path) -> dict[str, Any]:
     return found
 
 
-def save(path: pathlib.Path, results: Results) -> None:
+def save(path: pathlib.Path, results: Results, file: str = FILE) -> None:
     """Writes the results in one piece; numbers that are not finite become null."""
     try:
         path.mkdir(parents=True, exist_ok=True)
-        part = path / f"{FILE}.part"
-        part.write_text(json.dumps(_finite(results), indent=1, allow_nan=False))
-        os.replace(part, path / FILE)
+        part = path / f"{file}.part"
+        text = json.dumps(_finite(results), indent=1, allow_nan=False)
+        part.write_text(text, encoding="utf-8")
+        os.replace(part, path / file)
     except OSError as error:
         raise UsageError(
             f"Cannot write results to {path} ({error}). Name a folder for them with --out."

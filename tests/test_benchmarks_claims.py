@@ -1,0 +1,84 @@
+"""The claims command: verdicts, what its numbers are made of, and that they come out again."""
+
+import json
+
+import numpy as np
+import pytest
+
+from benchmarks import claims
+from benchmarks._claims import Effect, effect, verdict
+
+QUICK = ("--quick", "--only=sam_and_gam,blind_to_the_gradient")
+
+
+def judged(folder):
+    assert claims.main([*QUICK, f"--out={folder}"]) == 0
+    return json.loads((folder / claims.FILE).read_text())
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("claims")
+    return folder, judged(folder)
+
+
+def test_every_number_goes_back_to_the_results_of_a_command(finished):
+    folder, written = finished
+    (run,) = written["runs"]
+    name, command = run.split(": ")
+    results = json.loads((folder / name / "results.json").read_text())
+    assert results["command"] == command
+    accuracy = {
+        (run["method"], run["seed"]): run["measured"]["test_accuracy"] for run in results["runs"]
+    }
+    sam, both = dict.fromkeys(method for method, _ in accuracy)
+    gains = [100 * (accuracy[both, seed] - accuracy[sam, seed]) for seed in (0, 1)]
+    (found,) = written["claims"]["sam_and_gam"]["effects"]
+    assert found["mean"] == pytest.approx(np.mean(gains) + 0.5)
+    assert found["seeds"] == 2
+
+
+def test_the_same_command_finds_the_same(finished, tmp_path):
+    assert judged(tmp_path)["claims"] == finished[1]["claims"]
+
+
+def test_two_basins_which_only_first_order_flatness_tells_apart(finished):
+    claim = finished[1]["claims"]["blind_to_the_gradient"]
+    assert claim["verdict"] == "reproduced"
+    assert all(one["mean"] > 0 for one in claim["effects"])
+
+
+def test_an_interval_is_students():
+    found = effect("x", [1.0, 2.0, 3.0, np.nan])
+    half = 4.302652729749464 / 3**0.5  # t of 2 degrees of freedom at 97.5%
+    assert (found.mean, found.seeds) == (2, 3)
+    np.testing.assert_allclose((found.low, found.high), (2 - half, 2 + half))
+
+
+@pytest.mark.parametrize(
+    ("intervals", "expected"),
+    [
+        ([(1, 2), (0.1, 3)], "reproduced"),
+        ([(1, 2), (-0.1, 3)], "inconclusive"),
+        ([(1, 2), (-3, -0.1)], "not reproduced"),
+        ([(np.nan, np.nan)], "inconclusive"),
+    ],
+)
+def test_a_claim_is_reproduced_if_all_its_intervals_are_above_zero(intervals, expected):
+    effects = [Effect("x", (low + high) / 2, low, high, 5) for low, high in intervals]
+    assert verdict(effects) == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--only=everything"], "there are sam_beats_sgd, "),
+        (["--seeds=1"], "needs at least 2"),
+        (["--sedes=5"], "unrecognized arguments"),
+    ],
+)
+def test_a_mistake_of_usage_is_one_paragraph(arguments, message, capsys):
+    assert claims.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
