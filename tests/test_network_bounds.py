@@ -62,6 +62,11 @@ LINEAR = {
         ),
         1.3,
     ),
+    "scaled convolution": (
+        lambda x: (convolve(normal(3, 3, 4, 2))(x) - 1) * np.array([100.0, 0.01]) / 3 + 2,
+        1.3,
+    ),
+    "scaled dense": (lambda x: (x @ normal(4, 3) + 1) * np.array([10.0, 1.0, 0.1]), 1),
     "circular convolution": (
         lambda x: nn.Conv(2, (3, 3), padding="CIRCULAR").apply(
             {"params": {"kernel": normal(3, 3, 4, 2), "bias": np.ones(2)}}, x

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.extend.core import JaxprEqn
 
 from flatreg.lipschitz._activations import Pattern, patterns
+from flatreg.lipschitz._folding import behind, folded, layer_of
 from flatreg.lipschitz._rules import combined, gain, matrices
 from flatreg.lipschitz._values import Dependent, Known, Unbounded, Value, numbered, walk
 
@@ -85,9 +86,13 @@ class Interpreter:
         bound = None if factor is None else factor * dependent[0].bound
         operation = equation.primitive.name
         is_layer = operation in {"conv_general_dilated", "dot_general"}
+        layer = layer_of(equation, operands) if is_layer else behind(equation, operands)
+        if layer is not None and bound is not None and operation in {"mul", "div"}:
+            bound = jnp.minimum(bound, folded(layer, result.shape[layer.axis]))
+            factor = bound / jnp.where(dependent[0].bound == 0, 1, dependent[0].bound)
         name = result.place if is_layer else f"{result.place} {operation}"
         found = self._found(result, dependent, factor, bound, name)
-        return found._replace(head=_head(equation, operands, result))
+        return found._replace(head=_head(equation, operands, result), layer=layer)
 
     def _found(
         self,

@@ -132,6 +132,14 @@ def matrices(kernel: Any, contracting: Sequence[int], batch: Sequence[int] = ())
 
 def _convolution(equation: JaxprEqn, operands: Sequence[Value], place: int) -> Any:
     """The operator on inputs of this size, by its certified upper bound."""
+    operator, kernel = convolution_of(equation, operands), operands[1]
+    if operator is None or not isinstance(kernel, Known):
+        return None
+    return spectral_norm_upper_bound(kernel.value, operator)
+
+
+def convolution_of(equation: JaxprEqn, operands: Sequence[Value]) -> Convolution | None:
+    """The linear map of a known kernel, if it is one of an image."""
     params = equation.params
     layout = params["dimension_numbers"]
     image, kernel = operands[0], operands[1]
@@ -142,7 +150,7 @@ def _convolution(equation: JaxprEqn, operands: Sequence[Value], place: int) -> A
         return None
     outputs, inputs, *window = layout.rhs_spec
     _, channels, *space = layout.lhs_spec
-    operator = Convolution(
+    return Convolution(
         tuple(image.shape[axis] for axis in (*space, channels)),
         strides=params["window_strides"],
         padding=params["padding"],
@@ -151,7 +159,6 @@ def _convolution(equation: JaxprEqn, operands: Sequence[Value], place: int) -> A
         feature_group_count=params["feature_group_count"],
         kernel_axes=(*window, inputs, outputs),
     )
-    return spectral_norm_upper_bound(kernel.value, operator)
 
 
 def _windows(equation: JaxprEqn, operand: Any) -> list[np.ndarray[Any, Any]]:

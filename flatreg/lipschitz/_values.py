@@ -44,6 +44,7 @@ class Dependent(NamedTuple):
       parameter: the last parameter on the way to it.
       factors: those that went into the bound, as places in a list of all.
       head: (B, W) if it is Wz + c for a z whose bound is B, W of shape (outputs, features).
+      layer: if it is a layer's output, scaled and shifted: ``_folding.Layer``.
     """
 
     shape: tuple[int, ...]
@@ -55,6 +56,7 @@ class Dependent(NamedTuple):
     parameter: str = ""
     factors: frozenset[int] = frozenset()
     head: tuple[Any, jax.Array] | None = None
+    layer: Any = None
 
 
 Value: TypeAlias = Known | Dependent
