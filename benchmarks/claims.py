@@ -57,6 +57,7 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> None:
         args.data, args.data_dir, 300 if args.quick else args.train_size, args.seeds, args.quick
     )
     bench = Bench(out, setting)
+    command = shlex.join(["python", "-m", "benchmarks.claims", *argv])
     judged: dict[str, Any] = {}
     for name in chosen:
         console.rule(name)
@@ -65,7 +66,7 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> None:
         _results.save(
             out,
             {
-                "command": shlex.join(["python", "-m", "benchmarks.claims", *argv]),
+                "command": command,
                 "setting": setting.recorded(),
                 "environment": _results.environment(),
                 "runs": sorted(bench.commands.values()),
@@ -73,6 +74,7 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> None:
             },
             FILE,
         )
+    (out / "table.md").write_text(_markdown(judged, setting, command), encoding="utf-8")
     console.rule("effects above zero are as claimed: mean [95% interval]")
     for claim in judged.values():
         _show(console, claim)
@@ -96,6 +98,33 @@ def _show(console: Console, claim: dict[str, Any]) -> None:
     for effect in claim["effects"]:
         size = f"{effect['mean']:.3g} [{effect['low']:.3g}, {effect['high']:.3g}]"
         console.print(f"    {effect['what']}: {size}, {effect['seeds']} seeds", highlight=False)
+
+
+def _markdown(judged: dict[str, Any], setting: Setting, command: str) -> str:
+    counts = [claim["verdict"] for claim in judged.values()]
+    summary = ", ".join(f"{counts.count(v)} {v}" for v in dict.fromkeys(counts))
+    lines = [
+        f"# Claims on {setting.data}",
+        "",
+        f"    {command}",
+        "",
+        f"{summary}. An effect above zero is as claimed; mean and 95% t-interval over the seeds, "
+        "which are paired. Accuracies are those of the test set, hyperparameters were chosen on "
+        "the validation split.",
+        "",
+        "| claim | effect | mean | 95% interval | verdict |",
+        "|---|---|---:|---:|---|",
+    ]
+    for claim in judged.values():
+        first = f"{claim['statement']} ({claim['source']})", f"**{claim['verdict']}**"
+        for effect in claim["effects"]:
+            interval = f"{effect['low']:.3g} to {effect['high']:.3g}"
+            what = effect["what"].replace("|", "\\|")
+            lines.append(
+                f"| {first[0]} | {what} | {effect['mean']:.3g} | {interval} | {first[1]} |"
+            )
+            first = "", ""
+    return "\n".join([*lines, ""])
 
 
 class _Parser(argparse.ArgumentParser):

@@ -99,7 +99,9 @@ def run(args: argparse.Namespace, command: Sequence[str]) -> None:
     record["table"] = [_row(n, runs, reference, ready.get(n)) for n in rows]
     _results.save(folder, record)
     _show(record, console)
-    console.print(f"Written to {folder}: {_results.FILE} and the network")
+    title = f"Curvature of an MLP of {size} weights on {len(x)} test examples of {args.data}"
+    (folder / "table.md").write_text(_markdown(record, title), encoding="utf-8")
+    console.print(f"Written to {folder}: {_results.FILE}, table.md and the network")
 
 
 def _in_turns(
@@ -139,26 +141,50 @@ def _row(
     return row
 
 
-def _show(record: dict[str, Any], console: Console) -> None:
-    columns = ("seconds", "compiling", "temporary MB", "error of λ", "trace")
-    table = Table("", *columns, box=None)
+def _lines(record: dict[str, Any]) -> list[list[str]]:
+    """The table: a heading, and a line a row."""
+    lines = [["", "seconds", "compiling", "temporary MB", "error of λ", "trace"]]
     for row in record["table"]:
         cells = [
+            row["row"],
             f"{row['seconds']:.2f}",
             f"{row['compile_seconds']:.1f}" if "compile_seconds" in row else "",
             f"{row['temporary_bytes'] / 1e6:.0f}" if "temporary_bytes" in row else "",
             f"{row['eigenvalue_error']:.1g}" if "eigenvalue_error" in row else "",
             f"{row['trace']:.4g} ± {row['standard_error']:.2g}" if "trace" in row else "",
         ]
-        table.add_row(row["row"], *cells)
-    console.print(table)
+        lines.append(cells)
+    return lines
+
+
+def _caption(record: dict[str, Any]) -> list[str]:
     exact = record["reference"]
     values = ", ".join(f"{value:.6g}" for value in exact["eigenvalues"])
-    trace = f"{exact['trace']:.4g} ± {exact['standard_error']:.2g}"
-    console.print(f"Reference: λ = {values}; trace {trace}", highlight=False)
     memory = record["temporary_bytes_over_examples"].items()
     sizes = ", ".join(f"{size / 1e6:.1f} MB for {n} examples" for n, size in memory)
-    console.print(f"Temporary memory of the eigenvalues: {sizes}", highlight=False)
+    return [
+        f"Reference: λ = {values}; trace {exact['trace']:.4g} ± {exact['standard_error']:.2g}.",
+        f"Temporary memory of the eigenvalues: {sizes}.",
+    ]
+
+
+def _show(record: dict[str, Any], console: Console) -> None:
+    heading, *lines = _lines(record)
+    table = Table(*heading, box=None)
+    for cells in lines:
+        table.add_row(*cells)
+    console.print(table)
+    for line in _caption(record):
+        console.print(line, highlight=False)
+
+
+def _markdown(record: dict[str, Any], title: str) -> str:
+    heading, *lines = _lines(record)
+    rule = ["---", *["---:"] * (len(heading) - 1)]
+    rows = [f"| {' | '.join(cells)} |" for cells in (heading, rule, *lines)]
+    return "\n\n".join(
+        [f"# {title}", f"    {record['command']}", "\n".join(rows), " ".join(_caption(record)), ""]
+    )
 
 
 class _Parser(argparse.ArgumentParser):
