@@ -105,7 +105,7 @@ def _cells(row: Row) -> list[Cell]:
         Cell(f"{row.gradients_a_step:.3g}"),
         Cell(_written("{:.2f}", row.time_ratio)),
         cell("train_loss", _written("{:.3g}", estimates["train_loss"].mean)),
-        cell("test_accuracy", _percent(estimates["test_accuracy"])),
+        cell("test_accuracy", percent(estimates["test_accuracy"])),
         cell("generalization_gap", _written("{:.3g}", estimates["generalization_gap"].mean)),
         cell("gradient_norm", _written("{:.2g}", estimates["gradient_norm"].mean)),
         cell("weight_norm", _written("{:.1f}", estimates["weight_norm"].mean)),
@@ -114,11 +114,12 @@ def _cells(row: Row) -> list[Cell]:
         cell("zeroth_order_flatness", _written("{:.3g}", estimates["zeroth_order_flatness"].mean)),
         cell("first_order_flatness", _written("{:.3g}", estimates["first_order_flatness"].mean)),
         cell("pacgen", _written("{:.0f}", estimates["pacgen"].mean)),
-        cell("noise_accuracy", _percent(estimates["noise_accuracy"])),
+        cell("noise_accuracy", percent(estimates["noise_accuracy"])),
     ]
 
 
-def _percent(estimate: Estimate) -> str:
+def percent(estimate: Estimate) -> str:
+    """A share and its standard error, as percentages."""
     return _with_error(Estimate(*(100 * value for value in estimate)), decimals=2)
 
 

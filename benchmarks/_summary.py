@@ -61,7 +61,7 @@ def summarize(runs: list[dict[str, Any]], methods: list[Method], plain: str) -> 
         label: {seed: run["measured"] for seed, run in of_seed.items() if run["measured"]}
         for label, of_seed in by_method.items()
     }
-    best = {name: _best(name, sign, measured, by_method) for name, sign in BETTER.items()}
+    best = {name: best_of(name, sign, measured, by_method) for name, sign in BETTER.items()}
     return [
         Row(
             label=method.label,
@@ -83,19 +83,21 @@ def number(value: float | None) -> float:
 
 def _estimates(measurements: list[dict[str, float | None]]) -> dict[str, Estimate]:
     return {
-        name: _estimate(np.array([number(measured[name]) for measured in measurements]))
+        name: estimate(np.array([number(measured[name]) for measured in measurements]))
         for name in Measurement._fields
     }
 
 
-def _estimate(values: np.ndarray) -> Estimate:
+def estimate(values: np.ndarray) -> Estimate:
+    """Mean and standard error of one value a seed."""
     count = len(values)
     mean = values.mean() if count else math.nan
     error = values.std(ddof=1) / math.sqrt(count) if count > 1 else math.nan
     return Estimate(float(mean), float(error))
 
 
-def _best(name: str, sign: int, measured: Any, by_method: Any) -> list[str]:
+def best_of(name: str, sign: int, measured: Any, by_method: Any) -> list[str]:
+    """The labels that no other beats, of `measured[label][seed][name]`."""
     eligible = {
         label: {seed: sign * number(m[name]) for seed, m in of_seed.items()}
         for label, of_seed in measured.items()
@@ -110,7 +112,7 @@ def _best(name: str, sign: int, measured: Any, by_method: Any) -> list[str]:
     def ties(label: str) -> bool:
         seeds = eligible[winner].keys() & eligible[label].keys()
         behind = np.array([eligible[winner][seed] - eligible[label][seed] for seed in seeds])
-        return len(seeds) > 1 and behind.mean() <= _estimate(behind).standard_error
+        return len(seeds) > 1 and behind.mean() <= estimate(behind).standard_error
 
     return [label for label in means if label == winner or ties(label)]
 
