@@ -18,6 +18,7 @@ from flatreg import measures
 
 CURVATURE_EXAMPLES = 1024  # of the training set, for the measures of flatness
 CHUNK = 2048  # examples a call, which bounds the memory
+CURVATURE_CHUNK = 256  # likewise for products with the Hessian, which store more of a large network
 NOISE = 0.5  # the standard deviation of a weight's noise, relative to the weight
 NOISE_DRAWS = 10
 PROBES = 64  # for the trace and for the diagonal
@@ -135,7 +136,7 @@ def _flatness(
     def batch_loss(params: Any, batch: tuple[jax.Array, jax.Array]) -> jax.Array:
         return _loss(model, variables, *batch, params)
 
-    loss_fn = measures.dataset_loss(batch_loss, examples, batch_size=CHUNK)
+    loss_fn = measures.dataset_loss(batch_loss, examples, batch_size=CURVATURE_CHUNK)
     keys = jax.random.split(key, 6)
     ball = {"rho": RHO, "steps": ASCENT_STEPS, "random_starts": 0}
     top = measures.top_eigenpairs(loss_fn, params, keys[0])

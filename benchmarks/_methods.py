@@ -8,6 +8,7 @@
 A new method is one row in `METHODS`.
 """
 
+import inspect
 import math
 from collections.abc import Callable
 from functools import partial
@@ -134,8 +135,14 @@ def _summand(
     every = values.pop("every", 1)
     if every < 1 or every != round(every):
         raise UsageError(f"In {whole!r}: every must be a whole number from 1, as in every=5.")
+    parameters = inspect.signature(entry.factory).parameters
+    required = {
+        key: value
+        for key, value in entry.hyperparameters.items()
+        if parameters[key].default is inspect.Parameter.empty
+    }
     try:
-        transform = entry.factory(**values)
+        transform = entry.factory(**required | values)
     except (TypeError, ValueError) as error:  # flatreg's own check, or one that is missing
         raise UsageError(f"In {whole!r}: {error} Write for example {_usage(name)}.") from error
     if every > 1:

@@ -4,8 +4,10 @@ import argparse
 from collections.abc import Sequence
 from typing import NamedTuple, NoReturn
 
+from benchmarks import _augment, _models
 from benchmarks._errors import UsageError
 
+DTYPES = ("float32", "bfloat16")
 OPTIMIZERS = ("sgd", "adamw")
 # Their hyperparameters were chosen on the validation split of digits.
 METHODS = (
@@ -27,6 +29,8 @@ class Options(NamedTuple):
     train_size: int | None
     label_noise: float
     model: str
+    dtype: str
+    augment: bool
     methods: str
     ascent_fraction: float
     optimizer: str
@@ -66,6 +70,8 @@ def parse(argv: Sequence[str] | None) -> tuple[Options, Places]:
 
 
 def _check(options: Options) -> None:
+    if options.augment:
+        _augment.check_installed()
     allowed = {
         "epochs": (options.epochs >= 1, "at least 1"),
         "seeds": (options.seeds >= 1, "at least 1"),
@@ -129,11 +135,24 @@ def _parser() -> argparse.ArgumentParser:
         "to choose hyperparameters by (default: test)",
     )
     training = parser.add_argument_group("training")
-    training.add_argument("--model", choices=("mlp", "cnn"), default="mlp")
+    training.add_argument("--model", choices=_models.NAMES, default="mlp")
+    training.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        default="float32",
+        help="in which the model computes in training; its parameters, the loss and all "
+        "measurements are float32 (default: float32)",
+    )
+    training.add_argument(
+        "--augment",
+        action="store_true",
+        help="crop each training image at random out of a padded one, and mirror half of them, by "
+        "dm-pix; for photographs rather than for digits",
+    )
     training.add_argument(
         "--methods",
         help="methods separated by commas, hyperparameters after colons, :every=5 for every fifth "
-        "step only (which on a CPU saves time with mlp alone: XLA slows convolutions down there), "
+        "step only, "
         "+ for a sum; the plain gradient goes by the optimizer's name (default: "
         f"sgd,{','.join(METHODS)})",
     )

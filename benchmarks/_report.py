@@ -172,7 +172,9 @@ def _own_errors(rows: list[Row]) -> str:
     """How exactly λ_max and the trace of a run are known, at worst over the methods."""
 
     def worst(error: str, name: str) -> str:
-        ratios = [row.measured[error].mean / abs(row.measured[name].mean) for row in rows]
+        ratios = [
+            row.measured[error].mean / (abs(row.measured[name].mean) or math.nan) for row in rows
+        ]
         return _written("{:.1g}", max(filter(math.isfinite, ratios), default=math.nan))
 
     return (

@@ -7,7 +7,7 @@ All methods start a seed from the same parameters and take the same batches and 
 
 import time
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import flax.linen as nn
 import jax
@@ -15,9 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from benchmarks import _augment
 from benchmarks._methods import Method
 from benchmarks._options import Options
 from flatreg.linen import TrainState, classification, make_train_step
+
+AUGMENTING = 2**16  # folded into a step's key; call c of the model has c
 
 
 class Program(NamedTuple):
@@ -49,6 +52,7 @@ def build(
     tx = optax.chain(method.transform, _base_optimizer(options, steps))
     train_step = make_train_step(classification, ascent_fraction=method.ascent_fraction)
     example = x[:1]
+    model = model.clone(dtype=jnp.dtype(options.dtype))
 
     def init(key: jax.Array) -> TrainState:
         return TrainState.init(model, tx, key, example, train=False)
@@ -58,7 +62,12 @@ def build(
     ) -> tuple[TrainState, jax.Array]:
         start = state.step % steps_per_epoch * options.batch_size
         batch = jax.lax.dynamic_slice_in_dim(order, start, options.batch_size)
-        state, metrics = train_step(state, (x[batch], y[batch]))
+        inputs = x[batch]
+        if options.augment:
+            key = jax.random.fold_in(cast(jax.Array, state.key), state.step)
+            key = jax.random.fold_in(key, AUGMENTING)
+            inputs = _augment.crop_and_flip(key, inputs)
+        state, metrics = train_step(state, (inputs, y[batch]))
         return state, metrics["loss"]
 
     init = jax.jit(init)

@@ -8,11 +8,12 @@ The story is `run`. Where the rest lives:
     _options.py   the command line            _progress.py   the bar
     _sources.py   files and downloads         _results.py    results.json, resuming
     _data.py      check, split, standardize   _summary.py    means, errors, what is best
-    _models.py    mlp and cnn                 _report.py     the table
+    _models.py    mlp, cnn, resnet18, vit     _report.py     the table
     _methods.py   names, costs, grammar       _plots.py      curves, accuracy and flatness
     _train.py     the compiled step, looped   _labels.py     labels that do not overlap
     _measure.py   what a network ended as     _runs.py       trains and measures what is missing
     _convolution.py   fast on CPUs            _saved_models.py   for benchmarks.measure
+    _augment.py   random crops and flips
 """
 
 import os
@@ -63,6 +64,11 @@ def run(argv: Sequence[str]) -> int:
         raise UsageError(
             f"--batch-size {options.batch_size} is more than the {len(data.x_train)} training "
             f"examples. Give --batch-size {len(data.x_train)} or less."
+        )
+    if options.augment and data.x_train.ndim != 4:
+        raise UsageError(
+            f"--augment needs images, but an example here has the shape {data.x_train.shape[1:]}. "
+            "Leave it out, or save the examples as (examples, height, width, channels)."
         )
     model = _models.build(options.model, data)
 

@@ -1,5 +1,7 @@
 """The compare command from outside: its files, resuming, its errors, and what it measures."""
 
+import functools
+import importlib.util
 import json
 import pathlib
 import signal
@@ -14,7 +16,7 @@ import optax
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from benchmarks import _convolution, _data, _measure, _methods, _models
+from benchmarks import _augment, _convolution, _data, _measure, _methods, _models
 from benchmarks.compare import main
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -117,6 +119,56 @@ def test_cnn_with_adamw_label_noise_and_a_cheap_ascent(tmp_path):
     assert results_of(tmp_path)["summary"][0]["gradients_a_step"] == pytest.approx(1.1)
 
 
+SIZES = {
+    "resnet18": {"widths": (4, 8), "blocks": 1},
+    "vit": {"width": 8, "depth": 1, "heads": 2},
+}
+
+
+@pytest.mark.parametrize("model", SIZES)
+def test_image_models_train_in_bfloat16_and_are_measured_in_float32(model, tmp_path, monkeypatch):
+    small = functools.partial(_models.build, **SIZES[model])
+    monkeypatch.setattr(_models, "build", small)
+    measured_in = []
+
+    def flatness(model, *_):  # whose own compilation takes half a minute
+        measured_in.append(model.dtype)
+        return dict.fromkeys(_measure.Measurement._fields[7:-1], 1.0)
+
+    monkeypatch.setattr(_measure, "_flatness", flatness)
+    options = (f"--model={model}", "--dtype=bfloat16", "--augment", "--methods=sam:rho=0.1")
+    assert main([*TINY, *options, f"--out={tmp_path}", "--seeds=1", "--epochs=1"]) == 0
+    results = results_of(tmp_path)
+    assert results["configuration"]["dtype"] == "bfloat16"
+    assert results["configuration"]["augment"]
+    assert np.isfinite(list(results["runs"][0]["measured"].values())).all()
+    assert measured_in == [None], "the dtype of the data, float32"
+
+
+@pytest.mark.parametrize("model", _models.NAMES)
+@pytest.mark.parametrize("size", [8, 11])
+def test_models_compute_in_their_dtype_with_parameters_in_float32(model, size):
+    x = np.zeros((2, size, size, 3), np.float32)
+    network = _models.build(model, _data.Dataset(x, np.zeros(2), x, np.zeros(2), 5))
+    for dtype in (jnp.bfloat16, jnp.float32):
+        own = network.clone(dtype=dtype)
+        init, apply = (functools.partial(f, train=False) for f in (own.init, own.apply))
+        variables = jax.eval_shape(init, jax.random.key(0), x)
+        assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+        logits = jax.eval_shape(apply, variables, x)
+        assert (logits.shape, logits.dtype) == ((2, 5), dtype)
+
+
+def test_augmentation_shifts_and_mirrors_each_image_on_its_own():
+    image = jnp.arange(1.0, 8 * 16 + 1).reshape(8, 16, 1)
+    augment = jax.jit(_augment.crop_and_flip)
+    found = np.asarray(augment(jax.random.key(0), jnp.tile(image, (400, 1, 1, 1))))
+    padded = np.pad(image, ((1, 1), (2, 2), (0, 0)))
+    crops = [padded[i : i + 8, j : j + 16] for i in range(3) for j in range(5)]
+    expected = {crop.tobytes() for one in crops for crop in (one, one[:, ::-1])}
+    assert {one.tobytes() for one in found} == expected
+
+
 @pytest.fixture
 def arrays():
     x, y = np.zeros((20, 4, 4), np.uint8), np.arange(20) % 2
@@ -150,7 +202,6 @@ def test_a_broken_file_says_what_is_wrong(expected, arrays, tmp_path, capsys):
         (["--methods=sam:r=0.1"], "sam cannot take 'r=0.1'"),
         (["--methods=sam:rho=big"], "'big' is no finite number"),
         (["--methods=sam:rho=-1"], "rho"),
-        (["--methods=gam"], "gam:rho=0.1:alpha=1"),
         (["--methods=sgd,sgd"], "twice"),
         (["--methods=sam:every=0"], "every"),
         (["--methods=sam:ascent_fraction=2"], "ascent_fraction"),
@@ -170,13 +221,34 @@ def test_a_broken_file_says_what_is_wrong(expected, arrays, tmp_path, capsys):
         (["--data=mnist", "--data-dir=nowhere"], "nowhere/mnist.npz"),
         (["--data=cifar10", "--data-dir=nowhere"], "nowhere/cifar10/train_*.npz"),
         (["--out=/dev/null/results"], "/dev/null/results"),
-        (["--model=vit"], "--model"),
+        (["--model=vgg"], "--model"),
+        (["--dtype=float16"], "--dtype"),
         (["--speed=fast"], "--help"),
     ],
 )
 def test_a_mistake_of_usage_says_what_to_write(arguments, expected, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # where results go by default, and where there are no data
     assert_usage_error(arguments, expected, capsys)
+
+
+@pytest.mark.parametrize("option", ["--model=cnn", "--model=resnet18", "--model=vit", "--augment"])
+def test_a_table_is_no_image(option, arrays, tmp_path, capsys):
+    arrays |= {name: arrays[name].reshape(20, -1) for name in ("x_train", "x_test")}
+    np.savez(tmp_path / "data.npz", **arrays)
+    options = [f"--data={tmp_path}/data.npz", "--batch-size=10", option]
+    assert_usage_error(options, f"{option.replace('=', ' ')} needs images", capsys)
+
+
+@pytest.mark.parametrize("model", ["resnet18", "vit"])
+def test_an_image_may_be_too_small(model, arrays, tmp_path, capsys):
+    np.savez(tmp_path / "data.npz", **arrays)
+    options = [f"--data={tmp_path}/data.npz", "--batch-size=10", f"--model={model}"]
+    assert_usage_error(options, "4×4. Take --model cnn", capsys)
+
+
+def test_augmentation_names_the_pip_line(monkeypatch, capsys):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert_usage_error(["--augment"], "pip install dm-pix", capsys)
 
 
 def assert_usage_error(arguments, expected, capsys):
@@ -200,6 +272,7 @@ def test_a_damaged_results_file_is_not_resumed(tmp_path, capsys):
         (" sam:rho=0.20 ", "sam:rho=0.2", 2),
         ("sam:rho=0.2:every=5", "sam:rho=0.2:every=5", 1.2),
         ("gradient_norm_penalty:penalty=0.1:ord=1", "gradient_norm_penalty:penalty=0.1:ord=1", 3),
+        ("gam", "gam", 6),  # what it needs has a value to begin with
         ("sam:rho=0.1+gam:rho=0.1:alpha=1", "sam:rho=0.1+gam:rho=0.1:alpha=1", 7),
         ("sam:rho=0.4:ascent_fraction=0.1", "sam:rho=0.4:ascent_fraction=0.1", 1.1),
     ],
