@@ -33,7 +33,9 @@ def _perturbed(
     curvature: flatreg.CurvatureScale | None, sigma: float = 0.01
 ) -> optax.GradientTransformationExtraArgs:
     """The noise is the same from every seed; initial weights and batches are not."""
-    return flatreg.perturbed_gradient(jax.random.key(0), sigma, curvature=curvature)
+    with jax.ensure_compile_time_eval():  # methods may be parsed inside of a trace
+        key = jax.random.key(0)
+    return flatreg.perturbed_gradient(key, sigma, curvature=curvature)
 
 
 # An exact Hessian-vector product counts as two gradients, which is what it costs on a large net.

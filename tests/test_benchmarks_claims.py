@@ -8,6 +8,8 @@ import pytest
 from benchmarks import claims
 from benchmarks._claims import Effect, effect, verdict
 
+pytestmark = pytest.mark.slow
+
 QUICK = ("--quick", "--only=sam_and_gam,blind_to_the_gradient")
 
 

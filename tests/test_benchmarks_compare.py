@@ -77,6 +77,7 @@ def test_a_killed_job_resumes_to_the_same_numbers(finished, tmp_path):
     assert numbers_of(tmp_path) == pytest.approx(numbers_of(finished), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_resuming_may_add_methods_and_seeds_and_keeps_what_is_there(finished, tmp_path):
     out = tmp_path / "grown"
     assert main([*TINY, f"--out={out}", "--seeds=1", "--methods=sam:rho=0.1"]) == 0
@@ -105,6 +106,7 @@ def test_a_diverged_run_is_reported(tmp_path):
     assert "2 of 2 seeds diverged" in (tmp_path / "table.md").read_text()
 
 
+@pytest.mark.slow
 def test_equal_gradient_budget_gives_dearer_methods_fewer_steps(tmp_path):
     assert main([*TINY, f"--out={tmp_path}", "--seeds=1", "--budget=gradients"]) == 0
     ends = {run["method"]: run["curve"][-1] for run in results_of(tmp_path)["runs"]}
@@ -112,6 +114,7 @@ def test_equal_gradient_budget_gives_dearer_methods_fewer_steps(tmp_path):
     assert ends["sgd"]["gradients"] == ends["sam:rho=0.1"]["gradients"]
 
 
+@pytest.mark.slow
 def test_cnn_with_adamw_label_noise_and_a_cheap_ascent(tmp_path):
     options = ("--model=cnn", "--optimizer=adamw", "--label-noise=0.4", "--evaluate-on=validation")
     methods = "--methods=sam:rho=0.1:ascent_fraction=0.1"
@@ -125,6 +128,7 @@ SIZES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", SIZES)
 def test_image_models_train_in_bfloat16_and_are_measured_in_float32(model, tmp_path, monkeypatch):
     small = functools.partial(_models.build, **SIZES[model])

@@ -8,6 +8,8 @@ import pytest
 
 from benchmarks import curvature
 
+pytestmark = pytest.mark.slow
+
 QUICK = ("--quick", "--eigenvalues=2", "--examples=100", "--epochs=20", "--repeats=1")
 
 

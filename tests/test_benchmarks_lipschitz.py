@@ -18,6 +18,8 @@ from benchmarks import (
 )
 from flatreg.lipschitz import lipschitz_bound
 
+pytestmark = pytest.mark.slow
+
 TINY = ("--train-size=150", "--epochs=3", "--seeds=2", "--radii=0.1,0.2")
 METHODS = ("spectral_normalization:1.5", "input_gradient_penalty:0.1")
 GELU = 1.1289931

@@ -7,6 +7,8 @@ import pytest
 
 from benchmarks import compare, measure
 
+pytestmark = pytest.mark.slow
+
 TINY = ("--train-size=100", "--epochs=1", "--seeds=1", "--methods=sgd,sam:rho=0.1")
 QUICK = ("--examples=100", "--batch-size=100", "--probes=4", "--ascent-steps=3")
 

@@ -8,6 +8,8 @@ from scipy.optimize import minimize
 
 from benchmarks import toy
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def found():

@@ -84,6 +84,7 @@ def test_it_reads_as_a_story(path):
         assert (FOLDER / link).is_file()
 
 
+@pytest.mark.slow
 @each
 def test_it_runs_from_start_to_end_and_ends_in_pictures(path, tmp_path):
     nbclient = pytest.importorskip("nbclient")
