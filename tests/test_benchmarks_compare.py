@@ -62,6 +62,7 @@ def test_writes_results_table_and_plots(finished):
         assert (finished / plot).read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_a_killed_job_resumes_to_the_same_numbers(finished, tmp_path):
     command = [sys.executable, "-m", "benchmarks.compare", *TINY, f"--out={tmp_path}"]
     job = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)

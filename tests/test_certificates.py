@@ -68,7 +68,7 @@ def test_of_a_linear_classifier_the_radius_is_the_distance_to_the_boundary():
         assert ((jnp.argmax(moved, axis=1) == labels) == survives).all()
 
 
-@pytest.mark.parametrize("name", ["mlp", "cnn"])
+@pytest.mark.parametrize("name", ["mlp", pytest.param("cnn", marks=pytest.mark.slow)])
 def test_no_attack_succeeds_inside_the_certified_radius(name):
     network, x, labels, bound = certificates(name)
     logits = network(x)

@@ -109,6 +109,7 @@ def test_a_loss_that_is_no_number_is_told(name):
         MEASURES[name](lambda w: w, jnp.ones(3), KEY)
 
 
+@pytest.mark.slow
 def test_curvature_of_a_convolutional_network_is_its_dense_hessians():
     """Two strided convolutions and a dense layer, 264 weights, in float32 and in batches."""
     x, labels = digits()
