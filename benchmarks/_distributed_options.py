@@ -2,9 +2,9 @@
 
 import argparse
 from collections.abc import Sequence
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple
 
-from benchmarks._errors import UsageError
+from benchmarks._errors import Parser, UsageError
 from benchmarks._methods import Method
 from benchmarks._options import OPTIMIZERS, flag
 
@@ -84,13 +84,8 @@ def check(options: Options, method: Method, devices: int, examples: int) -> None
         )
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}. {self.prog} --help lists every option.")
-
-
 def _parser(description: str | None) -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="python -m benchmarks.train_distributed",
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks import _results, compare
-from benchmarks._errors import UsageError
+from benchmarks._errors import INTERRUPTED, UsageError
 
 TUNING_SEEDS = 3
 
@@ -75,7 +75,7 @@ class Bench:
         if s.data_dir is not None:
             place.append(f"--data-dir={s.data_dir}")
         code = compare.main([*arguments, *place])
-        if code == compare.INTERRUPTED:
+        if code == INTERRUPTED:
             raise KeyboardInterrupt
         if code:
             raise UsageError(f"benchmarks.compare {shlex.join(arguments)} failed, as said above.")

@@ -2,9 +2,9 @@
 
 import argparse
 from collections.abc import Sequence
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple
 
-from benchmarks._errors import UsageError
+from benchmarks._errors import Parser, UsageError
 from benchmarks._options import flag
 
 METHODS = (
@@ -91,13 +91,8 @@ def _check(options: Options) -> None:
         )
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}. python -m benchmarks.lipschitz --help lists every option.")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="python -m benchmarks.lipschitz",
         description="Trains one network with each way to control its Lipschitz constant, and says "
         "what each costs and what can be certified of it.",

@@ -2,10 +2,10 @@
 
 import argparse
 from collections.abc import Sequence
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple
 
 from benchmarks import _augment, _models
-from benchmarks._errors import UsageError
+from benchmarks._errors import Parser, UsageError
 
 DTYPES = ("float32", "bfloat16")
 OPTIMIZERS = ("sgd", "adamw")
@@ -94,13 +94,8 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}. python -m benchmarks.compare --help lists every option.")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="python -m benchmarks.compare",
         description="Trains the plain optimizer and each method from the same seeds and batches, "
         "and says what each method bought.",

@@ -19,13 +19,13 @@ import pathlib
 import shlex
 import sys
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 from rich.console import Console
 
 from benchmarks import _results
 from benchmarks._claims import CLAIMS, Claim, Effect, verdict
-from benchmarks._errors import UsageError
+from benchmarks._errors import Parser, UsageError, exit_code
 from benchmarks._experiments import Bench, Setting
 
 FILE = "claims.json"
@@ -34,15 +34,8 @@ FILE = "claims.json"
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns 0, or 2 after a mistake of usage, or 130 when interrupted."""
     argv = sys.argv[1:] if argv is None else argv
-    try:
-        run(_parse(argv), argv)
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("Interrupted. Finished runs are kept: give the same command again.", file=sys.stderr)
-        return 130
-    return 0
+    kept = "Interrupted. Finished runs are kept: give the same command again."
+    return exit_code(lambda: run(_parse(argv), argv), kept)
 
 
 def run(args: argparse.Namespace, argv: Sequence[str]) -> None:
@@ -127,13 +120,8 @@ def _markdown(judged: dict[str, Any], setting: Setting, command: str) -> str:
     return "\n".join([*lines, ""])
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}. python -m benchmarks.claims --help lists every option.")
-
-
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = _Parser(prog="python -m benchmarks.claims", allow_abbrev=False)
+    parser = Parser(prog="python -m benchmarks.claims", allow_abbrev=False)
     parser.add_argument("--data", default="digits", help="as for benchmarks.compare (digits)")
     parser.add_argument("--data-dir", help="as for benchmarks.compare")
     parser.add_argument("--train-size", type=int, help="examples to train on (all)")

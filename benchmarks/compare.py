@@ -37,22 +37,13 @@ from benchmarks import (
     _runs,
     _summary,
 )
-from benchmarks._errors import UsageError
+from benchmarks._errors import INTERRUPTED, UsageError, exit_code
 from benchmarks._runs import Bench
-
-INTERRUPTED = 130  # the exit code by convention, 128 + SIGINT
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns 0, 2 after a mistake of usage, or 130 when interrupted."""
-    try:
-        return run(sys.argv[1:] if argv is None else argv)
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:  # while loading or reporting: no run was under way
-        print("Interrupted.", file=sys.stderr)
-        return INTERRUPTED
+    return exit_code(lambda: run(sys.argv[1:] if argv is None else argv))
 
 
 def run(argv: Sequence[str]) -> int:
@@ -136,9 +127,9 @@ def _report_all(
 if __name__ == "__main__":
     # A polite kill is an interruption too; whatever happens, finished runs are on disk.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    exit_code = main()
-    if exit_code == INTERRUPTED:
+    code = main()
+    if code == INTERRUPTED:
         # XLA's threads still compute what was dispatched, and crash if Python is torn down below.
         sys.stdout.flush()
-        os._exit(exit_code)
-    sys.exit(exit_code)
+        os._exit(code)
+    sys.exit(code)

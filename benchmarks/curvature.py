@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NoReturn
+from typing import Any
 
 import jax
 import numpy as np
@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import _curvature, _curvature_peers, _data, _models, _results, _saved_models
-from benchmarks._errors import UsageError
+from benchmarks._errors import Parser, UsageError, exit_code
 from flatreg import measures
 
 PAUSE = 0.3  # seconds between runs, in which one framework's threads stop spinning
@@ -35,15 +35,8 @@ LEAST = {"examples": 1, "epochs": 1, "repeats": 1, "probes": 2, "eigenvalues": 1
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns 0, or 2 after a mistake of usage, or 130 when interrupted."""
-    try:
-        run(_parse(argv), sys.argv[1:] if argv is None else argv)
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("Interrupted.", file=sys.stderr)
-        return 130
-    return 0
+    argv = sys.argv[1:] if argv is None else argv
+    return exit_code(lambda: run(_parse(argv), argv))
 
 
 def run(args: argparse.Namespace, command: Sequence[str]) -> None:
@@ -187,13 +180,8 @@ def _markdown(record: dict[str, Any], title: str) -> str:
     )
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}. python -m benchmarks.curvature --help lists every option.")
-
-
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = _Parser(
+    parser = Parser(
         prog="python -m benchmarks.curvature",
         description=main.__doc__,
         allow_abbrev=False,

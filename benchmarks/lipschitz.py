@@ -44,21 +44,15 @@ from benchmarks import (
     _report,
     _results,
 )
-from benchmarks._errors import UsageError
+from benchmarks._errors import UsageError, exit_code
 from benchmarks._lipschitz_options import Options
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns 0, or 2 after a mistake of usage, or 130 when interrupted."""
-    try:
-        run(sys.argv[1:] if argv is None else argv)
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("Interrupted. The seeds that were finished are in results.json.", file=sys.stderr)
-        return 130
-    return 0
+    argv = sys.argv[1:] if argv is None else argv
+    kept = "Interrupted. The seeds that were finished are in results.json."
+    return exit_code(lambda: run(argv), kept)
 
 
 def run(argv: Sequence[str]) -> None:

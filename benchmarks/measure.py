@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, NoReturn
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -24,22 +24,14 @@ import optax
 from rich.console import Console
 
 from benchmarks import _data, _flatness_plots, _models, _results, _saved_models
-from benchmarks._errors import UsageError
+from benchmarks._errors import Parser, UsageError, exit_code
 from benchmarks._flatness import Settings, describe, numbers, plan
 from flatreg import measures
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns 0, or 2 after a mistake of usage, or 130 when interrupted."""
-    try:
-        run(_parse(argv))
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("Interrupted.", file=sys.stderr)
-        return 130
-    return 0
+    return exit_code(lambda: run(_parse(argv)))
 
 
 def run(args: argparse.Namespace) -> None:
@@ -96,13 +88,8 @@ def _loss(model: nn.Module, variables: Any, params: Any, batch: Any) -> jax.Arra
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}. python -m benchmarks.measure --help lists every option.")
-
-
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = _Parser(prog="python -m benchmarks.measure", description=__doc__.split("\n")[0])
+    parser = Parser(prog="python -m benchmarks.measure", description=__doc__.split("\n")[0])
     parser.add_argument("results", help="folder of python -m benchmarks.compare --save-models")
     parser.add_argument("--method", help="as the comparison lists it (default: its first)")
     parser.add_argument("--seed", type=int, default=0)

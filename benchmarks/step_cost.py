@@ -15,7 +15,7 @@ import argparse
 import shlex
 import sys
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -24,7 +24,7 @@ import numpy as np
 from rich.console import Console
 
 from benchmarks import _data, _models, _results, _step_cost, _step_cost_peers, _step_cost_table
-from benchmarks._errors import UsageError
+from benchmarks._errors import Parser, UsageError, exit_code
 from benchmarks._methods import METHODS
 from benchmarks._step_cost import GRADIENT, OPTIMIZERS
 from benchmarks._step_cost_goals import goals
@@ -55,15 +55,7 @@ CLASSES = 10
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns 0, or 2 after a mistake of usage, or 130 when interrupted."""
     argv = sys.argv[1:] if argv is None else argv
-    try:
-        run(_parse(argv), argv)
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("Interrupted.", file=sys.stderr)
-        return 130
-    return 0
+    return exit_code(lambda: run(_parse(argv), argv))
 
 
 def run(args: argparse.Namespace, command: Sequence[str]) -> None:
@@ -143,13 +135,8 @@ def _measure(
     }
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}. python -m benchmarks.step_cost --help lists every option.")
-
-
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = _Parser(
+    parser = Parser(
         prog="python -m benchmarks.step_cost",
         description=(__doc__ or "").split("\n")[0],
         allow_abbrev=False,

@@ -36,7 +36,7 @@ from benchmarks import _data, _distributed, _distributed_options, _methods, _mod
 from benchmarks._checkpoints import Checkpoints
 from benchmarks._data import Dataset
 from benchmarks._distributed_options import Options
-from benchmarks._errors import UsageError
+from benchmarks._errors import UsageError, exit_code
 from flatreg.linen import TrainState, classification, make_eval_step, make_train_step
 
 
@@ -60,17 +60,13 @@ class Result(NamedTuple):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns 0, or 2 after a mistake of usage, or 130 when interrupted."""
-    try:
+
+    def command() -> None:
         options = _distributed_options.parse(argv, __doc__)
         _distributed.connect(options.coordinator, options.processes, options.process_id)
         train(options, _distributed.make_mesh(options.axes))
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("Interrupted. With --checkpoint the same command goes on.", file=sys.stderr)
-        return 130
-    return 0
+
+    return exit_code(command, "Interrupted. With --checkpoint the same command goes on.")
 
 
 def train(options: Options, mesh: Mesh) -> Result:
