@@ -4,15 +4,17 @@ import hashlib
 import json
 import pathlib
 import shlex
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks import _results, compare
+from benchmarks import _data, _options, _results, compare, lipschitz
 from benchmarks._errors import INTERRUPTED, UsageError
 
 TUNING_SEEDS = 3
+ACCURACY = "test_accuracy"
 
 
 class Setting(NamedTuple):
@@ -21,6 +23,8 @@ class Setting(NamedTuple):
     data: str
     data_dir: str | None
     train_size: int | None
+    model: str
+    epochs: int | None
     seeds: int
     quick: bool
 
@@ -29,20 +33,41 @@ class Setting(NamedTuple):
         return {name: value for name, value in self._asdict().items() if name != "data_dir"}
 
 
-class Runs(NamedTuple):
-    """The measured numbers of one comparison."""
+class Recipe(NamedTuple):
+    """How long all methods train."""
 
-    records: dict[tuple[str, int], dict[str, float]]
+    epochs: int
+    batch_size: int
+    examples: int
+
+
+class Runs(NamedTuple):
+    """The records of one comparison, by method and seed."""
+
+    records: dict[tuple[str, int], dict[str, Any]]
 
     def of(self, method: str, name: str) -> np.ndarray:
         """A measured quantity of a method, one value a seed; NaN where it diverged."""
-        return np.array(
-            [
-                np.nan if measured is None or measured[name] is None else measured[name]
-                for (label, _), measured in sorted(self.records.items())
-                if label == method
-            ]
-        )
+        measured = [record["measured"] or {} for record in self._seeds(method)]
+        return np.array([np.nan if m.get(name) is None else m[name] for m in measured])
+
+    def along(self, method: str) -> list[list[dict[str, float]]]:
+        """What was measured in the course of training, a list a seed."""
+        return [
+            [epoch["curvature"] for epoch in record["curve"] if "curvature" in epoch]
+            for record in self._seeds(method)
+        ]
+
+    def time(self, method: str, plain: str) -> float:
+        """A step's time in the plain one's, the median over the seeds."""
+        seconds = [
+            [np.median([e["seconds_a_step"] for e in r["curve"]]) for r in self._seeds(label)]
+            for label in (method, plain)
+        ]
+        return float(np.median(np.divide(*seconds)))
+
+    def _seeds(self, method: str) -> list[dict[str, Any]]:
+        return [record for (label, _), record in sorted(self.records.items()) if label == method]
 
 
 class Bench:
@@ -52,52 +77,115 @@ class Bench:
         self.out, self.setting = out, setting
         self.commands: dict[str, str] = {}  # by folder
 
+    def recipe(self) -> Recipe:
+        """What `benchmarks.compare` makes of the setting."""
+        s = self.setting
+        arguments = [f"--data={s.data}"] + ([] if s.epochs is None else [f"--epochs={s.epochs}"])
+        options, _ = _options.parse(arguments)
+        data = _data.load(s.data, s.data_dir, s.train_size, "test")
+        return Recipe(options.epochs, options.batch_size, len(data.x_train))
+
     def compare(
         self,
         methods: Sequence[str],
         options: Sequence[str] = (),
         *,
+        flatness: str = "no",
         seeds: int | None = None,
         evaluate_on: str = "test",
     ) -> Runs:
         """The methods side by side, with further options of `benchmarks.compare`."""
+        s, seeds = self.setting, seeds or self.setting.seeds
+        arguments = [f"--model={s.model}", f"--evaluate-on={evaluate_on}", f"--flatness={flatness}"]
+        if s.epochs is not None:
+            arguments.append(f"--epochs={s.epochs}")
+        # Runs of the same options share a folder; more methods and seeds add to it.
+        results = self._make(
+            compare.main,
+            "compare",
+            [*arguments, *options],
+            [f"--methods={','.join(methods)}", f"--seeds={seeds}"],
+            ["--resume"],
+        )
+        return Runs(
+            {
+                (run["method"], run["seed"]): run
+                for run in results["runs"]
+                if run["method"] in methods and run["seed"] < seeds
+            }
+        )
+
+    def lipschitz(self, methods: Sequence[str]) -> list[dict[str, Any]]:
+        """The runs of `benchmarks.lipschitz` with these methods; made at once or not at all."""
+        arguments = [f"--methods={','.join(methods)}", f"--seeds={self.setting.seeds}"]
+        if self.setting.epochs is not None:
+            arguments.append(f"--epochs={self.setting.epochs}")
+        results = self._make(lipschitz.main, "lipschitz", arguments, [], [])
+        return list(results["runs"])
+
+    def _make(
+        self,
+        main: Callable[[Sequence[str]], int],
+        command: str,
+        arguments: Sequence[str],
+        growing: Sequence[str],
+        resume: Sequence[str],
+    ) -> dict[str, Any]:
+        """Runs a command in the folder of its arguments and returns the results."""
         s = self.setting
-        arguments = [f"--data={s.data}", f"--evaluate-on={evaluate_on}", *options]
+        arguments = [f"--data={s.data}", *arguments]
         if s.train_size is not None:
             arguments.append(f"--train-size={s.train_size}")
-        if s.quick and not any(option.startswith("--epochs") for option in options):
-            arguments.append("--epochs=3")
-        # Runs of the same options share a folder; more methods and seeds add to it.
-        name = hashlib.sha256(shlex.join(sorted(arguments)).encode()).hexdigest()[:10]
-        arguments += [f"--methods={','.join(methods)}", f"--seeds={seeds or s.seeds}"]
+        identity = shlex.join(sorted([command, *arguments]))
+        name = hashlib.sha256(identity.encode()).hexdigest()[:10]
         folder = self.out / name
-        place = [f"--out={folder}", "--resume"]
+        file = folder / _results.FILE
+        if not resume and file.exists():
+            if "summary" in json.loads(file.read_text()):
+                main = _nothing
+            else:
+                shutil.rmtree(folder)  # was interrupted, and cannot go on
+        place = [f"--out={folder}", *resume]
         if s.data_dir is not None:
             place.append(f"--data-dir={s.data_dir}")
-        code = compare.main([*arguments, *place])
+        code = main([*arguments, *growing, *place])
         if code == INTERRUPTED:
             raise KeyboardInterrupt
         if code:
-            raise UsageError(f"benchmarks.compare {shlex.join(arguments)} failed, as said above.")
-        results = json.loads((folder / _results.FILE).read_text())
+            raise UsageError(f"benchmarks.{command} {shlex.join(arguments)} failed, as said above.")
+        results: dict[str, Any] = json.loads(file.read_text())
         self.commands[name] = f"{name}: {results['command']}"
-        return Runs(
-            {
-                (run["method"], run["seed"]): run["measured"]
-                for run in results["runs"]
-                if run["method"] in methods and run["seed"] < (seeds or s.seeds)
-            }
-        )
+        return results
 
     def tuned(self, grids: dict[str, Sequence[str]], options: Sequence[str] = ()) -> dict[str, str]:
         """Of each grid the setting with the best accuracy on the validation split."""
         if self.setting.quick:
             return {name: grid[len(grid) // 2] for name, grid in grids.items()}
         candidates = list(dict.fromkeys(label for grid in grids.values() for label in grid))
-        seeds = min(TUNING_SEEDS, self.setting.seeds)
-        runs = self.compare(candidates, options, seeds=seeds, evaluate_on="validation")
+        runs = self.validated(candidates, options)
 
         def accuracy(label: str) -> float:
-            return float(np.nan_to_num(runs.of(label, "test_accuracy")).mean())
+            return float(np.nan_to_num(runs.of(label, ACCURACY)).mean())
 
         return {name: max(grid, key=accuracy) for name, grid in grids.items()}
+
+    def tuned_options(
+        self, method: str, grid: Sequence[Sequence[str]], options: Sequence[str] = ()
+    ) -> Sequence[str]:
+        """Of several sets of options the one with which the method does best in validation."""
+        if self.setting.quick:
+            return grid[len(grid) // 2]
+        accuracy = [
+            np.nan_to_num(self.validated([method], [*options, *more]).of(method, ACCURACY)).mean()
+            for more in grid
+        ]
+        return grid[int(np.argmax(accuracy))]
+
+    def validated(self, methods: Sequence[str], options: Sequence[str]) -> Runs:
+        """On the validation split, with the seeds that tuning takes."""
+        seeds = min(TUNING_SEEDS, self.setting.seeds)
+        return self.compare(methods, options, seeds=seeds, evaluate_on="validation")
+
+
+def _nothing(arguments: Sequence[str]) -> int:
+    return 0

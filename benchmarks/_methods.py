@@ -2,6 +2,7 @@
 
     sam:rho=0.2                         a method and its hyperparameters
     sam:rho=0.2:every=5                 on every fifth step only, plain gradients in between
+    sam:rho=0.2:after=200               from step 200 on, plain gradients before
     sam:rho=0.05+gam:rho=0.1:alpha=1    the sum of what both add to the gradient
     sam:rho=0.4:ascent_fraction=0.1     the clean pass sees a tenth of the batch
 
@@ -12,19 +13,20 @@ import inspect
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import optax
 
 import flatreg
 from benchmarks._errors import UsageError
+from flatreg import lipschitz
 
 
 class Entry(NamedTuple):
     """A row of the registry: factory, gradients a step, hyperparameters with values to try."""
 
-    factory: Callable[..., optax.GradientTransformationExtraArgs]
+    factory: Callable[..., optax.GradientTransformation]
     gradients: float
     hyperparameters: dict[str, float]
 
@@ -36,6 +38,13 @@ def _perturbed(
     with jax.ensure_compile_time_eval():  # methods may be parsed inside of a trace
         key = jax.random.key(0)
     return flatreg.perturbed_gradient(key, sigma, curvature=curvature)
+
+
+def _spectral(penalty: float = 0.03) -> optax.GradientTransformation:
+    """One power iteration a step, from a start that is the same from every seed."""
+    with jax.ensure_compile_time_eval():
+        key = jax.random.key(0)
+    return lipschitz.spectral_norm_penalty(penalty, key)
 
 
 # An exact Hessian-vector product counts as two gradients, which is what it costs on a large net.
@@ -63,11 +72,16 @@ METHODS = {
     "scaled_perturbed_gradient": Entry(
         partial(_perturbed, flatreg.CurvatureScale(interval=10)), 1.6, {"sigma": 0.01}
     ),
+    # Without the layers' linear maps convolutions count as circular and of stride 1.
+    "spectral_norm_penalty": Entry(_spectral, 1, {"penalty": 0.03}),
 }
 
 
+WHEN = {"every": 1, "after": 0}  # what any method takes besides, and the least of it
+
+
 class Method(NamedTuple):
-    """One entry of `--methods`, ready to train; `cost` is in gradients a step."""
+    """One entry of `--methods`, ready to train; `cost` is in gradients a step once it acts."""
 
     label: str
     transform: optax.GradientTransformation
@@ -113,9 +127,7 @@ def _method(spec: str, optimizer: str, ascent_fraction: float) -> Method:
     )
 
 
-def _summand(
-    spec: str, whole: str, optimizer: str
-) -> tuple[str, optax.GradientTransformationExtraArgs, float]:
+def _summand(spec: str, whole: str, optimizer: str) -> tuple[str, Any, float]:
     """One method of a sum: its label, its transformation and its gradients a step."""
     name, *settings = spec.split(":")
     if name not in METHODS:
@@ -127,16 +139,20 @@ def _summand(
     entry, values = METHODS[name], {}
     for setting in settings:
         key, _, text = setting.partition("=")
-        if key not in (*entry.hyperparameters, "every") or key in values:
+        if key not in (*entry.hyperparameters, *WHEN) or key in values:
             raise UsageError(
                 f"In {whole!r}: {name} cannot take {setting!r}, or has it twice. Write "
-                f"{_usage(name)}, with :every=5 for a method that acts on each fifth step only."
+                f"{_usage(name)}, with :every=5 for a method that acts on each fifth step only, or "
+                ":after=200 for one that acts from step 200 on."
             )
         values[key] = _number(text, whole)
     label = ":".join([name, *(f"{key}={value:g}" for key, value in values.items())])
-    every = values.pop("every", 1)
-    if every < 1 or every != round(every):
-        raise UsageError(f"In {whole!r}: every must be a whole number from 1, as in every=5.")
+    every, after = (values.pop(key, least) for key, least in WHEN.items())
+    for key, value in (("every", every), ("after", after)):
+        if value < WHEN[key] or value != round(value):
+            raise UsageError(
+                f"In {whole!r}: {key} must be a whole number from {WHEN[key]}, as in {key}=5."
+            )
     parameters = inspect.signature(entry.factory).parameters
     required = {
         key: value
@@ -149,6 +165,8 @@ def _summand(
         raise UsageError(f"In {whole!r}: {error} Write for example {_usage(name)}.") from error
     if every > 1:
         transform = flatreg.every(int(every), transform)
+    if after > 0:
+        transform = flatreg.after(int(after), transform)
     return label, transform, 1 + (entry.gradients - 1) / every
 
 

@@ -9,6 +9,7 @@ from benchmarks._errors import Parser, UsageError
 
 DTYPES = ("float32", "bfloat16")
 OPTIMIZERS = ("sgd", "adamw")
+FLATNESS = ("no", "end", "along")
 # Their hyperparameters were chosen on the validation split of digits.
 METHODS = (
     "sam:rho=0.3",
@@ -35,10 +36,12 @@ class Options(NamedTuple):
     ascent_fraction: float
     optimizer: str
     learning_rate: float
+    warmup_epochs: float
     weight_decay: float
     batch_size: int
     epochs: int
     budget: str
+    flatness: str
     seeds: int
 
 
@@ -78,6 +81,10 @@ def _check(options: Options) -> None:
         "batch_size": (options.batch_size >= 1, "at least 1"),
         "train_size": (options.train_size is None or options.train_size >= 1, "at least 1"),
         "learning_rate": (0 < options.learning_rate < float("inf"), "a positive number"),
+        "warmup_epochs": (
+            0 <= options.warmup_epochs < options.epochs,
+            f"0 or more, and less than the {options.epochs} epochs",
+        ),
         "weight_decay": (0 <= options.weight_decay < float("inf"), "0 or a positive number"),
         "label_noise": (0 <= options.label_noise < 1, "in [0, 1), such as 0.4 for 40%"),
         "ascent_fraction": (0 < options.ascent_fraction <= 1, "in (0, 1], such as 0.1"),
@@ -130,7 +137,12 @@ def _parser() -> argparse.ArgumentParser:
         "to choose hyperparameters by (default: test)",
     )
     training = parser.add_argument_group("training")
-    training.add_argument("--model", choices=_models.NAMES, default="mlp")
+    training.add_argument(
+        "--model",
+        default="mlp",
+        help=f"{', '.join(_models.NAMES)}, with settings after colons, as in "
+        "vit:width=48:depth=2:heads=2 or mlp:dropout=0.5 (default: mlp)",
+    )
     training.add_argument(
         "--dtype",
         choices=DTYPES,
@@ -162,6 +174,12 @@ def _parser() -> argparse.ArgumentParser:
     training.add_argument(
         "--learning-rate", type=float, help="default: 0.05, on digits 0.1, with adamw 0.001"
     )
+    training.add_argument(
+        "--warmup-epochs",
+        type=float,
+        default=0.0,
+        help="in which the learning rate rises in a line from 0, before the cosine (default: 0)",
+    )
     training.add_argument("--weight-decay", type=float, help="default: 0, with adamw 0.0001")
     training.add_argument("--batch-size", type=int, help="default: 100, on digits 50")
     training.add_argument("--epochs", type=int, help="default: 25, on digits 40")
@@ -174,6 +192,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     training.add_argument("--seeds", type=int, default=5, help="default: 5")
     output = parser.add_argument_group("output")
+    output.add_argument(
+        "--flatness",
+        choices=FLATNESS,
+        default="end",
+        help="when curvature, R⁰, R¹ and PACGen are measured: not at all, at the end, or there and "
+        "λ_max and trace also along training (default: end)",
+    )
     output.add_argument(
         "--out", help="folder for the results (default: a new one, such as results/digits-mlp-2)"
     )

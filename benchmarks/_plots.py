@@ -1,4 +1,6 @@
-"""Two plots: training curves with a band over the seeds; accuracy against flatness and cost."""
+"""The plots: training curves with a band over the seeds, accuracy against flatness and cost, and
+curvature along training where it was measured.
+"""
 
 import pathlib
 from typing import Any, NamedTuple
@@ -55,7 +57,7 @@ class Series(NamedTuple):
 def draw(
     folder: pathlib.Path, runs: list[dict[str, Any]], rows: list[Row], configuration: dict[str, Any]
 ) -> list[str]:
-    """Writes curves.png and flatness.png into the folder and returns their names."""
+    """Writes the plots of what was measured into the folder and returns their names."""
     plain = configuration["optimizer"]
     others = [row.label for row in rows if row.label != plain]
     colors = {plain: PLAIN} | {label: COLORS[i % len(COLORS)] for i, label in enumerate(others)}
@@ -66,7 +68,11 @@ def draw(
     ]
     if not series:  # everything diverged
         return []
-    figures = {"curves.png": _curves, "flatness.png": _flatness}
+    figures = {"curves.png": _curves}
+    if configuration["flatness"] != "no":
+        figures["flatness.png"] = _flatness
+    if configuration["flatness"] == "along":
+        figures["along.png"] = _along
     with matplotlib.rc_context(STYLE):
         for name, figure_of in figures.items():
             figure_of(series, configuration).savefig(folder / name)
@@ -116,8 +122,8 @@ def _curves(series: list[Series], configuration: dict[str, Any]) -> Figure:
     return figure
 
 
-def _band(axes: Axes, x: np.ndarray, values: np.ndarray, color: str) -> None:
-    axes.plot(x, values.mean(0), color=color, linewidth=1.6)
+def _band(axes: Axes, x: np.ndarray, values: np.ndarray, color: str, label: str = "") -> None:
+    axes.plot(x, values.mean(0), color=color, linewidth=1.6, label=label or None)
     axes.fill_between(x, values.min(0), values.max(0), color=color, alpha=0.2, linewidth=0)
 
 
@@ -147,6 +153,36 @@ def _flatness(series: list[Series], configuration: dict[str, Any]) -> Figure:
     for axes in (left, right):
         axes.margins(0.12)
         place(axes, labels[axes])
+    return figure
+
+
+def _along(series: list[Series], configuration: dict[str, Any]) -> Figure:
+    """λ_max and trace over the steps, and λ_max over the loss at which it was measured."""
+    figure = _figure(11, 3.6)
+    axes = figure.subplots(1, 3)
+    _explain(figure, configuration, "mean over seeds, band from the lowest to the highest")
+    for one in series:
+        points = [[e for e in run["curve"] if "curvature" in e] for run in one.runs]
+        found = {
+            name: np.array([[number(e["curvature"][name]) for e in run] for run in points])
+            for name in ("lambda_max", "trace", "loss")
+        }
+        steps = np.array([e["step"] for e in points[0]])
+        _band(axes[0], steps, found["lambda_max"], one.color, one.row.label)
+        _band(axes[1], steps, found["trace"], one.color)
+        axes[2].plot(
+            found["loss"].mean(0), found["lambda_max"].mean(0), "o-", color=one.color, markersize=3
+        )
+    top = r"$\lambda_{\max}$"
+    for one_axes, title in zip(axes, (top, "trace", f"{top} at the same loss"), strict=True):
+        one_axes.set_title(title, weight="bold")
+        one_axes.set_yscale("log")
+        one_axes.set_xlabel("training step")
+        plain_numbers(one_axes.yaxis)
+    axes[2].set_xscale("log")
+    axes[2].set_xlabel("training loss of the examples measured")
+    plain_numbers(axes[2].xaxis)
+    axes[0].legend(frameon=False)
     return figure
 
 

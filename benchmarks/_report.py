@@ -11,7 +11,8 @@ from rich.table import Table
 from benchmarks import _measure
 from benchmarks._summary import Estimate, Row
 
-COST_AND_FIT = 5  # columns, the first half of the table; the second is about flatness
+COST_AND_FIT = 5  # columns, the first half of the table; the second is about the minimum
+UNMEASURED = slice(8, -1)  # the columns that `--flatness no` leaves out
 
 
 class Cell(NamedTuple):
@@ -53,7 +54,11 @@ def report(rows: list[Row], configuration: dict[str, Any], dataset: dict[str, An
     title = f"{configuration['data']}: {dataset['train_examples']} training examples" + (
         f", {noise:.0%} of the labels wrong" if noise else ""
     )
-    return Report(title, headings, [_cells(row) for row in rows], _caption(rows, configuration))
+    written = [_cells(row) for row in rows]
+    if configuration["flatness"] == "no":
+        for line in (headings, *written):
+            del line[UNMEASURED]
+    return Report(title, headings, written, _caption(rows, configuration))
 
 
 def show(console: Console, report: Report) -> None:
@@ -152,19 +157,26 @@ def _caption(rows: list[Row], configuration: dict[str, Any]) -> str:
         else "A single seed, hence errors of the measurement alone: the residual of λ_max, the "
         "probes' standard error of the trace; * marks the best value."
     )
-    active = [row.measured["pacgen_active"].mean for row in rows]
-    most_active = max((value for value in active if math.isfinite(value)), default=math.nan)
+    flatness = "" if configuration["flatness"] == "no" else f"{_about_flatness(rows)} "
     return (
         f"{statistics} Gradients a step as declared: an exact Hessian-vector product counts as "
         "two, a clean pass on a part of the batch as that part. "
         f"Time: one step against {plain}'s, without compilation. Generalization gap: loss on "
         f"{configuration['evaluate_on']} examples{noisy} minus training loss. ‖∇L‖ of the whole "
-        "training loss, the other measures of flatness on at most "
-        f"{_measure.CURVATURE_EXAMPLES} of its examples, in eval mode: λ_max and trace of the "
-        f"Hessian{_own_errors(rows)}; R⁰ and R¹, the largest rise and ρ times the largest gradient "
-        f"found within ρ = {_measure.RHO:g}; PACGen's Ψ, to which curvature contributes in "
-        f"{_written('{:.1%}', most_active)} of the weights at most. Weight noise: each weight "
+        f"training loss in eval mode. {flatness}Weight noise: each weight "
         f"times 1 + {_measure.NOISE:g}ε, ε ~ N(0, 1), {_measure.NOISE_DRAWS} draws."
+    )
+
+
+def _about_flatness(rows: list[Row]) -> str:
+    """What the measures of flatness are, and on what."""
+    active = [row.measured["pacgen_active"].mean for row in rows]
+    most_active = max((value for value in active if math.isfinite(value)), default=math.nan)
+    return (
+        f"Flatness likewise, on at most {_measure.CURVATURE_EXAMPLES} training examples: λ_max and "
+        f"trace of the Hessian{_own_errors(rows)}; R⁰ and R¹, the largest rise and ρ times the "
+        f"largest gradient found within ρ = {_measure.RHO:g}; PACGen's Ψ, to which curvature "
+        f"contributes in {_written('{:.1%}', most_active)} of the weights at most."
     )
 
 

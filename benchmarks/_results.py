@@ -83,7 +83,9 @@ def start(path: pathlib.Path, fresh: Results, resume: bool) -> Results:
             f"({kept.get('command')}), or name another folder with --out."
         )
     grown = asked | {"methods": methods, "seeds": seeds}
-    return fresh | {"configuration": grown, "runs": kept["runs"]}
+    earlier = [*kept.get("earlier_commands", []), kept["command"]]
+    commands = [one for one in dict.fromkeys(earlier) if one != fresh["command"]]
+    return fresh | {"earlier_commands": commands, "configuration": grown, "runs": kept["runs"]}
 
 
 def configuration(path: pathlib.Path) -> dict[str, Any]:

@@ -13,6 +13,8 @@ from benchmarks import _data, _measure, _progress, _saved_models, _train
 from benchmarks._methods import Method
 from benchmarks._options import Options
 
+ON_THE_WAY = 2048  # test examples of the curves; in the end all of them count
+ALONG = 10  # times that `--flatness along` measures in the course of a training
 Record = dict[str, Any]  # of one finished run, as results.json keeps it
 
 
@@ -61,11 +63,13 @@ def _record(
 ) -> Record:
     """Trains a method from a seed and measures what it ended with, unless it diverged."""
     model, data, options, models = bench
-    curve: list[dict[str, float]] = []
+    curve: list[dict[str, Any]] = []
     steps = 0
     for epoch in _train.epochs(program, seed, data.x_train, data.y_train):
         variables = epoch.state.variables
-        test = _measure.evaluate(model, variables, data.x_test, data.y_test)
+        test = _measure.evaluate(
+            model, variables, data.x_test[:ON_THE_WAY], data.y_test[:ON_THE_WAY]
+        )
         steps += epoch.steps
         curve.append(
             {
@@ -78,6 +82,8 @@ def _record(
             }
         )
         diverged = not math.isfinite(epoch.train_loss + test.loss)
+        if options.flatness == "along" and len(curve) % max(1, options.epochs // ALONG) == 0:
+            curve[-1] |= {"curvature": _measure.curvature(model, variables, data, seed)}
         ahead = program.steps - steps if diverged else 0
         working(f"{method.label}, seed {seed}", (epoch.steps + ahead) * method.cost)
         if diverged:
@@ -85,7 +91,14 @@ def _record(
     record = {"method": method.label, "seed": seed, "diverged": diverged, "curve": curve}
     if diverged:
         return record | {"measured": None}
-    measured = _measure.measure(model, variables, data, options.label_noise, seed)
+    measured = _measure.measure(
+        model,
+        variables,
+        data,
+        options.label_noise,
+        seed,
+        flatness=options.flatness != "no",
+    )
     if models is not None:
         _saved_models.save(models, method.label, seed, variables)
     return record | {"measured": measured._asdict()}
@@ -97,4 +110,6 @@ def _outcome(record: Record) -> str:
     if record["diverged"]:
         return f"{run}: diverged within {record['curve'][-1]['step']} steps"
     measured = record["measured"]
-    return f"{run}: accuracy {measured['test_accuracy']:.2%}, λ_max {measured['lambda_max']:.3g}"
+    flatness = measured["lambda_max"]
+    flat = f", λ_max {flatness:.3g}" if math.isfinite(flatness) else ""
+    return f"{run}: accuracy {measured['test_accuracy']:.2%}{flat}"

@@ -49,7 +49,8 @@ def build(
     steps = options.epochs * steps_per_epoch
     if options.budget == "gradients":  # as many as the plain method evaluates in its epochs
         steps = max(1, int(steps / method.cost))
-    tx = optax.chain(method.transform, _base_optimizer(options, steps))
+    warmup = int(options.warmup_epochs / options.epochs * steps)
+    tx = optax.chain(method.transform, _base_optimizer(options, steps, warmup))
     train_step = make_train_step(classification, ascent_fraction=method.ascent_fraction)
     example = x[:1]
     model = model.clone(dtype=jnp.dtype(options.dtype))
@@ -93,8 +94,10 @@ def epochs(program: Program, seed: int, x: jax.Array, y: jax.Array) -> Iterator[
         yield Epoch(state, steps, seconds, float(np.mean(jax.device_get(losses))))
 
 
-def _base_optimizer(options: Options, steps: int) -> optax.GradientTransformation:
+def _base_optimizer(options: Options, steps: int, warmup: int) -> optax.GradientTransformation:
     schedule = optax.cosine_decay_schedule(options.learning_rate, steps)
+    if warmup:
+        schedule = optax.warmup_cosine_decay_schedule(0.0, options.learning_rate, warmup, steps)
     if options.optimizer == "adamw":
         return optax.adamw(schedule, weight_decay=options.weight_decay)
     # the decay joins the gradient behind the method, so that no method perturbs along it

@@ -2,19 +2,22 @@
 
     python -m benchmarks.claims --quick
     python -m benchmarks.claims --data fashion_mnist --train-size 6000 --data-dir DIR
-    python -m benchmarks.claims --only sam_beats_sgd,flatter_by_gam
+    python -m benchmarks.claims --model vit:width=48:depth=2:heads=2 --only zero_warmup,cheap_ascent
 
 A claim is a statement about runs of `python -m benchmarks.compare`, which this command starts one
 after another in folders of their own; so every number goes back to a results.json with the command
 that made it, an interrupted job goes on, and claims share runs. Hyperparameters are chosen on the
 validation split, from grids of the same size for every method, before the test set is looked at.
 An effect is paired over the seeds, with its 95% t-interval: a claim is *reproduced* if all of its
-intervals are above zero, *not reproduced* if one is below, else *inconclusive*. Writes claims.json.
+intervals are above zero, *not reproduced* if one is below, else *inconclusive*. Writes claims.json,
+in which further claims join those that are there.
 
-`_claims.py` lists the claims, `_experiments.py` makes their runs.
+`_claims.py` lists the claims, `_claims_accuracy.py` and `_claims_flatness.py` say what each
+predicts, `_effects.py` judges, `_experiments.py` makes the runs.
 """
 
 import argparse
+import json
 import pathlib
 import shlex
 import sys
@@ -23,8 +26,9 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks import _results
-from benchmarks._claims import CLAIMS, Claim, Effect, verdict
+from benchmarks import _claims_table, _results
+from benchmarks._claims import CLAIMS
+from benchmarks._effects import verdict
 from benchmarks._errors import Parser, UsageError, exit_code
 from benchmarks._experiments import Bench, Setting
 
@@ -45,79 +49,45 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> None:
     unknown = [name for name in chosen if name not in CLAIMS]
     if unknown:
         raise UsageError(f"--only names {', '.join(unknown)}: there are {', '.join(CLAIMS)}.")
-    out = pathlib.Path(args.out or f"results/claims-{pathlib.Path(args.data).stem}")
-    setting = Setting(
-        args.data, args.data_dir, 300 if args.quick else args.train_size, args.seeds, args.quick
-    )
+    name = f"{pathlib.Path(args.data).stem}-{args.model.replace(':', '-')}"
+    out = pathlib.Path(args.out or f"results/claims-{name}")
+    setting = Setting(**{name: getattr(args, name) for name in Setting._fields})
     bench = Bench(out, setting)
-    command = shlex.join(["python", "-m", "benchmarks.claims", *argv])
-    judged: dict[str, Any] = {}
+    record = _earlier(out, setting)
     for name in chosen:
         console.rule(name)
         effects = CLAIMS[name].effects(bench)
-        judged[name] = _as_dict(CLAIMS[name], effects)
-        _results.save(
-            out,
-            {
-                "command": command,
-                "setting": setting.recorded(),
-                "environment": _results.environment(),
-                "runs": sorted(bench.commands.values()),
-                "claims": judged,
-            },
-            FILE,
+        record["environment"] = _results.environment()
+        record["runs"] = sorted({*record["runs"], *bench.commands.values()})
+        record["claims"][name] = {
+            "statement": CLAIMS[name].statement,
+            "source": CLAIMS[name].source,
+            "command": shlex.join(["python", "-m", "benchmarks.claims", *argv]),
+            "verdict": verdict(effects),
+            "effects": [effect._asdict() for effect in effects],
+        }
+        _results.save(out, record, FILE)
+    # in the order of the registry, whatever was tried first
+    claims = {name: record["claims"][name] for name in CLAIMS if name in record["claims"]}
+    table = _claims_table.markdown(claims, setting)
+    (out / "table.md").write_text(table, encoding="utf-8")
+    _claims_table.show(claims, console)
+    console.print(f"Written to {out}: {FILE}, table.md, and a folder for each comparison")
+
+
+def _earlier(out: pathlib.Path, setting: Setting) -> dict[str, Any]:
+    """What was judged in this folder before, which claims may be added to."""
+    now = setting.recorded()
+    now.pop("seeds")  # of which each effect has its own
+    if not (out / FILE).exists():
+        return {"setting": now, "runs": [], "claims": {}}
+    kept: dict[str, Any] = json.loads((out / FILE).read_text())
+    if kept["setting"] != now:
+        raise UsageError(
+            f"{out / FILE} was made with {kept['setting']}, and now it is {now}. Name another "
+            "folder with --out."
         )
-    (out / "table.md").write_text(_markdown(judged, setting, command), encoding="utf-8")
-    console.rule("effects above zero are as claimed: mean [95% interval]")
-    for claim in judged.values():
-        _show(console, claim)
-    console.print(f"Written to {out}: {FILE}, and a folder for each comparison")
-
-
-def _as_dict(claim: Claim, effects: list[Effect]) -> dict[str, Any]:
-    return {
-        "statement": claim.statement,
-        "source": claim.source,
-        "verdict": verdict(effects),
-        "effects": [effect._asdict() for effect in effects],
-    }
-
-
-def _show(console: Console, claim: dict[str, Any]) -> None:
-    color = {"reproduced": "green", "not reproduced": "red"}.get(claim["verdict"], "yellow")
-    console.print(
-        f"[{color}]{claim['verdict']}[/]: {claim['statement']} ({claim['source']})", highlight=False
-    )
-    for effect in claim["effects"]:
-        size = f"{effect['mean']:.3g} [{effect['low']:.3g}, {effect['high']:.3g}]"
-        console.print(f"    {effect['what']}: {size}, {effect['seeds']} seeds", highlight=False)
-
-
-def _markdown(judged: dict[str, Any], setting: Setting, command: str) -> str:
-    counts = [claim["verdict"] for claim in judged.values()]
-    summary = ", ".join(f"{counts.count(v)} {v}" for v in dict.fromkeys(counts))
-    lines = [
-        f"# Claims on {setting.data}",
-        "",
-        f"    {command}",
-        "",
-        f"{summary}. An effect above zero is as claimed; mean and 95% t-interval over the seeds, "
-        "which are paired. Accuracies are those of the test set, hyperparameters were chosen on "
-        "the validation split.",
-        "",
-        "| claim | effect | mean | 95% interval | verdict |",
-        "|---|---|---:|---:|---|",
-    ]
-    for claim in judged.values():
-        first = f"{claim['statement']} ({claim['source']})", f"**{claim['verdict']}**"
-        for effect in claim["effects"]:
-            interval = f"{effect['low']:.3g} to {effect['high']:.3g}"
-            what = effect["what"].replace("|", "\\|")
-            lines.append(
-                f"| {first[0]} | {what} | {effect['mean']:.3g} | {interval} | {first[1]} |"
-            )
-            first = "", ""
-    return "\n".join([*lines, ""])
+    return kept
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -125,15 +95,18 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--data", default="digits", help="as for benchmarks.compare (digits)")
     parser.add_argument("--data-dir", help="as for benchmarks.compare")
     parser.add_argument("--train-size", type=int, help="examples to train on (all)")
+    parser.add_argument("--model", default="mlp", help="as for benchmarks.compare (mlp)")
+    parser.add_argument("--epochs", type=int, help="as for benchmarks.compare (its default)")
     parser.add_argument("--seeds", type=int, help="of each run (5, with --quick 2)")
     parser.add_argument("--only", help=f"some of {', '.join(CLAIMS)}, separated by commas")
     parser.add_argument(
         "--quick", action="store_true", help="small, to see that it works; proves nothing"
     )
-    parser.add_argument("--out", help="folder of the results (results/claims-DATA)")
+    parser.add_argument("--out", help="folder of the results (results/claims-DATA-MODEL)")
     args = parser.parse_args(argv)
-    if args.seeds is None:
-        args.seeds = 2 if args.quick else 5
+    for name, quick, full in (("seeds", 2, 5), ("train_size", 300, None), ("epochs", 3, None)):
+        if getattr(args, name) is None:
+            setattr(args, name, quick if args.quick else full)
     if args.seeds < 2:
         raise UsageError(f"--seeds {args.seeds} is out of range: an interval needs at least 2.")
     return args

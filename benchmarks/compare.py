@@ -63,7 +63,7 @@ def run(argv: Sequence[str]) -> int:
         )
     model = _models.build(options.model, data)
 
-    name = f"{pathlib.Path(options.data).stem}-{options.model}"
+    name = f"{pathlib.Path(options.data).stem}-{options.model.replace(':', '-')}"
     folder = _results.folder(places.out, name, places.resume)
     labels = [method.label for method in methods]
     fresh = {

@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 
 from benchmarks import claims
-from benchmarks._claims import Effect, effect, verdict
+from benchmarks._effects import (
+    Effect,
+    effect,
+    flatter_at_same_loss,
+    flatter_on_the_way,
+    verdict,
+)
+from benchmarks._experiments import Runs
 
 pytestmark = pytest.mark.slow
 
@@ -40,14 +47,46 @@ def test_every_number_goes_back_to_the_results_of_a_command(finished):
     assert found["seeds"] == 2
 
 
+def test_claims_join_those_that_the_folder_has(finished):
+    folder, before = finished
+    only = "--only=curvature_below_first_order"
+    assert claims.main(["--quick", only, f"--out={folder}"]) == 0
+    after = json.loads((folder / claims.FILE).read_text())
+    assert set(after["claims"]) == {*before["claims"], "curvature_below_first_order"}
+    assert set(after["runs"]) > set(before["runs"])
+    assert claims.main(["--quick", only, "--epochs=1", f"--out={folder}"]) == 2
+
+
 def test_the_same_command_finds_the_same(finished, tmp_path):
-    assert judged(tmp_path)["claims"] == finished[1]["claims"]
+    for name, claim in judged(tmp_path)["claims"].items():
+        assert claim | {"command": ""} == finished[1]["claims"][name] | {"command": ""}
 
 
 def test_two_basins_which_only_first_order_flatness_tells_apart(finished):
     claim = finished[1]["claims"]["blind_to_the_gradient"]
     assert claim["verdict"] == "reproduced"
     assert all(one["mean"] > 0 for one in claim["effects"])
+
+
+def curvatures(losses, values):
+    return {
+        "curve": [
+            {"curvature": {"loss": x, "trace": y}} for x, y in zip(losses, values, strict=True)
+        ]
+    }
+
+
+def test_flatter_by_a_factor_at_each_moment_and_at_each_loss():
+    losses = np.array([2.0, 1.0, 0.5])
+    runs = Runs(
+        {
+            # trace = loss², and 8 loss², of which the second is ahead by one moment
+            ("flat", 0): curvatures(losses, losses**2),
+            ("sharp", 0): curvatures(losses / 2, 8 * (losses / 2) ** 2),
+        }
+    )
+    assert flatter_on_the_way(runs, "flat", "sharp", "trace") == pytest.approx([1])
+    assert flatter_at_same_loss(runs, "flat", "sharp", "trace") == pytest.approx([3])
 
 
 def test_an_interval_is_students():
@@ -74,7 +113,7 @@ def test_a_claim_is_reproduced_if_all_its_intervals_are_above_zero(intervals, ex
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--only=everything"], "there are sam_beats_sgd, "),
+        (["--only=everything"], "there are below_sgd, "),
         (["--seeds=1"], "needs at least 2"),
         (["--sedes=5"], "unrecognized arguments"),
     ],

@@ -1,0 +1,55 @@
+"""The verdicts on the screen, and in Markdown for benchmarks/results."""
+
+from typing import Any
+
+from rich.console import Console
+
+from benchmarks._experiments import Setting
+
+COLORS = {"reproduced": "green", "not reproduced": "red", "inconclusive": "yellow"}
+
+
+def show(claims: dict[str, Any], console: Console) -> None:
+    """Prints each claim with its effects."""
+    console.rule("effects above zero are as claimed: mean [95% interval]")
+    for claim in claims.values():
+        verdict = f"[{COLORS[claim['verdict']]}]{claim['verdict']}[/]"
+        console.print(f"{verdict}: {claim['statement']} ({claim['source']})", highlight=False)
+        for effect in claim["effects"]:
+            size = f"{effect['mean']:.3g} [{effect['low']:.3g}, {effect['high']:.3g}]"
+            console.print(f"    {effect['what']}: {size}, {effect['seeds']} seeds", highlight=False)
+
+
+def markdown(claims: dict[str, Any], setting: Setting) -> str:
+    """The table, under the commands that made it."""
+    counts = [claim["verdict"] for claim in claims.values()]
+    summary = ", ".join(f"{counts.count(v)} {v}" for v in COLORS if v in counts)
+    commands = dict.fromkeys(claim["command"] for claim in claims.values())
+    lines = [
+        f"# Claims on {setting.data}, {setting.model}",
+        "",
+        *(f"    {command}" for command in commands),
+        "",
+        f"{summary}. An effect above zero is as claimed; mean and 95% t-interval over the seeds, "
+        "which are paired. Accuracies are those of the test set, hyperparameters were chosen on "
+        "the validation split.",
+        "",
+        "| claim | effect | mean | 95% interval | seeds | verdict |",
+        "|---|---|---:|---:|---:|---|",
+    ]
+    for claim in claims.values():
+        first = f"{claim['statement']} ({claim['source']})", f"**{claim['verdict']}**"
+        for effect in claim["effects"]:
+            interval = f"{effect['low']:.3g} to {effect['high']:.3g}"
+            what = effect["what"].replace("|", "\\|")
+            cells = (
+                first[0],
+                what,
+                f"{effect['mean']:.3g}",
+                interval,
+                str(effect["seeds"]),
+                first[1],
+            )
+            lines.append(f"| {' | '.join(cells)} |")
+            first = "", ""
+    return "\n".join([*lines, ""])
