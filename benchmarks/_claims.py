@@ -53,9 +53,14 @@ CLAIMS = {
         lambda b: flatness.flatter_than_plain(b, "sgd"),
     ),
     "flatter_than_sam": Claim(
-        "GAM's λ_max and trace are below SAM's, both on SGD",
+        "GAM's λ_max and trace are below SAM's, each with its most accurate radius",
         ZHANG,
         lambda b: flatness.flatter_than_sam(b, "sgd"),
+    ),
+    "flatter_at_same_radius": Claim(
+        "GAM's λ_max and trace are below SAM's of the same radius, both on SGD",
+        ZHANG,
+        flatness.flatter_at_same_radius,
     ),
     "flatter_than_adamw": Claim(
         "GAM's λ_max and trace are below AdamW's",
@@ -63,7 +68,7 @@ CLAIMS = {
         lambda b: flatness.flatter_than_plain(b, "adamw"),
     ),
     "flatter_than_sam_adamw": Claim(
-        "GAM's λ_max and trace are below SAM's, both on AdamW",
+        "GAM's λ_max and trace are below SAM's, both on AdamW, each with its most accurate radius",
         ZHANG,
         lambda b: flatness.flatter_than_sam(b, "adamw"),
     ),
@@ -77,12 +82,13 @@ CLAIMS = {
         "λ_max ≤ R¹/ρ² at trained points", ZHANG, flatness.curvature_below_first_order
     ),
     "implicit_regularization": Claim(
-        "a larger step ends at a smaller gradient and bears more noise; so does EGR at a small one",
+        "a larger step passes the same loss at a smaller gradient and ends bearing more noise; "
+        "so does EGR at a small step",
         BARRETT,
         flatness.implicit_regularization,
     ),
     "wider_is_flatter": Claim(
-        "a larger model ends at a smaller R_IG", BARRETT, flatness.wider_is_flatter
+        "a larger model passes the same loss at a smaller R_IG", BARRETT, flatness.wider_is_flatter
     ),
     "pacgen_and_gap": Claim(
         "PACGen's Ψ and the generalization gap move together over batch size and learning rate",
@@ -105,7 +111,8 @@ CLAIMS = {
         accuracy.large_batch,
     ),
     "cheap_ascent": Claim(
-        f"SAM's ascent on a part of the batch is as good, to {accuracy.MARGIN} points",
+        f"SAM's ascent on a part of the batch is as good, to {accuracy.MARGIN} points and twice "
+        "the λ_max",
         "flatreg",
         lambda b: accuracy.cheap_ascent(b, ()),
     ),
@@ -113,7 +120,7 @@ CLAIMS = {
         f"the same, {WRONG}", "flatreg", lambda b: accuracy.cheap_ascent(b, accuracy.NOISY)
     ),
     "rare_ascent": Claim(
-        f"SAM on some steps is as good, to {accuracy.MARGIN} points",
+        f"SAM on some steps is as good, to {accuracy.MARGIN} points and twice the λ_max",
         "flatreg",
         lambda b: accuracy.rare_ascent(b, ()),
     ),

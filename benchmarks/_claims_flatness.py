@@ -18,7 +18,6 @@ from benchmarks._effects import (
     flatter_at_same_loss,
     flatter_on_the_way,
     gain,
-    points,
 )
 from benchmarks._experiments import Bench, Runs
 from flatreg import measures
@@ -43,6 +42,12 @@ def flatter_than_sam(bench: Bench, optimizer: str) -> list[Effect]:
     best = bench.tuned({"sam": SAM, "gam": GAM}, options)
     runs = bench.compare([optimizer, *best.values()], options, flatness="along")
     return list(_flatter(runs, best["gam"], best["sam"]))
+
+
+def flatter_at_same_radius(bench: Bench) -> list[Effect]:
+    """GAM of weight 1 against SAM of the same radius, which both descend L + ρ‖∇L‖ nearby."""
+    sam, gam = f"sam:rho={RADII[0]}", f"gam:rho={RADII[0]}:alpha=1"
+    return list(_flatter(bench.compare(["sgd", sam, gam], flatness="along"), gam, sam))
 
 
 def _flatter(runs: Runs, flat: str, sharp: str) -> Iterator[Effect]:
@@ -107,40 +112,50 @@ def curvature_below_first_order(bench: Bench) -> list[Effect]:
 
 
 def implicit_regularization(bench: Bench) -> list[Effect]:
-    """What a larger step does, and what the explicit regularizer does at a small one."""
+    """What a larger step does, and what the explicit regularizer does at a small one.
+
+    ‖∇L‖ at the same training loss: in the end it tells above all how far that has gone down.
+    """
     rates = {0.05: 4, 0.1: 2, 0.2: 1} if bench.setting.quick else RATES
-    options = {rate: [f"--learning-rate={rate}", f"--epochs={n}"] for rate, n in rates.items()}
-    runs = {rate: bench.compare(["sgd"], more) for rate, more in options.items()}
-    slow, explicit = min(rates), "gradient_regularization:mu=0.1"
-    both = bench.compare(["sgd", explicit], options[slow])
-
-    def along(name: str) -> np.ndarray:
-        return correlation(list(rates), [one.of("sgd", name) for one in runs.values()])
-
+    small, *larger = rates
+    egr = "gradient_regularization:mu=0.1"
+    runs = Runs({})
+    for rate, epochs in rates.items():
+        options = [f"--learning-rate={rate}", f"--epochs={epochs}"]
+        methods = ["sgd", egr] if rate == small else ["sgd"]
+        found = bench.compare(methods, options, flatness="along")
+        runs.records.update(found.renamed(f" at {rate}"))
+    sgd, egr = f"sgd at {small}", f"{egr} at {small}"
     noise = "accuracy under noise"
+    robust = [runs.of(f"sgd at {rate}", "noise_accuracy") for rate in rates]
     return [
-        effect("−rank correlation of learning rate and ‖∇L‖", -along("gradient_norm")),
-        effect(f"rank correlation of learning rate and {noise}", along("noise_accuracy")),
-        effect(
-            f"log₂ ‖∇L‖ of sgd / of {explicit}, at {slow}",
-            flatter(both, explicit, "sgd", "gradient_norm"),
+        *(
+            effect(
+                f"log₂ ‖∇L‖ of {sgd} / of {flat}, at the same loss",
+                flatter_at_same_loss(runs, flat, sgd, "gradient_norm"),
+            )
+            for flat in (*(f"sgd at {rate}" for rate in larger), egr)
         ),
-        effect(
-            f"points of {noise}, {explicit} over sgd, at {slow}",
-            points(both.of(explicit, "noise_accuracy"), both.of("sgd", "noise_accuracy")),
-        ),
+        effect(f"rank correlation of learning rate and {noise}", correlation(list(rates), robust)),
+        effect(f"{noise}, points of {egr} over sgd", gain(runs, egr, sgd, "noise_accuracy")),
     ]
 
 
 def wider_is_flatter(bench: Bench) -> list[Effect]:
-    """R_IG = ‖∇L‖²/m of MLPs with m weights."""
+    """R_IG = ‖∇L‖²/m of MLPs with m weights, at the same training loss."""
     widths = WIDTHS[:2] if bench.setting.quick else WIDTHS
-    runs = [bench.compare(["sgd"], [f"--model=mlp:width={width}"]) for width in widths]
-    slopes = [one.of("sgd", "gradient_norm") ** 2 / one.of("sgd", "weights") for one in runs]
-    norms = [one.of("sgd", "gradient_norm") for one in runs]
+    runs = Runs({})
+    for width in widths:
+        found = bench.compare(["sgd"], [f"--model=mlp:width={width}"], flatness="along")
+        runs.records.update(found.renamed(f" of width {width}"))
+    narrow, *wider = (f"sgd of width {width}" for width in widths)
     return [
-        effect("−rank correlation of width and R_IG = ‖∇L‖²/m", -correlation(widths, slopes)),
-        effect("−rank correlation of width and ‖∇L‖", -correlation(widths, norms)),
+        effect(
+            f"log₂ R_IG of {narrow} / of {wide}, at the same loss",
+            2 * flatter_at_same_loss(runs, wide, narrow, "gradient_norm")
+            + np.log2(runs.of(wide, "weights") / runs.of(narrow, "weights")),
+        )
+        for wide in wider
     ]
 
 

@@ -17,7 +17,8 @@ def show(claims: dict[str, Any], console: Console) -> None:
         console.print(f"{verdict}: {claim['statement']} ({claim['source']})", highlight=False)
         for effect in claim["effects"]:
             size = f"{effect['mean']:.3g} [{effect['low']:.3g}, {effect['high']:.3g}]"
-            console.print(f"    {effect['what']}: {size}, {effect['seeds']} seeds", highlight=False)
+            line = f"    {effect['what']}: {size}, {effect['seeds']} seeds"
+            console.print(line, highlight=False, markup=False)
 
 
 def markdown(claims: dict[str, Any], setting: Setting) -> str:

@@ -54,9 +54,13 @@ class Runs(NamedTuple):
     def along(self, method: str) -> list[list[dict[str, float]]]:
         """What was measured in the course of training, a list a seed."""
         return [
-            [epoch["curvature"] for epoch in record["curve"] if "curvature" in epoch]
+            [epoch | epoch["curvature"] for epoch in record["curve"] if "curvature" in epoch]
             for record in self._seeds(method)
         ]
+
+    def renamed(self, suffix: str) -> dict[tuple[str, int], dict[str, Any]]:
+        """The records with a suffix to the method, to be put beside those of other options."""
+        return {(method + suffix, seed): one for (method, seed), one in self.records.items()}
 
     def time(self, method: str, plain: str) -> float:
         """A step's time in the plain one's, the median over the seeds."""

@@ -119,7 +119,7 @@ def measure(
 
 
 def curvature(model: nn.Module, variables: Any, data: Dataset, seed: int) -> dict[str, float]:
-    """λ_max, trace and loss on the examples that flatness is measured on, and ‖w‖: for on the way.
+    """Loss, ‖∇L‖, λ_max and trace on the examples that flatness is measured on: for on the way.
 
     Half as exact as in the end: 10 products for λ_max, 16 probes for the trace.
     """
@@ -137,6 +137,7 @@ def _curvature(
     eigenvalue_key, trace_key = jax.random.split(key)
     return {
         "loss": loss_fn(params),
+        "gradient_norm": measures.gradient_norm(loss_fn, params),
         "weight_norm": optax.tree.norm(params),
         "lambda_max": measures.top_eigenpairs(loss_fn, params, eigenvalue_key, steps=10).values[0],
         "trace": measures.trace(loss_fn, params, trace_key, probes=16).value,
