@@ -8,9 +8,11 @@ import functools
 
 import jax
 import models
+import optax
 import pytest
 
 import flatreg
+from flatreg.linen import TrainState, classification, make_train_step
 
 EXAMPLES = 128
 MODELS = {"mlp": models.mlp, "cnn": models.cnn, "vit": models.vit}
@@ -82,6 +84,13 @@ def test_a_step_costs_no_more_gradients_than_its_paper_says(name, model):
 @pytest.mark.parametrize("model", MODELS)
 def test_sam_on_a_tenth_of_the_batch_costs_a_tenth_of_a_gradient(model):
     assert gradients_of_step(model, flatreg.sam(0.05), ascent_fraction=0.1) <= 1.13
+
+
+def test_a_train_step_drops_the_clean_backward_pass_where_the_method_does_not_use_it():
+    _, _, batch, key = problem("mlp")
+    tx = optax.chain(flatreg.perturbed_gradient(key), optax.sgd(0.1))
+    state = TrainState.init(models.MLP(), tx, key, batch[0], train=False)
+    assert flops(make_train_step(classification), state, batch) <= 1.6 * flops_of_gradient("mlp")
 
 
 @pytest.mark.parametrize("model", MODELS)

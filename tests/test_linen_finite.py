@@ -19,6 +19,7 @@ from linen_models import (
 )
 
 import flatreg
+from flatreg._guard import all_finite
 from flatreg.linen import classification, make_train_step
 
 SHIFTED = [case for case in CASES if not case.name.startswith("gradient_")]
@@ -111,6 +112,56 @@ def test_a_bad_part_of_the_batch_shows_through_combinators_and_clipping(options)
         batch = x, begin, jnp.zeros(16).at[-1].set(trap)
         _, metrics = jax.jit(make_train_step(fragile, **options))(state, batch)
         assert metrics["skipped"] == np.isnan(trap)
+
+
+HOLDING = {
+    "clip": lambda: optax.chain(optax.clip(1.0), optax.sgd(0.1)),
+    "clip_by_global_norm": lambda: optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.1)),
+    "MultiSteps": lambda: optax.MultiSteps(optax.adam(0.1), 2).gradient_transformation(),
+    "apply_every": lambda: optax.chain(optax.apply_every(2), optax.adam(0.1)),
+}
+
+
+@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
+@pytest.mark.parametrize("passes", ["clean", "shifted"])
+@pytest.mark.parametrize("name", HOLDING)
+def test_a_bad_pass_shows_behind_what_clips_or_holds_gradients_back(name, passes, bad):
+    method = {"clean": optax.identity(), "shifted": flatreg.sam(0.3)}[passes]
+    state = state_of(Line(), optax.chain(method, HOLDING[name]()), examples()[0])
+    good = jax.tree.map(jnp.ones_like, state.params)
+    broken = jax.tree.map(lambda g: g.at[0].set(bad), good)
+    grads = broken if passes == "clean" else good
+    step = jax.jit(lambda state: state.apply_gradients(grads=grads, grad_fn=lambda _: broken))
+    assert_same_but_counters(step(state), state, skipped=1)
+
+
+def test_a_clean_loss_that_is_not_finite_skips_a_method_that_has_no_use_for_its_gradient():
+    """So that its statistics are not kept."""
+
+    def jumping(apply, batch, train):
+        x, y, begin, trap = batch
+        moved = jnp.any(apply.variables["params"]["Dense_0"]["kernel"] != begin)
+        return jnp.mean((apply(x, train=train) - y) ** 2) + jnp.where(moved, 0, trap)
+
+    method = flatreg.perturbed_gradient(jax.random.key(0), 0.1)
+    state = state_of(Line(), chain(method), examples()[0])
+    for trap in (0.0, jnp.nan, jnp.inf):
+        new, metrics = jax.jit(make_train_step(jumping))(state, batch_for(state, trap))
+        assert metrics["skipped"] == (not np.isfinite(trap))
+    assert_same_but_counters(new, state, skipped=1)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64])
+def test_only_nan_and_inf_are_not_finite(dtype):
+    """The largest and smallest numbers and both zeros are, and integers always."""
+    with jax.enable_x64(dtype == jnp.float64):
+        ends = jnp.finfo(dtype)
+        extreme = jnp.array([ends.max, ends.min, ends.tiny, ends.smallest_subnormal, 0, -0.0])
+        tree = {"x": jnp.tile(extreme.astype(dtype), 1000), "n": jnp.arange(3), "none": None}
+        assert all_finite(tree)
+        assert all_finite({"empty": jnp.zeros((0, 3), dtype)})
+        for bad in (jnp.nan, jnp.inf, -jnp.inf):
+            assert not all_finite({**tree, "y": jnp.ones(7, dtype).at[3].set(bad)})
 
 
 def scaled(case_or_tx, scale, **fields):

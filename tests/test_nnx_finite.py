@@ -71,6 +71,21 @@ def test_a_step_that_is_not_finite_is_skipped_whole_and_training_goes_on(name, l
     assert (optimizer.step[...], optimizer.skipped[...]) == (3, 1)
 
 
+def test_a_clean_loss_that_is_not_finite_skips_a_method_that_has_no_use_for_its_gradient():
+    """At w = 1 the loss is NaN, and at all points nearby it is w."""
+
+    def hole_loss(model, limit):
+        return jnp.where(model.w[...] == limit[0], jnp.nan, model.w[...])
+
+    for limit, skipped in ((1.0, True), (2.0, False)):
+        model = Cliff()
+        tx = chain(flatreg.perturbed_gradient(jax.random.key(0), 0.1))
+        optimizer = Optimizer(model, tx, wrt=nnx.Param)
+        metrics = nnx.jit(make_train_step(hole_loss))(model, optimizer, jnp.full((1,), limit))
+        assert metrics["skipped"] == skipped
+        assert (model.w[...] == 1) == skipped
+
+
 def test_flax_s_own_optimizer_skips_without_counting():
     model = Cliff()
     optimizer = nnx.Optimizer(model, chain(flatreg.sam(0.5)), wrt=nnx.Param)

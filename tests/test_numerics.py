@@ -91,6 +91,22 @@ every_extreme = pytest.mark.parametrize(
 )
 
 
+def test_a_shift_has_its_length_for_every_size_of_the_gradient():
+    """Of gradients from 1e-30 to 1e36, one by one and in one vmap; the oracle returns its point."""
+    method = flatreg.sam(0.5)
+    uphill = np.random.default_rng(0).uniform(-1, 1, 1000)
+    gradients = jnp.asarray(uphill * 10.0 ** np.arange(-30, 38, 2)[:, None], jnp.float32)
+
+    def shift(g):
+        w = jnp.zeros_like(g)
+        return method.update(g, method.init(w), w, grad_fn=lambda point: point)[0]
+
+    for shifts in (jax.vmap(shift)(gradients), [*map(jax.jit(shift), gradients)]):
+        for found in shifts:
+            expected = 0.5 * uphill / np.linalg.norm(uphill)
+            np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-8)
+
+
 def rescaled(case, size):
     """What has units of 1/loss goes with the size: μ is to ‖g‖² what 1 is to the loss."""
     return {"mu": case.scalars["mu"] / size} if "mu" in case.scalars else {}

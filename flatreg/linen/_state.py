@@ -33,8 +33,9 @@ from flatreg.linen._parameters import (
 class TrainState(train_state.TrainState):
     """Flax's training state with what a step needs beside the parameters.
 
-    A step in which the gradient of any pass is not finite is skipped whole: parameters, optimizer
-    state, statistics and collections stay as they were, while ``step`` and ``skipped`` count it.
+    A step is skipped whole where a gradient that its method uses is not finite, of whichever pass:
+    parameters, optimizer state, statistics and collections stay as they were, while ``step`` and
+    ``skipped`` count it.
 
     Attributes:
       step: the number of steps so far, skipped ones included; an int32 scalar.

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from flatreg._grad_fn import value_and_grad_fn
-from flatreg._guard import after_each, loss_and_metrics, observed
+from flatreg._guard import after_each, loss_and_metrics, observed, spoiled_by
 from flatreg._tree import mix
 from flatreg._types import Grads, Params
 from flatreg.linen._apply import Apply, explained
@@ -149,7 +149,7 @@ def make_train_step(
             grads, grad_fn = unscale(grads), after_each(unscale, grad_fn)
         new = state.apply_gradients(
             grads=grads,
-            grad_fn=grad_fn,
+            grad_fn=spoiled_by(metrics["loss"], grad_fn),
             batch_stats=collections.pop("batch_stats", state.batch_stats),
             collections=collections,
         )

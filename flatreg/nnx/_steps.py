@@ -18,6 +18,7 @@ from flatreg._guard import (
     guarded_update,
     loss_and_metrics,
     observed,
+    spoiled_by,
 )
 from flatreg._types import Params
 from flatreg.nnx._optimizer import Optimizer
@@ -60,7 +61,7 @@ def make_train_step(
 
     One clean pass gives metrics, the new state of the model and the gradient; the method in
     ``optimizer.tx`` asks for further gradients of the same loss on the same batch with the same
-    random keys. A step in which the gradient of any pass is not finite is skipped whole: of the
+    random keys. A step whose method uses a gradient that is not finite is skipped whole: of the
     model only ``RngCount`` goes on, so that the next step draws other masks, and of the optimizer
     ``step``, ``skipped`` and ``dynamic_scale``. Under a loss scale each pass runs with the scaled
     loss, and its gradient is unscaled, in float32, before the method sees it.
@@ -142,6 +143,7 @@ def make_train_step(
         if dynamic_scale is not None:
             unscale = functools.partial(optax.tree.scale, 1 / scale)
             grads, grad_fn = unscale(grads), after_each(unscale, grad_fn)
+        grad_fn = spoiled_by(metrics["loss"], grad_fn)
         params, opt_state, finite = guarded_update(optimizer.tx, grads, opt_state, params, grad_fn)
         streams = changed(streams, changes[0], True)
         others = changed(others, changes[1], finite)
