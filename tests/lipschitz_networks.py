@@ -129,3 +129,9 @@ def upper_bound(name: str) -> lipschitz.LipschitzBound:
         return jax.jit(lambda params: lipschitz.lipschitz_bound(network.apply, params, network.x))(
             network.params
         )
+
+
+def bound_of(f, *shape):
+    """The bound of a function of one batch, without parameters."""
+    x = jax.ShapeDtypeStruct((1, *shape), jnp.float64)
+    return jax.jit(lambda: lipschitz.lipschitz_bound(lambda _, x: f(x), (), x))()
