@@ -8,7 +8,7 @@ and the temporary memory of the compiled step (a loop's body once, a condition's
 steps take turns in one process, and the ratios are of neighbors in time, medians with 95%
 intervals. They are held against one gradient step written by hand without flatreg, against the
 method's floor, which is that times its number of gradients, and against `optax.contrib.sam`;
-with --peers also PyTorch with pytorch_optimizer's SAM. Writes results.json and prints its tables.
+with --peers also PyTorch with pytorch_optimizer's SAM. Writes results.json, table.md and a figure.
 
 Where a goal is missed, these are the causes:
 
@@ -35,7 +35,15 @@ import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
-from benchmarks import _data, _models, _results, _step_cost, _step_cost_peers, _step_cost_table
+from benchmarks import (
+    _data,
+    _models,
+    _results,
+    _step_cost,
+    _step_cost_peers,
+    _step_cost_plot,
+    _step_cost_table,
+)
 from benchmarks._errors import Parser, UsageError, exit_code
 from benchmarks._methods import METHODS
 from benchmarks._step_cost import GRADIENT, OPTIMIZERS
@@ -52,7 +60,7 @@ FULL = {
     "batch_size": 128,
     "rounds": 20,
     "optimizers": ",".join(OPTIMIZERS),
-    "methods": ",".join(METHODS),
+    "methods": ",".join(name for name, entry in METHODS.items() if entry.gradients > 1),
     "image": 32,
 }
 QUICK_SIZES: dict[str, dict[str, Any]] = {
@@ -99,7 +107,10 @@ def run(args: argparse.Namespace, command: Sequence[str]) -> None:
             record["networks"].append(found)
             _results.save(folder, record)
             _step_cost_table.show(found, console)
-    console.print(f"Written to {folder}: {_results.FILE}")
+    (folder / "table.md").write_text(_step_cost_table.markdown(record), encoding="utf-8")
+    _step_cost_plot.draw(folder, record["networks"])
+    written = f"{_results.FILE}, table.md, {_step_cost_plot.FILE}"
+    console.print(f"Written to {folder}: {written}")
 
 
 def _problem(name: str, args: argparse.Namespace) -> tuple[nn.Module, _step_cost.Batch]:
