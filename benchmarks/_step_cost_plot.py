@@ -25,6 +25,7 @@ def draw(folder: pathlib.Path, networks: list[dict[str, Any]]) -> None:
         grid = np.ravel(figure.subplots(rows, columns, squeeze=False))
         for axes, found in zip(grid, networks, strict=False):
             _panel(axes, found)
+        grid[0].legend(frameon=False, loc="upper right")
         for axes in grid[len(networks) :]:
             axes.set_visible(False)
         figure.savefig(folder / FILE)
@@ -43,4 +44,3 @@ def _panel(axes: Any, found: dict[str, Any]) -> None:
     axes.grid(visible=False, axis="y")
     axes.set_title(f"{found['model']}, {found['optimizer']}", weight="bold")
     axes.set_xlabel("time of a step, in gradient steps")
-    axes.legend(frameon=False, loc="upper right")
