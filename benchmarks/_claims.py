@@ -29,13 +29,13 @@ CLAIMS = {
         lambda b: accuracy.below_sgd(b, ()),
     ),
     "below_sgd_noisy": Claim(
-        f"the same, {WRONG}",
+        f"test error: SAM and PGN < SGD, {WRONG}",
         f"{FORET}, {ZHAO}",
         lambda b: accuracy.below_sgd(b, accuracy.NOISY),
     ),
     "below_sam": Claim("test error: PGN < SAM", ZHAO, lambda b: accuracy.below_sam(b, ())),
     "below_sam_noisy": Claim(
-        f"the same, {WRONG}", ZHAO, lambda b: accuracy.below_sam(b, accuracy.NOISY)
+        f"test error: PGN < SAM, {WRONG}", ZHAO, lambda b: accuracy.below_sam(b, accuracy.NOISY)
     ),
     "partial_penalty": Claim(
         f"α = 0 is SGD, α = 1 is SAM, and one in between is better ({WRONG})",
@@ -117,7 +117,9 @@ CLAIMS = {
         lambda b: accuracy.cheap_ascent(b, ()),
     ),
     "cheap_ascent_noisy": Claim(
-        f"the same, {WRONG}", "flatreg", lambda b: accuracy.cheap_ascent(b, accuracy.NOISY)
+        f"SAM's ascent on a part of the batch is as good, {WRONG}",
+        "flatreg",
+        lambda b: accuracy.cheap_ascent(b, accuracy.NOISY),
     ),
     "rare_ascent": Claim(
         f"SAM on some steps is as good, to {accuracy.MARGIN} points and twice the λ_max",
@@ -125,6 +127,8 @@ CLAIMS = {
         lambda b: accuracy.rare_ascent(b, ()),
     ),
     "rare_ascent_noisy": Claim(
-        f"the same, {WRONG}", "flatreg", lambda b: accuracy.rare_ascent(b, accuracy.NOISY)
+        f"SAM on some steps is as good, {WRONG}",
+        "flatreg",
+        lambda b: accuracy.rare_ascent(b, accuracy.NOISY),
     ),
 }

@@ -7,8 +7,11 @@ Every folder of `benchmarks/results` is one command's, which wrote the table.md 
 are shown, and the JSON with the command, the versions and every single number behind them.
 """
 
+import json
 import pathlib
 import sys
+
+from benchmarks._claims import CLAIMS
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 HEAD = """# Results
@@ -20,7 +23,7 @@ command that made it; versions, configuration and every single number are in the
 
 def main(folder: pathlib.Path = RESULTS) -> int:
     """Writes the page."""
-    parts = [HEAD]
+    parts = [HEAD, _at_a_glance(folder)]
     for table in sorted(folder.glob("*/table.md")):
         name = table.parent.name
         text = table.read_text(encoding="utf-8").replace("\n# ", "\n### ")
@@ -36,6 +39,25 @@ def main(folder: pathlib.Path = RESULTS) -> int:
     page.write_text("\n\n".join(part.strip() for part in parts) + "\n", encoding="utf-8")
     print(f"Written: {page}")
     return 0
+
+
+def _at_a_glance(folder: pathlib.Path) -> str:
+    """A row a claim, a column for each data set and network on which it was tried."""
+    tried = {
+        path.parent.name.removeprefix("claims-"): json.loads(path.read_text(encoding="utf-8"))
+        for path in sorted(folder.glob("*/claims.json"))
+    }
+    if not tried:
+        return ""
+    columns = [f"{one['setting']['data']}, {one['setting']['model']}" for one in tried.values()]
+    verdicts = {
+        claim.statement: [t["claims"].get(name, {}).get("verdict", "") for t in tried.values()]
+        for name, claim in CLAIMS.items()
+    }
+    rows = [[statement, *found] for statement, found in verdicts.items() if any(found)]
+    lines = [["claim", *columns], ["---"] * (1 + len(columns)), *rows]
+    table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    return f"## Claims at a glance\n\n{table}"
 
 
 if __name__ == "__main__":

@@ -43,8 +43,6 @@ def norm(tree: Grads) -> jax.Array:
 
 def unit(tree: Grads, ord: float = 2) -> Grads:
     """∇‖x‖ₚ = sign(x)|x|^{p−1} / ‖x‖ₚ^{p−1}: for p = 2 the unit vector x/‖x‖. Zero at zero."""
-    if ord == 2:
-        return scaled_unit(tree, 1)
     _, x = _rescaled(tree)
     power_sum = _sum(jax.tree.map(lambda x: jnp.abs(x) ** ord, x))
     # Some |x| is one, so the sum is at least one, unless all are zero.
@@ -52,8 +50,8 @@ def unit(tree: Grads, ord: float = 2) -> Grads:
     return jax.tree.map(lambda x: jnp.sign(x) * jnp.abs(x) ** (ord - 1) / size, x)
 
 
-def scaled_unit(tree: Grads, length: float | jax.Array) -> Grads:
-    """ρ x/‖x‖: a single factor, so that x/‖x‖ need not be stored. Zero at zero."""
+def _scaled_unit(tree: Grads, length: float | jax.Array) -> Grads:
+    """ρ x/‖x‖ by a single factor, so that x/‖x‖ need not be stored. Zero at zero."""
     _, x = _rescaled(tree)
     root = jnp.sqrt(inner(x, x))
     factor = length / jnp.where(root == 0, 1, root)
@@ -76,10 +74,10 @@ def shift(
 ) -> Params:
     """θ + ρ T²u/‖Tu‖ in the parameters' dtypes; ``scale=None`` is T = 1."""
     if scale is None:
-        step = scaled_unit(uphill, length)
+        step = _scaled_unit(uphill, length)
     else:
         times_scale = functools.partial(jax.tree.map, lambda t, x: _wide(t) * _wide(x), scale)
-        step = times_scale(scaled_unit(times_scale(uphill), length))
+        step = times_scale(_scaled_unit(times_scale(uphill), length))
     return optax.tree.cast_like(mix((1, params), (1, step)), params)
 
 

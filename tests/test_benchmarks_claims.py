@@ -1,11 +1,12 @@
 """The claims command: verdicts, what its numbers are made of, and that they come out again."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 
-from benchmarks import claims
+from benchmarks import claims, page
 from benchmarks._effects import (
     Effect,
     effect,
@@ -45,6 +46,16 @@ def test_every_number_goes_back_to_the_results_of_a_command(finished):
     (found,) = written["claims"]["sam_and_gam"]["effects"]
     assert found["mean"] == pytest.approx(np.mean(gains) + 0.5)
     assert found["seeds"] == 2
+
+
+def test_the_page_shows_each_folder_and_all_verdicts_at_a_glance(finished, tmp_path):
+    shutil.copytree(finished[0], tmp_path / "claims-digits")
+    assert page.main(tmp_path) == 0
+    text = (tmp_path / "RESULTS.md").read_text()
+    for claim in finished[1]["claims"].values():
+        assert f"| {claim['statement']} | {claim['verdict']} |" in text
+        assert claim["command"] in text
+    assert "[claims.json](claims-digits/claims.json)" in text
 
 
 def test_claims_join_those_that_the_folder_has(finished):
