@@ -103,7 +103,7 @@ def _cheap(bench: Bench, options: Sequence[str], ways: Sequence[str]) -> list[Ef
     best = bench.tuned(
         {"sam": SAM} | {way: [f"{method}:{way}" for method in SAM] for way in ways}, options
     )
-    runs = bench.compare(["sgd", *best.values()], options, flatness="end")
+    runs = bench.compare(["sgd", *best.values()], options, flatness="lambda_max")
     full = best.pop("sam")
     effects = []
     for label in best.values():

@@ -80,9 +80,9 @@ def measure(
     label_noise: float,
     seed: int,
     *,
-    flatness: bool = True,
+    flatness: str = "end",
 ) -> Measurement:
-    """Measures a trained model, with `flatness` also its minimum.
+    """Measures a trained model, and of its minimum what `--flatness` names.
 
     The generalization gap is the loss on fresh examples minus the training loss. Where training
     labels are noisy, the fresh ones are too, in expectation: else the noise, which no model can
@@ -93,11 +93,10 @@ def measure(
     with jax.default_matmul_precision("highest"):  # GPUs would round a float32 product to TF32
         train = evaluate(model, variables, x, y)
         test = evaluate(model, variables, data.x_test, data.y_test)
-        found = (
-            _flatness(model, variables, (x[some], y[some]), jax.random.key(seed))
-            if flatness
-            else {}
-        )
+        found = {}
+        if flatness != "no":
+            whole = flatness != "lambda_max"
+            found = _flatness(model, whole, variables, (x[some], y[some]), jax.random.key(seed))
         gradient = _full_gradient(model, variables, x, y)
         noisy = [
             evaluate(model, _perturbed(variables, key), data.x_test[some], data.y_test[some])
@@ -172,24 +171,29 @@ def _gradient(model: nn.Module, variables: Any, x: jax.Array, y: jax.Array) -> A
     return jax.grad(partial(_loss, model, variables, x, y))(variables["params"])
 
 
-@partial(jax.jit, static_argnums=0)
+@partial(jax.jit, static_argnums=(0, 1))
 def _flatness(
-    model: nn.Module, variables: Any, examples: tuple[jax.Array, jax.Array], key: jax.Array
+    model: nn.Module,
+    whole: bool,
+    variables: Any,
+    examples: tuple[jax.Array, jax.Array],
+    key: jax.Array,
 ) -> dict[str, jax.Array]:
-    """The measures of the loss on some examples; compiled once for all runs."""
+    """λ_max of the loss on some examples, or the whole of the measures; compiled once for all."""
     loss_fn, params = _dataset_loss(model, variables, examples), variables["params"]
     keys = jax.random.split(key, 6)
+    pairs = measures.top_eigenpairs(loss_fn, params, keys[0])
+    top = {"lambda_max": pairs.values[0], "lambda_max_residual": pairs.residuals[0]}
+    if not whole:
+        return top
     ball = {"rho": RHO, "steps": ASCENT_STEPS, "random_starts": 0}
-    top = measures.top_eigenpairs(loss_fn, params, keys[0])
     trace = measures.trace(loss_fn, params, keys[1], probes=PROBES)
     diagonal = measures.diagonal(loss_fn, params, keys[2], probes=PROBES)
     change = measures.hessian_lipschitz(
         loss_fn, params, keys[3], HESSIAN_RADIUS, starts=1, steps=10
     )
     pacgen = measures.pacgen(params, diagonal.value, change.value)
-    return {
-        "lambda_max": top.values[0],
-        "lambda_max_residual": top.residuals[0],
+    return top | {
         "trace": trace.value,
         "trace_standard_error": trace.standard_error,
         "zeroth_order_flatness": measures.zeroth_order_flatness(

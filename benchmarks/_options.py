@@ -9,7 +9,7 @@ from benchmarks._errors import Parser, UsageError
 
 DTYPES = ("float32", "bfloat16")
 OPTIMIZERS = ("sgd", "adamw")
-FLATNESS = ("no", "end", "along")
+FLATNESS = ("no", "lambda_max", "end", "along")
 # Their hyperparameters were chosen on the validation split of digits.
 METHODS = (
     "sam:rho=0.3",
@@ -196,8 +196,8 @@ def _parser() -> argparse.ArgumentParser:
         "--flatness",
         choices=FLATNESS,
         default="end",
-        help="when curvature, R⁰, R¹ and PACGen are measured: not at all, at the end, or there and "
-        "λ_max and trace also along training (default: end)",
+        help="what is measured of the minimum: nothing, λ_max alone, in the end curvature, R⁰, R¹ "
+        "and PACGen, or these and λ_max and trace along training too (default: end)",
     )
     output.add_argument(
         "--out", help="folder for the results (default: a new one, such as results/digits-mlp-2)"

@@ -12,7 +12,7 @@ from benchmarks import _measure
 from benchmarks._summary import Estimate, Row
 
 COST_AND_FIT = 5  # columns, the first half of the table; the second is about the minimum
-UNMEASURED = slice(8, -1)  # the columns that `--flatness no` leaves out
+UNMEASURED = {"no": slice(8, -1), "lambda_max": slice(9, -1)}  # columns, by --flatness
 
 
 class Cell(NamedTuple):
@@ -55,9 +55,8 @@ def report(rows: list[Row], configuration: dict[str, Any], dataset: dict[str, An
         f", {noise:.0%} of the labels wrong" if noise else ""
     )
     written = [_cells(row) for row in rows]
-    if configuration["flatness"] == "no":
-        for line in (headings, *written):
-            del line[UNMEASURED]
+    for line in (headings, *written):
+        del line[UNMEASURED.get(configuration["flatness"], slice(0))]
     return Report(title, headings, written, _caption(rows, configuration))
 
 
@@ -157,7 +156,7 @@ def _caption(rows: list[Row], configuration: dict[str, Any]) -> str:
         else "A single seed, hence errors of the measurement alone: the residual of λ_max, the "
         "probes' standard error of the trace; * marks the best value."
     )
-    flatness = "" if configuration["flatness"] == "no" else f"{_about_flatness(rows)} "
+    flatness = _about_flatness(rows, configuration["flatness"])
     return (
         f"{statistics} Gradients a step as declared: an exact Hessian-vector product counts as "
         "two, a clean pass on a part of the batch as that part. "
@@ -168,29 +167,26 @@ def _caption(rows: list[Row], configuration: dict[str, Any]) -> str:
     )
 
 
-def _about_flatness(rows: list[Row]) -> str:
-    """What the measures of flatness are, and on what."""
+def _about_flatness(rows: list[Row], measured: str) -> str:
+    """What the measures of flatness are, on what, and how exactly they are known."""
+    examples = f"likewise, on at most {_measure.CURVATURE_EXAMPLES} training examples"
+    largest = f"(each run's own to {_worst(rows, 'lambda_max_residual', 'lambda_max')}, by its "
+    if measured == "no":
+        return ""
+    if measured == "lambda_max":
+        return f"λ_max of the Hessian {examples} {largest}residual, relatively). "
     active = [row.measured["pacgen_active"].mean for row in rows]
     most_active = max((value for value in active if math.isfinite(value)), default=math.nan)
     return (
-        f"Flatness likewise, on at most {_measure.CURVATURE_EXAMPLES} training examples: λ_max and "
-        f"trace of the Hessian{_own_errors(rows)}; R⁰ and R¹, the largest rise and ρ times the "
+        f"Flatness {examples}: λ_max and trace of the Hessian {largest}residual, and "
+        f"{_worst(rows, 'trace_standard_error', 'trace')}, by the standard error of "
+        f"{_measure.PROBES} probes, relatively); R⁰ and R¹, the largest rise and ρ times the "
         f"largest gradient found within ρ = {_measure.RHO:g}; PACGen's Ψ, to which curvature "
-        f"contributes in {_written('{:.1%}', most_active)} of the weights at most."
+        f"contributes in {_written('{:.1%}', most_active)} of the weights at most. "
     )
 
 
-def _own_errors(rows: list[Row]) -> str:
-    """How exactly λ_max and the trace of a run are known, at worst over the methods."""
-
-    def worst(error: str, name: str) -> str:
-        ratios = [
-            row.measured[error].mean / (abs(row.measured[name].mean) or math.nan) for row in rows
-        ]
-        return _written("{:.1g}", max(filter(math.isfinite, ratios), default=math.nan))
-
-    return (
-        f" (each run's own to {worst('lambda_max_residual', 'lambda_max')}, by its residual, and "
-        f"{worst('trace_standard_error', 'trace')}, by the standard error of {_measure.PROBES} "
-        "probes, relatively)"
-    )
+def _worst(rows: list[Row], error: str, name: str) -> str:
+    """The error of a run's own measurement relative to the value, at worst over the methods."""
+    ratios = [row.measured[error].mean / (abs(row.measured[name].mean) or math.nan) for row in rows]
+    return _written("{:.1g}", max(filter(math.isfinite, ratios), default=math.nan))

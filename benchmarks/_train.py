@@ -41,16 +41,22 @@ class Epoch(NamedTuple):
     train_loss: float
 
 
+def training_steps(method: Method, options: Options, examples: int) -> int:
+    """The training steps of a method on so many examples."""
+    plain = options.epochs * (examples // options.batch_size)
+    if options.budget == "gradients":  # as many as the plain method evaluates in its epochs
+        return max(1, int(plain / method.cost))
+    return plain
+
+
 def build(
     method: Method, model: nn.Module, options: Options, x: jax.Array, y: jax.Array
 ) -> Program:
     """Compiles the training step of a method for the training examples x with labels y."""
     steps_per_epoch = len(x) // options.batch_size
-    steps = options.epochs * steps_per_epoch
-    if options.budget == "gradients":  # as many as the plain method evaluates in its epochs
-        steps = max(1, int(steps / method.cost))
-    warmup = int(options.warmup_epochs / options.epochs * steps)
-    tx = optax.chain(method.transform, _base_optimizer(options, steps, warmup))
+    total = training_steps(method, options, len(x))
+    warmup = int(options.warmup_epochs / options.epochs * total)
+    tx = optax.chain(method.transform, _base_optimizer(options, total, warmup))
     train_step = make_train_step(classification, ascent_fraction=method.ascent_fraction)
     example = x[:1]
     model = model.clone(dtype=jnp.dtype(options.dtype))
@@ -75,7 +81,7 @@ def build(
     state, order = jax.eval_shape(init, jax.random.key(0)), jnp.zeros(len(x), jnp.int32)
     # Compiled ahead of time, so that no measured epoch holds a compilation.
     compiled = jax.jit(step, donate_argnums=0).lower(state, order, x, y).compile()
-    return Program(init, compiled, steps, steps_per_epoch)
+    return Program(init, compiled, total, steps_per_epoch)
 
 
 def epochs(program: Program, seed: int, x: jax.Array, y: jax.Array) -> Iterator[Epoch]:
