@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 
-from benchmarks import _measure, _models
+from benchmarks import _measure, _models, _runs
 from benchmarks.compare import main
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -83,25 +83,39 @@ def test_resuming_may_add_methods_and_seeds_and_keeps_what_is_there(finished, tm
     assert numbers_of(out) == pytest.approx(numbers_of(finished), rel=1e-4)
 
 
-def test_flatness_is_measured_when_it_is_asked_for(tmp_path):
+def test_flatness_is_measured_as_far_as_it_is_asked_for(tmp_path):
     options = [*TINY, "--seeds=1", "--model=mlp:width=8", "--warmup-epochs=0.5"]
-    for when in ("no", "along"):
-        assert main([*options, f"--flatness={when}", f"--out={tmp_path / when}"]) == 0
-    without, along = (results_of(tmp_path / when)["runs"] for when in ("no", "along"))
-    for run, fully in zip(without, along, strict=True):
-        known = {name for name, value in run["measured"].items() if value is not None}
-        unknown = set(_measure.Measurement._field_defaults)
-        assert known == set(_measure.Measurement._fields) - unknown
-        assert {name: fully["measured"][name] for name in known} == pytest.approx(
-            {name: run["measured"][name] for name in known}
-        )
-        assert np.isfinite(list(fully["measured"].values())).all()
-        last = fully["curve"][-1]["curvature"]
-        assert last["weight_norm"] == pytest.approx(fully["measured"]["weight_norm"])
-        assert last["lambda_max"] == pytest.approx(fully["measured"]["lambda_max"], rel=0.05)
-        assert last["loss"] == pytest.approx(fully["measured"]["train_loss"])
-    plots = [{p.name for p in (tmp_path / when).glob("*.png")} for when in ("no", "along")]
-    assert plots == [{"curves.png"}, {"curves.png", "flatness.png", "along.png"}]
+    runs = {}
+    for asked in ("no", "lambda_max", "along"):
+        assert main([*options, f"--flatness={asked}", f"--out={tmp_path / asked}"]) == 0
+        runs[asked] = results_of(tmp_path / asked)["runs"]
+    left_out = set(_measure.Measurement._field_defaults)
+    flattest = {"lambda_max", "lambda_max_residual"}
+    for asked, unknown in (("no", left_out), ("lambda_max", left_out - flattest)):
+        for run, along in zip(runs[asked], runs["along"], strict=True):
+            known = {name: value for name, value in run["measured"].items() if value is not None}
+            assert set(known) == set(_measure.Measurement._fields) - unknown
+            residual = known.pop("lambda_max_residual", 0)
+            assert residual < 1e-4
+            assert known == pytest.approx({name: along["measured"][name] for name in known})
+    for run in runs["along"]:
+        assert np.isfinite(list(run["measured"].values())).all()
+        last = run["curve"][-1]["curvature"]
+        assert last["weight_norm"] == pytest.approx(run["measured"]["weight_norm"])
+        assert last["lambda_max"] == pytest.approx(run["measured"]["lambda_max"], rel=0.05)
+        assert last["loss"] == pytest.approx(run["measured"]["train_loss"])
+    plots = {asked: {p.name for p in (tmp_path / asked).glob("*.png")} for asked in runs}
+    assert plots["no"] == {"curves.png"}
+    assert plots["lambda_max"] == {"curves.png", "flatness.png"}
+    assert plots["along"] == {"curves.png", "flatness.png", "along.png"}
+
+
+def test_programs_are_compiled_in_groups_and_all_runs_made(tmp_path, monkeypatch):
+    monkeypatch.setattr(_runs, "AT_ONCE", 2)
+    out = tmp_path / "groups"
+    assert main([*TINY, f"--out={out}", "--seeds=2", "--methods=sgd,sam,asam"]) == 0
+    made = [(run["method"], run["seed"]) for run in results_of(out)["runs"]]
+    assert made == [("sgd", 0), ("sam", 0), ("sgd", 1), ("sam", 1), ("asam", 0), ("asam", 1)]
 
 
 def test_results_are_never_overwritten(finished, tmp_path, capsys, monkeypatch):
