@@ -105,13 +105,14 @@ def _cheap(bench: Bench, options: Sequence[str], ways: Sequence[str]) -> list[Ef
     )
     runs = bench.compare(["sgd", *best.values()], options, flatness="lambda_max")
     full = best.pop("sam")
+    time = {label: f"{runs.time(label, 'sgd'):.2f}" for label in (full, *best.values())}
     effects = []
     for label in best.values():
-        cost = f"{runs.time(label, 'sgd'):.2f} times sgd's time"
         size = gain(runs, label, full) + MARGIN
         flat = flatter(runs, label, full, "lambda_max") + 1
+        what = f"{label} ({time[label]} times sgd's time) over {full} ({time[full]})"
         effects += [
-            effect(f"{label} ({cost}) over {full}, points, plus {MARGIN}", size),
+            effect(f"{what}, points, plus {MARGIN}", size),
             effect(f"log₂ λ_max of {full} / of {label}, plus 1", flat),
         ]
     return effects

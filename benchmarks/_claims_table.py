@@ -32,8 +32,10 @@ def markdown(claims: dict[str, Any], setting: Setting) -> str:
         *(f"    {command}" for command in commands),
         "",
         f"{summary}. An effect above zero is as claimed; mean and 95% t-interval over the seeds, "
-        "which are paired. Accuracies are those of the test set, hyperparameters were chosen on "
-        "the validation split.",
+        "which are paired. A claim is reproduced if all of its intervals lie above zero, not "
+        "reproduced if one lies below, else inconclusive. Accuracies are those of the test set, "
+        "hyperparameters were chosen on the validation split. Seeds are those with a finite value: "
+        "a run that diverged has none, and no ratio to a λ_max that float32 rounds to zero.",
         "",
         "| claim | effect | mean | 95% interval | seeds | verdict |",
         "|---|---|---:|---:|---:|---|",

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks import _data, _options, _results, compare, lipschitz
+from benchmarks import _data, _options, _results, _summary, compare, lipschitz
 from benchmarks._errors import INTERRUPTED, UsageError
 
 TUNING_SEEDS = 3
@@ -63,12 +63,8 @@ class Runs(NamedTuple):
         return {(method + suffix, seed): one for (method, seed), one in self.records.items()}
 
     def time(self, method: str, plain: str) -> float:
-        """A step's time in the plain one's, the median over the seeds."""
-        seconds = [
-            [np.median([e["seconds_a_step"] for e in r["curve"]]) for r in self._seeds(label)]
-            for label in (method, plain)
-        ]
-        return float(np.median(np.divide(*seconds)))
+        """A step's time in the plain one's."""
+        return _summary.time_ratio(self._seeds(method), self._seeds(plain))
 
     def _seeds(self, method: str) -> list[dict[str, Any]]:
         return [record for (label, _), record in sorted(self.records.items()) if label == method]

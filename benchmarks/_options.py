@@ -159,7 +159,7 @@ def _parser() -> argparse.ArgumentParser:
     training.add_argument(
         "--methods",
         help="methods separated by commas, hyperparameters after colons, :every=5 for every fifth "
-        "step only, "
+        "step only, :after=200 from step 200 on, :ascent_fraction=0.1, "
         "+ for a sum; the plain gradient goes by the optimizer's name (default: "
         f"sgd,{','.join(METHODS)})",
     )

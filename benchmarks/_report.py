@@ -160,7 +160,7 @@ def _caption(rows: list[Row], configuration: dict[str, Any]) -> str:
     return (
         f"{statistics} Gradients a step as declared: an exact Hessian-vector product counts as "
         "two, a clean pass on a part of the batch as that part. "
-        f"Time: one step against {plain}'s, without compilation. Generalization gap: loss on "
+        f"Time: a step of the fastest epoch against {plain}'s. Generalization gap: loss on "
         f"{configuration['evaluate_on']} examples{noisy} minus training loss. ‖∇L‖ of the whole "
         f"training loss in eval mode. {flatness}Weight noise: each weight "
         f"times 1 + {_measure.NOISE:g}ε, ε ~ N(0, 1), {_measure.NOISE_DRAWS} draws."

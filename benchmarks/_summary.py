@@ -1,6 +1,7 @@
 """Over the seeds: means, standard errors, time against the plain method, and what is best."""
 
 import math
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -66,7 +67,9 @@ def summarize(runs: list[dict[str, Any]], methods: list[Method], plain: str) -> 
         Row(
             label=method.label,
             gradients_a_step=method.cost,
-            time_ratio=_time_ratio(by_method[method.label], by_method.get(plain, {})),
+            time_ratio=time_ratio(
+                by_method[method.label].values(), by_method.get(plain, {}).values()
+            ),
             seeds=len(by_method[method.label]),
             diverged=len(by_method[method.label]) - len(measured[method.label]),
             measured=_estimates(list(measured[method.label].values())),
@@ -74,6 +77,15 @@ def summarize(runs: list[dict[str, Any]], methods: list[Method], plain: str) -> 
         )
         for method in methods
     ]
+
+
+def time_ratio(runs: Iterable[dict[str, Any]], plain: Iterable[dict[str, Any]]) -> float:
+    """The fastest epoch against the plain method's: what else a machine does only delays."""
+    fastest, reference = (
+        min((epoch["seconds_a_step"] for run in some for epoch in run["curve"]), default=math.nan)
+        for some in (runs, plain)
+    )
+    return fastest / reference
 
 
 def number(value: float | None) -> float:
@@ -115,16 +127,3 @@ def best_of(name: str, sign: int, measured: Any, by_method: Any) -> list[str]:
         return len(seeds) > 1 and behind.mean() <= estimate(behind).standard_error
 
     return [label for label in means if label == winner or ties(label)]
-
-
-def _time_ratio(of_seed: dict[int, Any], plain_of_seed: dict[int, Any]) -> float:
-    """The median over seeds, paired, because a machine's speed drifts in the course of a job."""
-    ratios = [
-        _step_seconds(of_seed[seed]) / _step_seconds(plain_of_seed[seed])
-        for seed in of_seed.keys() & plain_of_seed.keys()
-    ]
-    return float(np.median(ratios)) if ratios else math.nan
-
-
-def _step_seconds(run: dict[str, Any]) -> float:
-    return float(np.median([epoch["seconds_a_step"] for epoch in run["curve"]]))

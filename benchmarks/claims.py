@@ -91,7 +91,11 @@ def _earlier(out: pathlib.Path, setting: Setting) -> dict[str, Any]:
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = Parser(prog="python -m benchmarks.claims", allow_abbrev=False)
+    parser = Parser(
+        prog="python -m benchmarks.claims",
+        description=(__doc__ or "").split("\n")[0],
+        allow_abbrev=False,
+    )
     parser.add_argument("--data", default="digits", help="as for benchmarks.compare (digits)")
     parser.add_argument("--data-dir", help="as for benchmarks.compare")
     parser.add_argument("--train-size", type=int, help="examples to train on (all)")

@@ -183,7 +183,7 @@ def _markdown(record: dict[str, Any], title: str) -> str:
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(
         prog="python -m benchmarks.curvature",
-        description=main.__doc__,
+        description=(__doc__ or "").split("\n")[0],
         allow_abbrev=False,
     )
     parser.add_argument("--data", default="digits", help="as for benchmarks.compare (digits)")

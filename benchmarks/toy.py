@@ -157,7 +157,9 @@ def draw(file: pathlib.Path, points: int) -> dict[str, Optimum]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.toy")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.toy", description=(__doc__ or "").split("\n")[0]
+    )
     parser.add_argument("--out", default="results/toy/toy.png", help="the picture")
     parser.add_argument("--points", type=int, default=61, help="a side of the plane (61)")
     args = parser.parse_args(argv)
