@@ -20,6 +20,11 @@ def is_number(value: Any) -> bool:
     return isinstance(value, numbers.Real)
 
 
+def is_scalar(value: Any) -> bool:
+    """Whether it is a number or a 0-d array, which may be traced."""
+    return is_number(value) or getattr(value, "shape", None) == ()
+
+
 def check_scalars(**scalars: ScalarOrSchedule) -> None:
     """Each is a number, a 0-d array or a schedule."""
     for name, value in scalars.items():

@@ -14,25 +14,33 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from flatreg._types import Grads, Params
+from flatreg._types import Grads, Params, Scalar
 
 
-def _wide(x: jax.Array) -> jax.Array:
-    """x in at least float32."""
-    return jnp.asarray(x, jnp.promote_types(jnp.result_type(x), jnp.float32))
+def widened(tree: Params) -> Params:
+    """The tree, or the array, in at least float32."""
+    return jax.tree.map(
+        lambda x: jnp.asarray(x, jnp.promote_types(jnp.result_type(x), jnp.float32)), tree
+    )
 
 
-def _sum(tree: Grads) -> jax.Array:
+def matmul(x: jax.Array, y: jax.Array) -> jax.Array:
+    """x @ y in full precision; by default GPUs and TPUs round the factors to ten bits or so."""
+    return jnp.matmul(x, y, precision=jax.lax.Precision.HIGHEST)
+
+
+def total(tree: Grads) -> jax.Array:
     """Σ x over the tree, each leaf reduced where it lies."""
     return jax.tree.reduce(operator.add, jax.tree.map(jnp.sum, tree), jnp.zeros((), jnp.float32))
 
 
 def _rescaled(tree: Grads) -> tuple[jax.Array, Grads]:
     """m and x/m with m = max |x| over the tree; m is 1 for a tree of zeros, NaN if there is one."""
-    leaves = [jnp.max(jnp.abs(_wide(x)), initial=0) for x in jax.tree.leaves(tree)]
+    tree = widened(tree)
+    leaves = [jnp.max(jnp.abs(x), initial=0) for x in jax.tree.leaves(tree)]
     largest = functools.reduce(jnp.maximum, leaves, jnp.zeros((), jnp.float32))
     largest = jnp.where(largest == 0, 1, largest)
-    return largest, jax.tree.map(lambda x: _wide(x) / largest, tree)
+    return largest, jax.tree.map(lambda x: x / largest, tree)
 
 
 def norm(tree: Grads) -> jax.Array:
@@ -41,10 +49,10 @@ def norm(tree: Grads) -> jax.Array:
     return largest * jnp.sqrt(inner(x, x))
 
 
-def unit(tree: Grads, ord: float = 2) -> Grads:
+def unit(tree: Grads, ord: Scalar = 2) -> Grads:
     """∇‖x‖ₚ = sign(x)|x|^{p−1} / ‖x‖ₚ^{p−1}: for p = 2 the unit vector x/‖x‖. Zero at zero."""
     _, x = _rescaled(tree)
-    power_sum = _sum(jax.tree.map(lambda x: jnp.abs(x) ** ord, x))
+    power_sum = total(jax.tree.map(lambda x: jnp.abs(x) ** ord, x))
     # Some |x| is one, so the sum is at least one, unless all are zero.
     size = jnp.maximum(power_sum, 1) ** ((ord - 1) / ord)
     return jax.tree.map(lambda x: jnp.sign(x) * jnp.abs(x) ** (ord - 1) / size, x)
@@ -63,7 +71,7 @@ def mix(*terms: tuple[float | jax.Array, Grads]) -> Grads:
     weights, trees = zip(*terms, strict=True)
     return jax.tree.map(
         lambda *xs: functools.reduce(
-            operator.add, (w * _wide(x) for w, x in zip(weights, xs, strict=True))
+            operator.add, (w * widened(x) for w, x in zip(weights, xs, strict=True))
         ),
         *trees,
     )
@@ -76,20 +84,26 @@ def shift(
     if scale is None:
         step = _scaled_unit(uphill, length)
     else:
-        times_scale = functools.partial(jax.tree.map, lambda t, x: _wide(t) * _wide(x), scale)
+        times_scale = functools.partial(jax.tree.map, lambda t, x: widened(t) * widened(x), scale)
         step = times_scale(_scaled_unit(times_scale(uphill), length))
     return optax.tree.cast_like(mix((1, params), (1, step)), params)
 
 
 def inner(x: Grads, y: Grads) -> jax.Array:
     """⟨x, y⟩ over the whole tree: sums of products, because a dot would flatten sharded leaves."""
-    return _sum(jax.tree.map(lambda x, y: _wide(x) * _wide(y), x, y))
+    return total(jax.tree.map(lambda x, y: widened(x) * widened(y), x, y))
 
 
 def named_leaves(tree: Params) -> dict[str, Any]:
     """Leaves by their paths, such as ``"params/Dense_0/kernel"``."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): x for path, x in leaves}
+    return {path_name(path): x for path, x in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def path_name(path: tuple[Any, ...]) -> str:
+    """A leaf's path as text, the same for an NNX Variable and for the array that it holds."""
+    if path and path[-1] == jax.tree_util.GetAttrKey("value"):
+        path = path[:-1]
+    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def map_named(function: Callable[..., Any], tree: Params, *trees: Params) -> Params:

@@ -5,8 +5,10 @@
     plots.plot_density(measures.spectral_density(loss_fn, params, key), ax=right)
 
 Without ``ax`` a function makes a figure that pyplot does not know, and that needs no screen:
-``plots.plot_slice(t, losses).figure.savefig("slice.png")``. No global setting is touched, and all
-that is drawn can be changed through the axes that come back. Several curves go on one axes.
+``plots.plot_slice(t, losses).figure.savefig("slice.png")``. A notebook does not show it by itself:
+pass ``ax=plt.gca()`` there, or after ``%matplotlib inline`` end the cell with ``.figure``. No
+global setting is touched, and all that is drawn can be changed through the axes that come back.
+Several curves go on one axes.
 """
 
 from typing import Any
@@ -49,7 +51,7 @@ def plot_slice(
     Args:
       positions: t, shape (m,).
       losses: of ``measures.loss_slice`` or ``interpolate``, shape (m,).
-      ax: where to draw; None makes a figure.
+      ax: where to draw, ``plt.gca()`` in a notebook; None makes a figure that is none of pyplot's.
       label: for the legend.
       color: by default the first of ``COLORS`` that no curve on these axes has yet.
 
@@ -95,7 +97,7 @@ def plot_surface(
       positions_x: positions along the first direction, shape (m₁,).
       positions_y: along the second, shape (m₂,).
       losses: of ``measures.loss_slice``, shape (m₁, m₂).
-      ax: where to draw; None makes a figure.
+      ax: where to draw, ``plt.gca()`` in a notebook; None makes a figure that is none of pyplot's.
       levels: how many steps of color, at least 2.
       label: of the color bar; None leaves the bar out.
 
@@ -148,7 +150,7 @@ def plot_density(
 
     Args:
       density: what ``measures.spectral_density`` returned: nodes and weights, (probes, steps).
-      ax: where to draw; None makes a figure.
+      ax: where to draw, ``plt.gca()`` in a notebook; None makes a figure that is none of pyplot's.
       label: for the legend.
       color: as in :func:`plot_slice`.
       width: standard deviation of the Gaussian that stands for a node; by default 1/200 of the

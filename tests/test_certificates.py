@@ -138,6 +138,13 @@ def test_bad_input_is_told(arguments, match):
         lipschitz.certified_radius(*arguments)
 
 
+def test_a_bound_in_place_of_its_numbers_is_told_to_hand_them_over():
+    bound = lipschitz.LipschitzBound(jnp.ones(()), jnp.ones((2, 2)), {"layer": jnp.ones(())})
+    for given in (bound, bound._replace(pairs=None).pairs):
+        with pytest.raises(TypeError, match=r"pass bound\.pairs, or bound\.upper"):
+            lipschitz.certified_radius(jnp.ones((3, 2)), jnp.ones(3, int), given)
+
+
 def test_negative_radii_are_told():
     with pytest.raises(ValueError, match="radii must be"):
         lipschitz.certified_accuracy(jnp.ones((3, 2)), jnp.ones(3, int), 1.0, -1.0)

@@ -79,6 +79,15 @@ class TestDatasetLoss:
             gradient(measures.dataset_loss(batch_loss, data, batch_size=64), trained())
         assert len(traces) == 1
 
+    @pytest.mark.parametrize("transform", [jax.jit, jax.checkpoint], ids=["jit", "checkpoint"])
+    def test_it_goes_where_functions_go(self, transform):
+        loss = measures.dataset_loss(
+            lambda w, x: jnp.mean((w - x) ** 2), np.arange(3.0), batch_size=2
+        )
+        assert {loss: "key"}[loss] == "key"
+        value, slope = jax.value_and_grad(transform(loss))(jnp.float32(2))
+        np.testing.assert_allclose([value, slope], [5 / 3, 2], rtol=1e-6)
+
     def test_bad_batches_are_told(self):
         with pytest.raises(ValueError, match="batch_size must be at least 1"):
             measures.dataset_loss(batch_loss, digits(), batch_size=0)

@@ -171,6 +171,33 @@ def test_flat_everywhere_is_zero_and_a_plane_rises_by_its_slope():
         np.testing.assert_allclose(rise, 0.2, rtol=1e-5)
 
 
+@pytest.mark.parametrize("size", [1e20, 1e-25])
+def test_flatness_grows_with_the_loss_beyond_the_range_of_squares(size):
+    """Of size·‖w‖²/2 around 1 = (1, 1, 1): R⁰ = size(√3 ρ + ρ²/2), R¹ = size·ρ(√3 + ρ)."""
+    loss_fn = lambda w: size * (jnp.sum(w**2) / 2)  # noqa: E731
+    for measure, expected in (
+        (measures.zeroth_order_flatness, 3**0.5 * 0.1 + 0.1**2 / 2),
+        (measures.first_order_flatness, 0.1 * (3**0.5 + 0.1)),
+    ):
+        found = jax.jit(lambda w, f=measure: f(loss_fn, w, KEY, 0.1, steps=5).value)(jnp.ones(3))
+        np.testing.assert_allclose(found / np.float32(size), expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("loss_fn", "expected"),
+    [
+        (lambda w: w[0] + 2 * w[1], np.inf),
+        (lambda w: 0 * w[0], 0),
+        (lambda w: jnp.sum(w**2), 0),
+        (lambda w: jnp.sum((w - 1) ** 2), 2**0.5 / 0.1),
+    ],
+    ids=["slope", "constant", "minimum", "bowl"],
+)
+def test_the_gradient_ratio_is_zero_only_where_the_gradient_is(loss_fn, expected):
+    found = jax.jit(lambda w: measures.first_order_flatness(loss_fn, w, KEY, 0.1, steps=1))
+    np.testing.assert_allclose(found(jnp.zeros(2)).gradient_ratio, expected, rtol=1e-5)
+
+
 @pytest.mark.parametrize("measure", ["zeroth_order_flatness", "first_order_flatness"])
 def test_bad_input_is_told(measure):
     measure = functools.partial(getattr(measures, measure), lambda w: jnp.sum(w**2))

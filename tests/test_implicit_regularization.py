@@ -207,6 +207,27 @@ def test_a_variance_far_below_the_mean_does_not_cancel():
     np.testing.assert_allclose(stats.variance, 2 / 3, rtol=1e-3)
 
 
+@pytest.mark.parametrize("size", [1.0, 1e-22, 1e20])
+def test_the_noise_scale_is_that_of_gradients_whose_squares_are_out_of_range(size):
+    """gᵢ = size·(5, 3, 1, −1): ‖g‖ = 2·size and Γ = 5·size²."""
+    loss_fn = lambda w, x: size * (jnp.mean((w - x) ** 2) / 2)  # noqa: E731
+    x = jnp.array([0.0, 2.0, 4.0, 6.0], jnp.float32)
+    stats = jax.jit(measures.gradient_statistics, static_argnums=0)(loss_fn, jnp.float32(5), x)
+    np.testing.assert_allclose(stats.norm / np.float32(size), 2, rtol=1e-6)
+    np.testing.assert_allclose(stats.noise_scale, 1.25, rtol=1e-6)
+
+
+def test_more_weights_than_int32_counts_are_counted():
+    weights = jax.ShapeDtypeStruct((3_000_000_000,), jnp.float32)
+    with jax.enable_x64(False):
+        found = jax.eval_shape(partial(measures.implicit_gradient_regularizer, jnp.sum), weights)
+        assert {x.shape for x in found} == {()}
+        for rate in (jnp.float32(0.4), 0.4):
+            rates = jax.eval_shape(lambda w, h=rate: measures.implicit_rate(h, w), weights)
+            assert rates.shape == ()
+        np.testing.assert_allclose(measures.implicit_rate(jnp.float32(0.4), weights), 3e8)
+
+
 def test_steps_and_times_may_be_traced_and_the_tree_keeps_its_dtypes():
     def end(h, time, params):
         loss = measures.modified_loss(lambda w: (w["a"] * w["b"].sum()) ** 2 / 2, h)

@@ -94,6 +94,19 @@ def test_ascent_finds_the_steepest_point_of_a_smooth_function():
     assert 0.98 * norm < found.lower <= norm
 
 
+def test_in_float32_the_lower_bound_exceeds_the_norm_by_its_last_rounding_only():
+    @jax.jit
+    def lower(matrix):
+        linear = lambda x: jnp.matmul(x, matrix, precision="highest")  # noqa: E731
+        x = jnp.ones((1, 50), matrix.dtype)
+        return lipschitz.lipschitz_lower_bound(linear, x, jax.random.key(0), steps=0).lower
+
+    matrices = np.random.default_rng(0).normal(size=(50, 50, 10)).astype(np.float32)
+    norms = np.linalg.norm(matrices.astype(np.float64), 2, axis=(1, 2))
+    above = np.array([lower(matrix) for matrix in matrices]) / norms - 1
+    assert np.abs(above).max() < 2 * np.finfo(np.float32).eps
+
+
 def test_the_lower_bound_tells_bad_input():
     with pytest.raises(ValueError, match="steps must be"):
         lipschitz.lipschitz_lower_bound(jnp.sum, jnp.ones((2, 3)), jax.random.key(0), steps=-1)

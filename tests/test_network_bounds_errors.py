@@ -97,6 +97,19 @@ class TestErrors:
         with pytest.raises(ValueError, match=f"no bound for `({operation})`.*right after x"):
             bound_of(f, 3)
 
+    def test_a_single_image_is_told_its_batch_axis(self):
+        class Cnn(nn.Module):
+            @nn.compact
+            def __call__(self, x):
+                x = nn.avg_pool(nn.Conv(2, (3, 3))(x), (2, 2), (2, 2))
+                return nn.Dense(3)(x.reshape(len(x), -1))
+
+        image = jnp.ones((8, 8, 1))
+        variables = jax.eval_shape(Cnn().init, jax.random.key(0), image[None])
+        with pytest.raises(ZeroDivisionError) as caught:
+            lipschitz.lipschitz_bound(Cnn().apply, variables, image)
+        assert "if x is a single one, pass x[None]" in "".join(caught.value.__notes__)
+
     def test_other_input_and_output_is_told(self):
         with pytest.raises(TypeError, match="one array"):
             bound_of(lambda x: (x, x), 3)

@@ -247,3 +247,14 @@ def quartic(w):
 def test_bad_input_is_told(call, message):
     with pytest.raises((TypeError, ValueError), match=message):
         call(jnp.ones(3))
+
+
+def test_more_weights_than_int32_counts_have_a_metric():
+    weights = jax.ShapeDtypeStruct((3_000_000_000,), jnp.float32)
+    found = jax.eval_shape(lambda w: metric(w, w, 0.1), weights)
+    assert found.value.shape == found.active.shape == ()
+
+
+def test_on_a_plateau_nothing_is_known_of_sigma():
+    found = jax.jit(lambda w: sigma_of(lambda w: jnp.ones(()), w, KEY, 0.1, draws=2))(jnp.ones(3))
+    np.testing.assert_allclose([found.value, found.standard_error], [10, np.inf], rtol=1e-5)

@@ -83,8 +83,22 @@ def test_interpolation_ends_at_the_two_solutions():
     np.testing.assert_allclose(losses, expected, rtol=1e-6)
 
 
-def test_bad_input_is_told():
-    with pytest.raises(ValueError, match="draws must be at least 2"):
-        measures.expected_sharpness(quadratic, jnp.ones(3), KEY, 0.1, draws=1)
-    with pytest.raises(ValueError, match=r"loss_slice\(loss_fn, params, \(d, t\)\)"):
-        measures.loss_slice(quadratic, jnp.ones(3))
+PAIRS = r"loss_slice\(loss_fn, params, \(direction, jnp.linspace\(-1, 1, 21\)\)\)"
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda f, w: measures.expected_sharpness(f, w, KEY, 0.1, draws=1), "draws must be at"),
+        (lambda f, w: measures.noise_robustness(f, w, KEY, 0.1), r"sigmas=jnp.array\(\[0.1\]\)"),
+        (lambda f, w: measures.interpolate(f, w, w, 0.5), r"positions=jnp.linspace\(0, 1, 11\)"),
+        (lambda f, w: measures.loss_slice(f, w), PAIRS),
+        (lambda f, w: measures.loss_slice(f, w, (w, 0.1)), PAIRS),
+        (lambda f, w: measures.loss_slice(f, w, w, w), PAIRS),
+        (lambda f, w: measures.loss_slice(sum, [w, w], [w, w], w), PAIRS),
+        (lambda f, w: measures.loss_slice(sum, [w, w], (w, [w, w])), PAIRS),
+    ],
+)
+def test_bad_input_is_told_the_call_that_mends_it(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(quadratic, jnp.ones(3))

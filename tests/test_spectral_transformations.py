@@ -5,9 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 from jax.sharding import PartitionSpec as P
 
-from flatreg import checkpoint, lipschitz
+from flatreg import checkpoint, lipschitz, measures
+from flatreg.nnx import make_train_step
 
 KEY = jax.random.key(0)
 PARAMS = {
@@ -79,6 +81,58 @@ def test_sharded_kernels_give_the_same(name):
     with jax.set_mesh(jax.make_mesh((8,), ("model",), (jax.sharding.AxisType.Auto,))):
         actual = update(jax.device_put(params, P("model")))
     np.testing.assert_allclose(actual["kernel"], expected["kernel"], atol=1e-5)
+
+
+@pytest.mark.parametrize("way", ["opt.update", "make_train_step"])
+@pytest.mark.parametrize("operators", ["none", "traced", "by hand"])
+@pytest.mark.parametrize(
+    ("name", "expected"), [("penalty", [2.7, 1.0]), ("power", [1.0, 1 / 3])], ids=["3−.1·3", "W/3"]
+)
+def test_an_nnx_optimizer_holds_them(name, expected, operators, way):
+    """Singular values 3 and 1 after a step along a gradient of zero with learning rate 1."""
+    model = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
+    model.kernel[...] = jnp.array([[3.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
+    graphdef, params = nnx.split(model)
+    x = jnp.ones((4, 3))
+    maps = {
+        "none": None,
+        "traced": lipschitz.linear_maps(lambda p, x: nnx.merge(graphdef, p)(x), params, x),
+        "by hand": {"kernel": lipschitz.Dense()},
+    }[operators]
+    chain = {
+        "penalty": (lipschitz.spectral_norm_penalty(0.1, KEY, operators=maps), optax.sgd(1.0)),
+        "power": (optax.sgd(1.0), lipschitz.project_spectral_norm(1.0, operators=maps)),
+    }[name]
+
+    def loss_fn(model, x):
+        return 0 * jnp.mean(model(x))
+
+    optimizer = nnx.Optimizer(model, optax.chain(*chain), wrt=nnx.Param)
+    if way == "opt.update":
+        optimizer.update(model, nnx.grad(loss_fn)(model, x))
+    else:
+        nnx.jit(make_train_step(loss_fn))(model, optimizer, x)
+    np.testing.assert_allclose(jnp.diagonal(model.kernel[...]), expected, rtol=1e-5)
+
+
+def test_an_nnx_variable_has_the_path_of_its_array_everywhere():
+    graphdef, state = nnx.split(nnx.Linear(3, 2, rngs=nnx.Rngs(0)))
+
+    def network(params, x):
+        return nnx.merge(graphdef, params)(x)
+
+    x = jnp.ones((4, 3))
+    assert list(lipschitz.linear_maps(network, state, x)) == ["kernel"]
+    assert list(lipschitz.lipschitz_bound(network, state, x).layers) == ["kernel"]
+    assert list(lipschitz.spectral_normalization_state(state, KEY).inputs) == ["kernel"]
+    kernel, bias = (
+        measures.restrict(
+            lambda p: jnp.sum(network(p, x)), state, lambda path, name=name: path == name
+        )
+        for name in ("kernel", "bias")
+    )
+    assert (list(kernel[1]), list(bias[1])) == (["kernel"], ["bias"])
+    np.testing.assert_allclose(jax.grad(bias[0])(bias[1])["bias"], [4, 4])
 
 
 @pytest.mark.parametrize("name", ["penalty", "power"])

@@ -5,6 +5,11 @@ A kernel alone does not say what a convolution does. Its linear map does; a help
     maps = lipschitz.linear_maps(model.apply, variables, x)
     sigma = lipschitz.spectral_norm(kernel, maps["params/Conv_0/kernel"])
     print(sigma.lower, sigma.upper)
+
+Nothing is jitted inside, and loops are compiled anew at each call outside of ``jit``. For kernels
+that are measured again, compile once for all of a shape::
+
+    spectral_norm = jax.jit(lipschitz.spectral_norm, static_argnames=("linear_map", "steps"))
 """
 
 from flatreg.lipschitz._certificates import certified_accuracy as certified_accuracy

@@ -5,10 +5,13 @@ perturbation shorter than min over j of (zᵧ − zⱼ)/Lᵧⱼ closes it. Of lo
 has √2·L; where they are Wz(x) + b it has the smaller ‖Wᵧ − Wⱼ‖ times the constant of z.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
 from flatreg._checks import check_nonnegative
+from flatreg._tree import widened
 
 
 def certified_radius(
@@ -31,6 +34,7 @@ def certified_radius(
 
     Raises:
       ValueError: if the shapes do not agree, or ``lipschitz`` is a negative number.
+      TypeError: if ``lipschitz`` is neither a number nor an array.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -45,6 +49,13 @@ def certified_radius(
       NeurIPS 2018, Proposition 1 and, for the last layer, its appendix.
     """
     check_nonnegative(lipschitz=lipschitz)
+    given: Any = lipschitz
+    if given is None or isinstance(given, tuple):
+        raise TypeError(
+            f"lipschitz must be a number or an array, got {type(given).__name__}: write "
+            "bound = lipschitz_bound(function, params, x), and pass bound.pairs, or bound.upper if "
+            "that is None."
+        )
     logits, labels, bounds = map(jnp.asarray, (logits, labels, lipschitz))
     if logits.ndim != 2 or labels.shape != logits.shape[:1]:
         raise ValueError(
@@ -57,7 +68,7 @@ def certified_radius(
             f"lipschitz must be a number or ({classes}, {classes}), got {bounds.shape}: "
             "pass lipschitz_bound(function, params, x).upper or its .pairs."
         )
-    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    logits = widened(logits)
     own = jnp.take_along_axis(logits, labels[:, None], axis=1)
     lead = own - logits
     steepness = jnp.sqrt(2) * bounds if bounds.ndim == 0 else bounds[labels]
@@ -88,6 +99,7 @@ def certified_accuracy(
 
     Raises:
       ValueError: as there, or if ``radii`` is a negative number.
+      TypeError: as there.
 
     Examples:
       >>> import jax.numpy as jnp

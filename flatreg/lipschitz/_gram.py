@@ -11,21 +11,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from flatreg._tree import matmul
+
 TIGHT = 1e-3  # how far the bound of a single matrix may be above
 
 
 def gram_bound(real: jax.Array, imag: jax.Array | None = None, slack: float = TIGHT) -> jax.Array:
     """Bounds the largest σ of matrices (…, m, n), at most by a factor 1 + ``slack`` above."""
 
-    def times(x: jax.Array, y: jax.Array) -> jax.Array:
-        return jnp.matmul(x, y, precision=jax.lax.Precision.HIGHEST)
-
     def square(x: jax.Array, y: jax.Array | None) -> Any:
         """A*A of A = x + iy, in three real products: the square of a Hermitian A."""
         if y is None:
-            return times(x.mT, x), None
-        mixed = times(x.mT, y)
-        return times(x.mT, x) + times(y.mT, y), mixed - mixed.mT
+            return matmul(x.mT, x), None
+        mixed = matmul(x.mT, y)
+        return matmul(x.mT, x) + matmul(y.mT, y), mixed - mixed.mT
 
     def divided(x: Any, y: Any) -> tuple[Any, Any, jax.Array]:
         squares = x**2 if y is None else x**2 + y**2

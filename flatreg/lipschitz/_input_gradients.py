@@ -12,6 +12,7 @@ from typing import TypeAlias
 import jax
 import jax.numpy as jnp
 
+from flatreg._tree import widened
 from flatreg._types import Scalar
 
 BatchFn: TypeAlias = Callable[..., jax.Array]
@@ -146,8 +147,7 @@ def _gradient_norms(f: BatchFn, x: jax.Array) -> jax.Array:
     # One cotangent an output, the same for every example: Σₙ f(x)ₙ separates into its terms.
     cotangents = jax.vmap(lambda e: jnp.broadcast_to(e.reshape(y.shape[1:]), y.shape))(unit_vectors)
     (rows,) = jax.vmap(pull)(cotangents)
-    rows = rows.astype(jnp.promote_types(rows.dtype, jnp.float32))
-    return root(jnp.sum(rows**2, axis=(0, *range(2, rows.ndim))))
+    return root(jnp.sum(widened(rows) ** 2, axis=(0, *range(2, rows.ndim))))
 
 
 def root(squares: jax.Array) -> jax.Array:

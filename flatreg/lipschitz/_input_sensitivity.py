@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from flatreg._tree import matmul, norm, unit, widened
 from flatreg.lipschitz._input_gradients import BatchFn, check_inputs, check_outputs
 
 
@@ -144,11 +145,18 @@ def jacobian(f: BatchFn, x: jax.Array, *args: Any) -> jax.Array:
 
     y, pull = jax.vjp(outputs, x)
     (rows,) = jax.vmap(pull)(jnp.eye(y.size, dtype=y.dtype))
-    matrix: jax.Array = rows.reshape(y.size, x.size)
-    return matrix.astype(jnp.promote_types(matrix.dtype, jnp.float32))
+    matrix: jax.Array = widened(rows.reshape(y.size, x.size))
+    return matrix
 
 
 def top_singular_value(matrix: jax.Array) -> jax.Array:
-    """σ of a matrix with few rows, from its Gram matrix."""
-    largest = jnp.max(jnp.linalg.eigvalsh(matrix @ matrix.T))
-    return jnp.sqrt(jnp.maximum(largest, 0))
+    """σ of a matrix with few rows, as ‖uJ‖, which is not above σ even where u is not exact."""
+    return norm(matmul(top_output(matrix), matrix))
+
+
+def top_output(matrix: jax.Array) -> jax.Array:
+    """The unit vector u that makes ‖uJ‖ largest, a constant for differentiation."""
+    matrix = jax.lax.stop_gradient(matrix)
+    _, outputs = jnp.linalg.eigh(matmul(matrix, matrix.T))
+    top: jax.Array = unit(outputs[:, -1])  # exactly, as its norm multiplies σ
+    return top

@@ -43,7 +43,7 @@ class PowerState(NamedTuple):
 
 def is_kernel(path: str) -> bool:
     """Whether the leaf is called ``kernel``, in Linen, NNX or any other tree."""
-    return path.removesuffix("/value").rpartition("/")[2] == "kernel"
+    return path.rpartition("/")[2] == "kernel"
 
 
 def kernels(

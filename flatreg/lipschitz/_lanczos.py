@@ -35,7 +35,7 @@ def largest_by_lanczos(
         """The unit vector along what the basis leaves of w; zero if that is only rounding."""
         rest = w
         for _ in range(2):  # twice is enough
-            rest = rest - _times(_times(basis, rest), basis)
+            rest = rest - _tree.matmul(_tree.matmul(basis, rest), basis)
         return jnp.where(_tree.norm(rest) <= noise * _tree.norm(w), 0, _tree.unit(rest))
 
     def step(i: jax.Array, carry: Any) -> Any:
@@ -43,7 +43,7 @@ def largest_by_lanczos(
         rights = rights.at[i].set(right)
         image = product(right.reshape(shape)).ravel()
         lefts = lefts.at[i].set(left := orthogonal(lefts, image))
-        matrix = matrix.at[:, i].set(_times(lefts, image))
+        matrix = matrix.at[:, i].set(_tree.matmul(lefts, image))
         following = orthogonal(rights, adjoint(left.reshape(y.shape))[0].ravel())
         # Where the Krylov space has ended, go on with another start.
         fresh = orthogonal(rights, jax.random.normal(keys[i], (x.size,), x.dtype))
@@ -54,9 +54,6 @@ def largest_by_lanczos(
     carry = *empty, start, jnp.zeros((steps, steps), x.dtype)
     rights, _, _, matrix = jax.lax.fori_loop(0, steps, step, carry)
     weights = jnp.linalg.svd(matrix)[2][0]
-    norm: jax.Array = jnp.linalg.norm(product(_tree.unit(_times(weights, rights)).reshape(shape)))
+    found = _tree.unit(_tree.matmul(weights, rights)).reshape(shape)
+    norm: jax.Array = jnp.linalg.norm(product(found))
     return largest * norm
-
-
-def _times(x: jax.Array, y: jax.Array) -> jax.Array:
-    return jnp.matmul(x, y, precision=jax.lax.Precision.HIGHEST)

@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 
+from flatreg import _tree
 from flatreg.lipschitz._convolution import Convolution
 
 
@@ -88,4 +89,5 @@ def widened(kernel: Any) -> jax.Array:
         raise TypeError(
             f"a kernel must be of floating point, got {dtype}: pass kernel.astype(jnp.float32)."
         )
-    return jnp.asarray(kernel, jnp.promote_types(dtype, jnp.float32))
+    wide: jax.Array = _tree.widened(kernel)
+    return wide

@@ -5,8 +5,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from flatreg._tree import matmul, unit, widened
 from flatreg.lipschitz._input_gradients import BatchFn, check_inputs, root
-from flatreg.lipschitz._input_sensitivity import jacobian, top_singular_value
+from flatreg.lipschitz._input_sensitivity import jacobian, top_output, top_singular_value
 
 POWER_ITERATIONS = 2  # at a trial, from the direction of the point before
 LEAST_RADIUS = 1e-3  # of the search, relative to its first
@@ -64,7 +65,7 @@ def lipschitz_lower_bound(
     check_inputs(x)
     if steps < 0:
         raise ValueError(f"steps must be at least 0, got {steps}.")
-    x = jnp.asarray(x, jnp.promote_types(x.dtype, jnp.float32))
+    x = widened(x)
 
     def one(x: jax.Array) -> jax.Array:
         return f(x[None])[0].reshape(-1)
@@ -75,21 +76,20 @@ def lipschitz_lower_bound(
     def turned(x: jax.Array, v: jax.Array) -> jax.Array:
         for _ in range(POWER_ITERATIONS):
             (v,) = jax.vjp(one, x)[1](jax.jvp(one, (x,), (v,))[1])  # v ← JᵀJv
-            v = _unit(v)
+            v = unit(v)
         return v
 
     def search(x: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         matrix = jacobian(f, x)
-        _, outward = jnp.linalg.eigh(matrix @ matrix.T)
-        v = _unit((outward[:, -1] @ matrix).reshape(x.shape).astype(x.dtype))
+        v = unit(matmul(top_output(matrix), matrix).reshape(x.shape).astype(x.dtype))
         reach = _length(x)
         reach = 0.1 * jnp.where(reach == 0, 1, reach)
 
         def step(carry: tuple[jax.Array, ...], key: jax.Array) -> tuple[Any, None]:
             x, v, highest, radius = carry
-            uphill = _unit(jax.grad(stretch)(x, v))
-            noise = _unit(jax.random.normal(key, x.shape, x.dtype))
-            trial = x + radius * _unit(uphill + noise)
+            uphill = unit(jax.grad(stretch)(x, v))
+            noise = unit(jax.random.normal(key, x.shape, x.dtype))
+            trial = x + radius * unit(uphill + noise)
             direction = turned(trial, v)
             height = stretch(trial, direction)
             higher = height > highest
@@ -111,8 +111,3 @@ def lipschitz_lower_bound(
 def _length(x: jax.Array) -> jax.Array:
     """‖x‖ over all axes."""
     return root(jnp.sum(x**2))
-
-
-def _unit(x: jax.Array) -> jax.Array:
-    length = _length(x)
-    return x / jnp.where(length == 0, 1, length)

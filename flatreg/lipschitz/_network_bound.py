@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from flatreg._tree import path_name
 from flatreg._types import Params
 from flatreg.lipschitz._input_gradients import check_inputs
 from flatreg.lipschitz._interpreter import Interpreter, explain
@@ -80,15 +81,21 @@ def lipschitz_bound(
     """
     check_inputs(x)
     named, structure = jax.tree_util.tree_flatten_with_path(params)
-    arguments: list[Value] = [known(leaf, _layer_name(path)) for path, leaf in named]
+    arguments: list[Value] = [known(leaf, path_name(path) or "params") for path, leaf in named]
     example = jax.ShapeDtypeStruct((1, *jnp.shape(x)[1:]), jnp.result_type(x))
 
     def apply(leaves: list[Any], x: jax.Array) -> Any:
         return function(jax.tree.unflatten(structure, leaves), x)
 
-    program, outputs = jax.make_jaxpr(apply, return_shape=True)(
-        [leaf for _, leaf in named], example
-    )
+    try:
+        trace = jax.make_jaxpr(apply, return_shape=True)
+        program, outputs = trace([leaf for _, leaf in named], example)
+    except Exception as error:
+        error.add_note(
+            f"lipschitz_bound took x, of shape {jnp.shape(x)}, for a batch and called the function "
+            f"with one example, of shape {example.shape}: if x is a single one, pass x[None]."
+        )
+        raise
     if not isinstance(outputs, jax.ShapeDtypeStruct):
         raise TypeError(
             f"lipschitz_bound needs the function to return one array, got {outputs}: write lambda "
@@ -115,9 +122,3 @@ def _pairs(result: Dependent) -> jax.Array | None:
     features, rows = result.head
     apart = jax.lax.map(lambda row: jnp.linalg.norm(rows - row, axis=1), rows)
     return jnp.minimum(plain, features * apart)
-
-
-def _layer_name(path: Any) -> str:
-    """Where a parameter is, by the path of its leaf; NNX adds a last step to a variable's."""
-    name = jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/value")
-    return name or "params"

@@ -3,6 +3,11 @@
     spectral     L + (λ/2) Σ σ(A_W)²         adds λσ∇σ,  ∇σ = VJP of ⟨v, A_W(u)⟩: uvᵀ if dense
     orthogonal   L + (λ/2) Σ ‖WᵀW − 1‖_F²    adds 2λW(WᵀW − 1)
 
+They stand between the method and the optimizer: in front of ``sam`` a penalty would only turn its
+ascent, and be gone from the step::
+
+    optax.chain(flatreg.sam(0.05), lipschitz.spectral_norm_penalty(0.01, key), optax.sgd(0.1))
+
 The Frobenius norm's is weight decay: ``optax.add_decayed_weights(penalty)`` for L + (λ/2)‖W‖_F².
 """
 
@@ -13,7 +18,7 @@ import jax.numpy as jnp
 import optax
 
 from flatreg._checks import check_nonnegative, check_scalars
-from flatreg._tree import map_named
+from flatreg._tree import map_named, matmul
 from flatreg._types import Grads, Params, ScalarOrSchedule
 from flatreg.lipschitz._kernels import (
     Operators,
@@ -51,7 +56,8 @@ def spectral_norm_penalty(
         kernels. For other penalties on other layers chain several.
 
     Returns:
-      A transformation, to stand before the optimizer; its state is a :class:`PowerState`.
+      A transformation with a :class:`PowerState`, to stand between the method and the optimizer:
+      ``optax.chain(flatreg.sam(0.05), spectral_norm_penalty(0.01, key), optax.sgd(0.1))``.
 
     Raises:
       ValueError: if λ is a negative number; in ``init``, if no kernel is found.
@@ -109,7 +115,8 @@ def orthogonality_penalty(
       where: a predicate on a leaf's path; by default it is called ``kernel``.
 
     Returns:
-      A transformation, to stand before the optimizer.
+      A transformation, to stand between the method and the optimizer:
+      ``optax.chain(flatreg.sam(0.05), orthogonality_penalty(0.01), optax.sgd(0.1))``.
 
     Raises:
       ValueError: if λ is a negative number; in ``init``, if no kernel is found.
@@ -156,7 +163,7 @@ def _distance_from_orthogonal(kernel: jax.Array) -> jax.Array:
     matrix = Dense().matrix(kernel)
     if matrix.shape[0] < matrix.shape[1]:
         matrix = matrix.T
-    gram = jnp.matmul(matrix.T, matrix, precision=jax.lax.Precision.HIGHEST)
+    gram = matmul(matrix.T, matrix)
     return jnp.sum((gram - jnp.eye(len(gram), dtype=gram.dtype)) ** 2) / 2  # ½‖WᵀW − 1‖²
 
 

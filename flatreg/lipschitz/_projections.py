@@ -79,7 +79,7 @@ def project_spectral_norm(
     def init(chosen: dict[str, jax.Array]) -> PowerState:
         if norm == "power":
             return start(jax.random.key(0) if key is None else key, chosen, operators)
-        return PowerState(jnp.zeros((), jnp.int32), {}, {})
+        return _counter()
 
     def by_power(chosen: dict[str, jax.Array], state: PowerState) -> Any:
         functions, state = advance(chosen, operators, state)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import JaxprEqn
 
+from flatreg._tree import widened
 from flatreg.lipschitz._convolution import Convolution
 from flatreg.lipschitz._upper_bounds import spectral_norm_upper_bound
 from flatreg.lipschitz._values import Dependent, Known, Value
@@ -80,21 +81,17 @@ def _times(a: float, b: Any) -> Any:
     return None if b is None else a * b
 
 
-def _wide(x: Any) -> jax.Array:
-    return jnp.asarray(x, jnp.promote_types(jnp.result_type(x), jnp.float32))
-
-
 def _only_floating(equation: JaxprEqn, operands: Sequence[Value], place: int) -> Any:
     aval: Any = equation.outvars[0].aval
     return 1.0 if jnp.issubdtype(aval.dtype, jnp.floating) else None
 
 
 def _multiply(equation: JaxprEqn, operands: Sequence[Value], place: int) -> jax.Array:
-    return jnp.max(jnp.abs(_wide(_other(operands, place))))
+    return jnp.max(jnp.abs(widened(_other(operands, place))))
 
 
 def _divide(equation: JaxprEqn, operands: Sequence[Value], place: int) -> jax.Array:
-    return 1 / jnp.min(jnp.abs(_wide(_other(operands, place))))
+    return 1 / jnp.min(jnp.abs(widened(_other(operands, place))))
 
 
 def _other(operands: Sequence[Value], place: int) -> Any:
@@ -120,7 +117,7 @@ def _dense(equation: JaxprEqn, operands: Sequence[Value], place: int) -> jax.Arr
 
 def matrices(kernel: Any, contracting: Sequence[int], batch: Sequence[int] = ()) -> jax.Array:
     """A kernel of ``dot_general`` as (batches, outputs, inputs)."""
-    kernel = _wide(kernel)
+    kernel = widened(kernel)
     shape = np.shape(kernel)
     free = [i for i in range(kernel.ndim) if i not in (*contracting, *batch)]
     moved: jax.Array = kernel.transpose((*batch, *free, *contracting))

@@ -7,8 +7,12 @@ loss of a whole data set::
     top = measures.top_eigenpairs(loss_fn, params, jax.random.key(0), k=5)
     print(top.values, top.residuals)
 
-Nothing is jitted inside: ``jax.jit(partial(measures.top_eigenpairs, k=5))(loss_fn, params, key)``
-compiles a measure once for all parameters.
+Nothing is jitted inside, and loops are compiled anew at each call outside of ``jit``. This compiles
+a measure once for all parameters, first of a :func:`dataset_loss`, which is a pytree and so may be
+an argument, then of any function, which may not::
+
+    jax.jit(partial(measures.top_eigenpairs, k=5))(loss_fn, params, key)
+    jax.jit(lambda params, key: measures.top_eigenpairs(loss_fn, params, key, k=5))(params, key)
 """
 
 from flatreg.measures._dataset import LossFn as LossFn

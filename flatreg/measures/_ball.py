@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from flatreg._checks import check_nonnegative, checked_scale
-from flatreg._tree import norm
+from flatreg._tree import matmul, norm, unit
 from flatreg._types import Grads, Params, Scale
 from flatreg.measures._dataset import LossFn
 from flatreg.measures._lanczos import tridiagonalize
@@ -17,7 +17,10 @@ LANCZOS_STEPS = 20
 
 
 class Ball(NamedTuple):
-    """The ball in δ as vectors: L − L(θ) and ½‖T∇L‖² in it, and where an ascent may start."""
+    """The ball in δ as vectors: L − L(θ) and ½‖T∇L/s‖² in it, and where an ascent may start.
+
+    s = ‖T∇L(θ)‖ + ρ|λ|max is about the largest gradient, which may be too large to be squared.
+    """
 
     rise: Callable[[jax.Array], jax.Array]
     half_square: Callable[[jax.Array], jax.Array]
@@ -25,6 +28,7 @@ class Ball(NamedTuple):
     steepness_starts: jax.Array
     to_perturbation: Callable[[jax.Array], Grads]
     curvature: jax.Array
+    steepness: jax.Array
     gradient_ratio: jax.Array
     rho: float
     steps: int
@@ -51,23 +55,27 @@ def make_ball(
         step = times(factors, matrix.to_tree(d))
         return jnp.asarray(loss_fn(jax.tree.map(jnp.add, params, step)))
 
-    def half_square(d: jax.Array) -> jax.Array:
-        slope = jax.grad(loss_at)(d)
-        return jnp.vdot(slope, slope) / 2
-
     centre = jnp.zeros(matrix.size, matrix.dtype)
     loss, g = jax.value_and_grad(loss_at)(centre)
     keys = jax.random.split(key, 3)
     first = jax.random.normal(keys[0], (matrix.size,), matrix.dtype)
     krylov = tridiagonalize(matrix.matvec, first, min(LANCZOS_STEPS, matrix.size), keys[1])
     values, vectors = krylov.eigh()
-    largest = krylov.basis.T @ vectors[:, -1]
-    farthest = krylov.basis.T @ vectors[:, jnp.argmax(jnp.abs(values))]
+    largest = matmul(krylov.basis.T, vectors[:, -1])
+    farthest = matmul(krylov.basis.T, vectors[:, jnp.argmax(jnp.abs(values))])
     curvature = jnp.max(jnp.abs(values))
+    steepness = norm(g) + rho * curvature
+    steepness = jnp.where(steepness == 0, 1, steepness)
     random = jax.random.normal(keys[2], (random_starts, matrix.size), matrix.dtype)
 
+    def half_square(d: jax.Array) -> jax.Array:
+        slope = jax.grad(loss_at)(d) / steepness
+        return matmul(slope, slope) / 2
+
     def starts(vector: jax.Array) -> jax.Array:
-        return jax.vmap(lambda d: rho * _unit(d))(jnp.stack([g, vector, -vector, *random]))
+        directions = jnp.stack([g, vector, -vector, *random])
+        points: jax.Array = jax.vmap(lambda d: rho * unit(d))(directions)
+        return points
 
     return Ball(
         rise=lambda d: loss_at(d) - loss,
@@ -76,7 +84,8 @@ def make_ball(
         steepness_starts=starts(farthest),
         to_perturbation=lambda d: times(factors, matrix.to_tree(d)),
         curvature=curvature,
-        gradient_ratio=_over(norm(g), rho * curvature),
+        steepness=steepness,
+        gradient_ratio=jnp.where(norm(g) == 0, 0, norm(g) / (rho * curvature)),
         rho=rho,
         steps=steps,
     )
@@ -108,10 +117,6 @@ def ascend(
 
 def _project(d: jax.Array, rho: float) -> jax.Array:
     return d * jnp.minimum(1, _over(rho, norm(d)))
-
-
-def _unit(d: jax.Array) -> jax.Array:
-    return d * _over(1.0, norm(d))
 
 
 def _over(x: Any, y: jax.Array | float) -> jax.Array:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from flatreg._batches import Roles, count_examples, interleaved
+from flatreg._tree import widened
 from flatreg._types import Params
 
 LossFn: TypeAlias = Callable[[Params], jax.Array]
@@ -62,7 +63,7 @@ def dataset_loss(
     data_fields=["batches", "rest"],
     meta_fields=["loss_fn", "weight_of_rest"],
 )
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)  # as a function it is hashed by its identity
 class _DatasetLoss:
     """As a pytree of the same functions it is the same to ``jit``, with whatever data."""
 
@@ -73,7 +74,7 @@ class _DatasetLoss:
 
     def __call__(self, params: Params) -> jax.Array:
         """L(params)."""
-        one_batch = jax.checkpoint(lambda params, batch: _wide(self.loss_fn(params, batch)))
+        one_batch = jax.checkpoint(lambda params, batch: widened(self.loss_fn(params, batch)))
         total = jnp.zeros(())
         if self.weight_of_rest:
             total = self.weight_of_rest * one_batch(params, self.rest)
@@ -87,7 +88,3 @@ class _DatasetLoss:
         first = jax.tree.map(lambda x: x[0], self.batches)
         total = total.astype(jax.eval_shape(one_batch, params, first).dtype)
         return jax.lax.scan(add, total, self.batches)[0]
-
-
-def _wide(x: jax.Array) -> jax.Array:
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from flatreg._tree import matmul, norm
 from flatreg._types import Grads, Params, Scale
 from flatreg.measures._dataset import LossFn
 from flatreg.measures._lanczos import tridiagonalize
@@ -95,13 +96,13 @@ def top_eigenpairs(
     krylov = tridiagonalize(matrix.matvec, first, steps, other_key)
     values, vectors = krylov.eigh()
     outermost = jnp.argsort(ORDERS[which](values))[:k]
-    found = vectors[:, outermost].T @ krylov.basis
+    found = matmul(vectors[:, outermost].T, krylov.basis)
     found = found / jnp.linalg.norm(found, axis=1, keepdims=True)
 
     def refine(v: jax.Array) -> tuple[jax.Array, jax.Array]:
         product = matrix.matvec(v)
-        value = jnp.vdot(v, product)
-        return value, jnp.linalg.norm(product - value * v)
+        value = matmul(v, product)
+        return value, norm(product - value * v)
 
     refined, residuals = jax.lax.map(refine, found)
     converged = residuals <= TOLERANCE * jnp.max(jnp.abs(values))

@@ -32,7 +32,8 @@ class Flatness(NamedTuple):
       start: which start led there: 0 the gradient, 1 and 2 plus and minus the top eigenvector, then
         for R¹ the best point on the segment to R⁰'s maximiser, then random ones.
       values: what each start led to, shape (starts,); their spread tells how sure the maximum is.
-      gradient_ratio: ‖Tg‖/(ρ|λ|max) at the parameters, which is 0 at a minimum.
+      gradient_ratio: ‖Tg‖/(ρ|λ|max) at the parameters: 0 at a minimum, infinite on a slope
+        without curvature.
     """
 
     value: jax.Array
@@ -155,8 +156,8 @@ def first_order_flatness(
     way = jnp.linspace(0, 1, SEGMENT + 1)[:, None] * points[jnp.argmax(rises)]
     best = way[jnp.argmax(jax.lax.map(ball.half_square, way))]
     starts = jnp.insert(ball.steepness_starts, 3, best, axis=0)
-    halves, points = ascend(ball, ball.half_square, ball.curvature**2, starts)
-    certified = _flatness(ball, ball.rho * jnp.sqrt(2 * halves), points)
+    halves, points = ascend(ball, ball.half_square, (ball.curvature / ball.steepness) ** 2, starts)
+    certified = _flatness(ball, ball.rho * ball.steepness * jnp.sqrt(2 * halves), points)
     ratio = certified.gradient_ratio
     if not isinstance(ratio, jax.core.Tracer) and ratio > FAR_FROM_MINIMUM:
         warnings.warn(

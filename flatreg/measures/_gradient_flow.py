@@ -13,7 +13,7 @@ import numpy as np
 import optax
 
 from flatreg._checks import is_number
-from flatreg._tree import mix
+from flatreg._tree import mix, widened
 from flatreg._types import Params, Scalar
 from flatreg.measures._dataset import LossFn
 from flatreg.measures._inputs import check_loss
@@ -76,7 +76,7 @@ def gradient_flow(
         w, _ = jax.lax.scan(lambda w, _: (runge_kutta(w, dt), None), w, length=int(steps_between))
         return w, w
 
-    return jax.lax.scan(until_next, mix((1, params)), steps)[1]
+    return jax.lax.scan(until_next, widened(params), steps)[1]
 
 
 def _checked_times(times: Any) -> jax.Array:

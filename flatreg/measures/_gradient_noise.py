@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from flatreg._tree import inner, mix, norm
+from flatreg._tree import mix, norm, widened
 from flatreg._types import Grads, Params
 from flatreg.measures._inputs import check_loss, leading_axis
 
@@ -26,7 +26,8 @@ class GradientStatistics(NamedTuple):
     Attributes:
       norm: ‖g‖ with g = (1/N) Σᵢ gᵢ.
       variance: Γ = (1/N) Σᵢ ‖gᵢ − g‖² = tr Σ, the divisor being N.
-      noise_scale: Γ/‖g‖² (``B_simple``), in examples; infinite where g = 0, NaN if also Γ = 0.
+      noise_scale: Γ/‖g‖² (``B_simple``), in examples; infinite where g = 0, NaN if also Γ = 0. It
+        holds where Γ and ‖g‖² themselves are out of range.
       examples: N.
     """
 
@@ -81,16 +82,17 @@ def gradient_statistics(
     def add(
         carry: tuple[Grads, jax.Array], numbered: tuple[jax.Array, Any]
     ) -> tuple[tuple[Grads, jax.Array], None]:
-        mean, squares = carry
+        mean, spread = carry
         i, batch = numbered
         off = mix((1, grad_fn(params, batch)), (-1, mean))
-        # Welford: the i-th example moves the mean by off/i and adds ‖off‖² (i − 1)/i.
+        # Welford: the i-th example moves the mean by off/i and adds ‖off‖² (i − 1)/i to Σ‖gᵢ − g‖²,
+        # of which the root is kept, because squares of small gradients vanish.
         moved = optax.tree.cast_like(mix((1, mean), (1 / i, off)), mean)
-        return (moved, squares + (i - 1) / i * inner(off, off)), None
+        return (moved, jnp.hypot(spread, jnp.sqrt((i - 1) / i) * norm(off))), None
 
-    zero = mix((0, optax.tree.zeros_like(params)))
-    none = inner(zero, zero)
+    zero = widened(optax.tree.zeros_like(params))
+    none = norm(zero)
     numbers = jnp.arange(1, count + 1, dtype=none.dtype)
-    (g, squares), _ = jax.lax.scan(add, (zero, none), (numbers, batches))
-    variance = squares / count
-    return GradientStatistics(norm(g), variance, variance / norm(g) ** 2, count)
+    (g, spread), _ = jax.lax.scan(add, (zero, none), (numbers, batches))
+    deviation = spread / count**0.5
+    return GradientStatistics(norm(g), deviation**2, (deviation / norm(g)) ** 2, count)

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flatreg._checks import check_nonnegative, is_number
+from flatreg._checks import check_nonnegative, is_scalar
 from flatreg._tree import inner, norm
 from flatreg._types import Params, Scalar
 from flatreg.measures._dataset import LossFn
@@ -34,12 +34,12 @@ class ImplicitRegularizer(NamedTuple):
     Attributes:
       value: R_IG = ‖∇L‖²/m.
       slope: ‖∇L‖ = √(m R_IG), the tangent of the angle at which the loss surface (θ, L(θ)) rises.
-      parameters: m.
+      parameters: m; a float above 2³¹, where the int32 of a jitted function's result ends.
     """
 
     value: jax.Array
     slope: jax.Array
-    parameters: int
+    parameters: float
 
 
 def implicit_gradient_regularizer(loss_fn: LossFn, params: Params) -> ImplicitRegularizer:
@@ -70,7 +70,7 @@ def implicit_gradient_regularizer(loss_fn: LossFn, params: Params) -> ImplicitRe
     params = widened(params)
     check_loss("implicit_gradient_regularizer", loss_fn, params)
     slope, m = norm(jax.grad(loss_fn)(params)), _count(params)
-    return ImplicitRegularizer(slope**2 / m, slope, m)
+    return ImplicitRegularizer(slope**2 / float(m), slope, m if m < 2**31 else float(m))
 
 
 def implicit_rate(step_size: Scalar, params: Params) -> Scalar:
@@ -98,7 +98,7 @@ def implicit_rate(step_size: Scalar, params: Params) -> Scalar:
       ICLR 2021.
     """
     _check_step_size(step_size)
-    return step_size * _count(params) / 4
+    return step_size * (_count(params) / 4)
 
 
 def modified_loss(loss_fn: LossFn, step_size: Scalar) -> LossFn:
@@ -205,6 +205,6 @@ def _count(params: Params) -> int:
 
 
 def _check_step_size(step_size: Any) -> None:
-    if not is_number(step_size) and getattr(step_size, "shape", None) != ():
+    if not is_scalar(step_size):
         raise TypeError(f"step_size must be one number, got {step_size!r}: step_size=0.1, say.")
     check_nonnegative(step_size=step_size)

@@ -35,6 +35,16 @@ def check_loss(name: str, loss_fn: Callable[..., Any], params: Params, *args: An
         )
 
 
+def check_sequence(name: str, value: Any, example: str) -> None:
+    """``value`` has the shape (m,)."""
+    shape = jnp.asarray(value).shape
+    if len(shape) != 1:
+        raise ValueError(
+            f"{name} must be a sequence of numbers, shape (m,), got shape {shape}: "
+            f"{name}={example}, say."
+        )
+
+
 def leading_axis(name: str, argument: str, tree: Any) -> int:
     """The length ≥ 1 of the leading axis that all leaves share."""
     shapes = [jnp.shape(x) for x in jax.tree.leaves(tree)]

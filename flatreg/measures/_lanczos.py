@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from flatreg._tree import matmul, norm, unit
+
 
 class Tridiagonal(NamedTuple):
     """Q, (steps, n) with orthonormal rows, and T = QAQᵀ by its diagonals (steps,) and (steps,)."""
@@ -34,21 +36,17 @@ def tridiagonalize(
 
     def orthogonal(basis: jax.Array, w: jax.Array) -> jax.Array:
         for _ in range(2):  # twice is enough
-            w = w - basis.T @ (basis @ w)
+            w = w - matmul(basis.T, matmul(basis, w))
         return w
-
-    def unit(w: jax.Array) -> jax.Array:
-        length = jnp.linalg.norm(w)
-        return w / jnp.where(length == 0, 1, length)
 
     def step(i: jax.Array, carry: tuple[Tridiagonal, jax.Array, jax.Array]) -> Any:
         (basis, diagonal, off_diagonal), q, largest = carry
         basis = basis.at[i].set(q)
         w = matvec(q)
-        a = jnp.vdot(q, w)
-        largest = jnp.maximum(largest, jnp.linalg.norm(w))
+        a = matmul(q, w)
+        largest = jnp.maximum(largest, norm(w))
         w = orthogonal(basis, w)
-        b = jnp.linalg.norm(w)
+        b = norm(w)
         ended = b <= noise * largest
         fresh = jax.random.normal(jax.random.fold_in(key, i), q.shape, q.dtype)
         q = unit(jnp.where(ended, orthogonal(basis, unit(fresh)), w))

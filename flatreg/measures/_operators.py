@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
+from flatreg import _tree
 from flatreg._checks import checked_scale
 from flatreg._tree import map_named, named_leaves
 from flatreg._types import Grads, Params, Scale
@@ -121,9 +122,7 @@ def times(factors: Params | None, tree: Grads) -> Grads:
 def widened(params: Params) -> Params:
     """The parameters in at least float32, for curvature drowns in the rounding of less."""
     check_weights(params)
-    return jax.tree.map(
-        lambda x: jnp.asarray(x, jnp.promote_types(jnp.result_type(x), jnp.float32)), params
-    )
+    return _tree.widened(params)
 
 
 def restrict(

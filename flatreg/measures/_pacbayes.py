@@ -91,7 +91,8 @@ def pacbayes_sigma(
     sigma = jnp.exp(jax.lax.fori_loop(0, 24, halve, ends)[0])
     below, there, above = zip(*at(sigma * jnp.array([0.9, 1.0, 1.1])), strict=True)
     slope = (above[0] - below[0]) / (0.2 * sigma)
-    return NoiseLevel(sigma, there[1] / jnp.abs(slope), Estimate(*there))
+    error = jnp.where(slope == 0, jnp.inf, there[1] / jnp.abs(slope))
+    return NoiseLevel(sigma, error, Estimate(*there))
 
 
 def pacbayes_bound(

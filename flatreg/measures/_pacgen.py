@@ -19,8 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from flatreg._checks import check_nonnegative, is_number
-from flatreg._tree import inner, norm
+from flatreg._checks import check_nonnegative, is_number, is_scalar
+from flatreg._tree import inner, norm, total
 from flatreg._types import Params, Scalar
 from flatreg.measures._operators import widened
 
@@ -89,9 +89,9 @@ def pacgen(
     bends = jax.tree.map(lambda h, n: (h + rho * n) * n**2, diagonal, sizes)
     of_size = jax.tree.map(lambda w, n: jnp.log1p(jnp.abs(w) / n), params, sizes)
     of_bend = jax.tree.map(lambda b: jnp.log(jnp.maximum(b, 1)) / 2, bends)
-    terms, curvature = jax.tree.map(jnp.add, of_size, of_bend), _total(of_bend)
-    active = _total(jax.tree.map(lambda b: b > 1, bends)) / optax.tree.size(bends)
-    return Pacgen(_total(terms), terms, curvature, active)
+    terms, curvature = jax.tree.map(jnp.add, of_size, of_bend), total(of_bend)
+    active = total(jax.tree.map(lambda b: (b > 1).astype(b.dtype), bends))  # not int32
+    return Pacgen(total(terms), terms, curvature, active / float(optax.tree.size(bends)))
 
 
 def optimal_noise(diagonal: Params, rho: Scalar, kappa: Params, c: Scalar) -> Params:
@@ -155,7 +155,7 @@ def expected_loss_bound(
     _check_scalars(rho=rho)
     diagonal = widened(diagonal)
     sigma, kappa = _like("sigma", sigma, diagonal), _like("kappa", kappa, diagonal)
-    above = _total(jax.tree.map(lambda s, k: s > k * (1 + 1e-6), sigma, kappa))
+    above = total(jax.tree.map(lambda s, k: s > k * (1 + 1e-6), sigma, kappa))
     if not isinstance(above, jax.core.Tracer) and above > 0:
         raise ValueError(
             "some σᵢ are above κᵢ: take sigma=optimal_noise(diagonal, rho, kappa, c), or more κ."
@@ -187,16 +187,12 @@ def uniform_kl(params: Params, sigma: Params, tau: Params) -> jax.Array:
         return jnp.where(inside, jnp.log(t / s), jnp.inf)
 
     sigma, tau = _like("sigma", sigma, params), _like("tau", tau, params)
-    return _total(jax.tree.map(divergence, params, sigma, tau))
-
-
-def _total(tree: Params) -> jax.Array:
-    return inner(tree, jax.tree.map(jnp.ones_like, tree))
+    return total(jax.tree.map(divergence, params, sigma, tau))
 
 
 def _like(name: str, value: Params, tree: Params) -> Params:
     """A tree like the other, of one number or of leaves that broadcast to its leaves."""
-    if is_number(value) or getattr(value, "shape", None) == ():
+    if is_scalar(value):
         value = jax.tree.map(lambda x: jnp.asarray(value, x.dtype), tree)
     value = widened(value)
     try:
@@ -211,6 +207,6 @@ def _like(name: str, value: Params, tree: Params) -> Params:
 def _check_scalars(**scalars: Any) -> None:
     """Each is a scalar ≥ 0."""
     for name, value in scalars.items():
-        if not is_number(value) and getattr(value, "shape", None) != ():
+        if not is_scalar(value):
             raise TypeError(f"{name} must be one number, got {value!r}: pass a result's .value.")
     check_nonnegative(**scalars)

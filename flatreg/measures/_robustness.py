@@ -9,6 +9,7 @@ import optax
 from flatreg._checks import checked_scale
 from flatreg._types import Params, Scale
 from flatreg.measures._dataset import LossFn
+from flatreg.measures._inputs import check_sequence
 from flatreg.measures._operators import times, widened
 from flatreg.measures._trace import Estimate
 
@@ -39,7 +40,7 @@ def noise_robustness(
       :class:`Estimate` of means and standard errors, shape (m,).
 
     Raises:
-      ValueError: with fewer than two draws.
+      ValueError: with fewer than two draws, or if ``sigmas`` is one number.
 
     Examples:
       >>> import jax, jax.numpy as jnp
@@ -53,6 +54,7 @@ def noise_robustness(
     """
     if draws < 2:
         raise ValueError(f"draws must be at least 2, for a standard error, got {draws}.")
+    check_sequence("sigmas", sigmas, "jnp.array([0.1])")
     params = widened(params)
     factors = checked_scale(scale, params)
     sigmas = jnp.asarray(sigmas)

@@ -8,6 +8,7 @@ import optax
 
 from flatreg._types import Grads, Params
 from flatreg.measures._dataset import LossFn
+from flatreg.measures._inputs import check_sequence
 from flatreg.measures._operators import widened
 
 
@@ -63,7 +64,7 @@ def loss_slice(loss_fn: LossFn, params: Params, *axes: tuple[Grads, Any]) -> jax
       The losses, shape (m₁,) or (m₁, m₂), one evaluation in memory at a time.
 
     Raises:
-      ValueError: without axes.
+      ValueError: without axes, or if one is no such pair.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -75,8 +76,11 @@ def loss_slice(loss_fn: LossFn, params: Params, *axes: tuple[Grads, Any]) -> jax
        [10.  0. 10.]
        [11.  1. 11.]]
     """
-    if not axes:
-        raise ValueError("loss_slice needs a direction: loss_slice(loss_fn, params, (d, t)).")
+    if not axes or not all(_is_axis(axis, params) for axis in axes):
+        raise ValueError(
+            "loss_slice takes pairs of a direction, a tree like params, and of positions, shape "
+            "(m,): loss_slice(loss_fn, params, (direction, jnp.linspace(-1, 1, 21)))."
+        )
     params = widened(params)
     (direction, positions), *others = axes
 
@@ -86,6 +90,14 @@ def loss_slice(loss_fn: LossFn, params: Params, *axes: tuple[Grads, Any]) -> jax
 
     losses: jax.Array = jax.lax.map(losses_at, jnp.asarray(positions))
     return losses
+
+
+def _is_axis(axis: Any, params: Params) -> bool:
+    """Whether it is a pair (direction, positions)."""
+    if not isinstance(axis, tuple | list) or len(axis) != 2:
+        return False
+    structures: Any = jax.tree.structure(axis[0]), jax.tree.structure(params)
+    return bool(structures[0] == structures[1]) and jnp.asarray(axis[1]).ndim == 1
 
 
 def interpolate(loss_fn: LossFn, start: Params, end: Params, positions: Any) -> jax.Array:
@@ -100,6 +112,9 @@ def interpolate(loss_fn: LossFn, start: Params, end: Params, positions: Any) -> 
     Returns:
       The losses, shape (m,).
 
+    Raises:
+      ValueError: if ``positions`` is one number.
+
     Examples:
       >>> import jax.numpy as jnp
       >>> from flatreg import measures
@@ -107,5 +122,6 @@ def interpolate(loss_fn: LossFn, start: Params, end: Params, positions: Any) -> 
       >>> print(measures.interpolate(loss_fn, jnp.array(-1.0), jnp.array(1.0), [0.0, 0.5, 1.0]))
       [0. 1. 0.]
     """
+    check_sequence("positions", positions, "jnp.linspace(0, 1, 11)")
     start, end = widened(start), widened(end)
     return loss_slice(loss_fn, start, (optax.tree.sub(end, start), positions))

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from flatreg._tree import matmul
 from flatreg._types import Params, Scale
 from flatreg.measures._dataset import LossFn
 from flatreg.measures._eigenpairs import Eigenpairs
@@ -72,14 +73,14 @@ def trace(
     if probes is None:
         return Estimate(jnp.sum(_exact_diagonal(matrix)), jnp.zeros((), matrix.dtype))
     if deflate is None:
-        return _hutchinson(matrix, key, probes, jnp.vdot)
+        return _hutchinson(matrix, key, probes, matmul)
     vectors = jax.vmap(to_vector)(deflate.vectors)
 
     def beyond(v: jax.Array) -> jax.Array:
-        return v - (vectors @ v) @ vectors  # Pv
+        return v - matmul(matmul(vectors, v), vectors)  # Pv
 
     rest = matrix._replace(matvec=lambda v: beyond(matrix.matvec(beyond(v))))
-    value, error = _hutchinson(rest, key, probes, jnp.vdot)
+    value, error = _hutchinson(rest, key, probes, matmul)
     return Estimate(jnp.sum(deflate.values) + value, error)
 
 
