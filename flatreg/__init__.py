@@ -8,7 +8,13 @@ Optax chain::
     loss, grads, grad_fn = flatreg.value_and_grad_fn(loss_fn)(params, batch)
     updates, opt_state = tx.update(grads, opt_state, params, grad_fn=grad_fn)
     params = optax.apply_updates(params, updates)
+
+The packages beside it load when they are first named, for some of them need more than JAX and
+Optax: ``flatreg.linen``, ``flatreg.nnx``, ``flatreg.measures``, ``flatreg.lipschitz``,
+``flatreg.plots``, ``flatreg.checkpoint``.
 """
+
+from typing import TYPE_CHECKING
 
 from flatreg._combinators import after as after
 from flatreg._combinators import combine as combine
@@ -44,4 +50,27 @@ from flatreg.methods._perturbed import perturbed_gradient as perturbed_gradient
 from flatreg.methods._sam import asam as asam
 from flatreg.methods._sam import sam as sam
 
+if TYPE_CHECKING:
+    from flatreg import checkpoint as checkpoint
+    from flatreg import linen as linen
+    from flatreg import lipschitz as lipschitz
+    from flatreg import measures as measures
+    from flatreg import nnx as nnx
+    from flatreg import plots as plots
+else:  # Type checkers would take every name for one of these.
+
+    def __getattr__(name):
+        if name not in _PACKAGES:
+            raise AttributeError(f"module 'flatreg' has no attribute {name!r}")
+        import importlib
+
+        return importlib.import_module(f"flatreg.{name}")
+
+
 __version__ = "0.1.0"
+
+_PACKAGES = {"checkpoint", "linen", "lipschitz", "measures", "nnx", "plots"}
+
+
+def __dir__() -> list[str]:
+    return sorted((globals().keys() | _PACKAGES) - {"TYPE_CHECKING"})

@@ -5,6 +5,7 @@ puts one part back among the arguments: its examples, and its keys ``fold_in(key
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
@@ -29,7 +30,7 @@ class Roles(NamedTuple):
     keys: tuple[int, ...]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)  # so that jax.jit can hash it
 class ShardedGradFn:
     """The oracle over m shards of a batch, which also knows each shard's gradient and oracle.
 
@@ -76,7 +77,8 @@ def split(
 
 def take_first(roles: Roles, args: Args, count: int) -> Args:
     """The arguments with the first ``count`` examples only."""
-    batches = [jax.tree.map(lambda x: x[:count], args[i]) for i in roles.batches]
+    first = lambda x: jax.lax.slice_in_dim(x, 0, count)  # noqa: E731
+    batches = [jax.tree.map(first, args[i]) for i in roles.batches]
     return _replace(args, roles.batches, batches)
 
 
@@ -112,14 +114,19 @@ def mean_of(stacked: Any) -> Any:
 
 
 def count_examples(roles: Roles, args: Args, parts: int) -> int:
-    """The size of the batch, which ``parts`` parts share equally."""
+    """The size of the batch among the arguments, which ``parts`` parts share equally."""
     if max(roles.batches + roles.keys, default=-1) >= len(args):
         raise ValueError(
             f"batch_argnums and key_argnums name argument {max(roles.batches + roles.keys) + 1} of "
             f"the loss, but f(params, *args) was called with {len(args)} after params: pass the "
             "batch and the key by position, or change batch_argnums and key_argnums."
         )
-    shapes = [jnp.shape(x) for i in roles.batches for x in jax.tree.leaves(args[i])]
+    return leading_axis([args[i] for i in roles.batches], parts)
+
+
+def leading_axis(batch: Any, parts: int = 1) -> int:
+    """How many examples a batch has, which ``parts`` parts share equally."""
+    shapes = [jnp.shape(x) for x in jax.tree.leaves(batch)]
     sizes = {shape[0] if shape else None for shape in shapes}
     if len(sizes) != 1 or None in sizes:
         raise ValueError(
@@ -134,6 +141,18 @@ def count_examples(roles: Roles, args: Args, parts: int) -> int:
             "choose a number that divides it, and drop or pad a ragged last batch."
         )
     return examples
+
+
+def explicit_devices(roles: Roles, args: Args) -> int:
+    """Over how many devices of an Explicit mesh the examples are sharded."""
+
+    def devices(x: jax.Array) -> int:
+        sharding = jax.typeof(x).sharding
+        axes = sharding.spec[0] if sharding.spec else None
+        names = axes if isinstance(axes, tuple) else (axes,)
+        return math.prod(sharding.mesh.shape[name] for name in names if name is not None)
+
+    return math.lcm(*[devices(x) for i in roles.batches for x in jax.tree.leaves(args[i])])
 
 
 def _indices(parts: jax.Array) -> jax.Array:

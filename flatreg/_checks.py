@@ -28,8 +28,7 @@ def is_scalar(value: Any) -> bool:
 def check_scalars(**scalars: ScalarOrSchedule) -> None:
     """Each is a number, a 0-d array or a schedule."""
     for name, value in scalars.items():
-        is_scalar = is_number(value) or getattr(value, "shape", None) == ()
-        if not is_scalar and not callable(value):
+        if not is_scalar(value) and not callable(value):
             raise TypeError(
                 f"{name} must be a number, a 0-d array or an optax schedule, got {value!r}: write "
                 f"{name}=0.1 or {name}=optax.linear_schedule(0.0, 0.1, 1000)."
@@ -47,6 +46,14 @@ def check_between(least: float, most: float, **scalars: Any) -> None:
         if is_number(value) and not (least <= value <= most and math.isfinite(value)):
             valid = f"finite and at least {least}" if most == math.inf else f"in [{least}, {most}]"
             raise ValueError(f"{name} must be {valid}, got {value}.")
+
+
+def check_period(**scalars: Any) -> None:
+    """Each that is a number is whole and at least 1."""
+    check_between(1, math.inf, **scalars)
+    for name, value in scalars.items():
+        if is_number(value) and value % 1:
+            raise ValueError(f"{name} must be a whole number, got {value}: {name}=10, say.")
 
 
 def check_function(name: str, value: Any, form: str) -> None:
@@ -75,12 +82,13 @@ def check_whole(name: str, tree: Params) -> None:
         )
 
 
-def check_method(name: str, method: Any) -> None:
-    """``method`` is a transformation, not the function that makes one."""
+def checked_method(name: str, method: Any) -> optax.GradientTransformationExtraArgs:
+    """The method, which is a transformation, not the function that makes one."""
     if not (hasattr(method, "init") and hasattr(method, "update")):
         raise TypeError(
             f"{name} takes a method, got {method!r}: call what makes it, flatreg.sam(0.05), say."
         )
+    return optax.with_extra_args_support(method)
 
 
 def check_update(name: str, updates: Grads, params: Params | None, grad_fn: Any) -> None:
@@ -96,6 +104,12 @@ def check_update(name: str, updates: Grads, params: Params | None, grad_fn: Any)
     if not callable(grad_fn):
         raise TypeError(f"{name} needs grad_fn to be a function, got {grad_fn!r}: write {UPDATE}.")
     check_whole(name, params)
+    if any(jnp.iscomplexobj(x) for x in jax.tree.leaves(params)):
+        raise TypeError(
+            f"{name} needs real parameters, for ascent along a complex gradient would need its "
+            "conjugate: train (w.real, w.imag) and let the loss put them together, "
+            "w = jax.lax.complex(real, imag)."
+        )
     if not _alike(updates, params):
         raise ValueError(
             f"{name} needs a gradient shaped like params, {jax.tree.structure(params)}, but got "

@@ -4,13 +4,13 @@ All of them take transformations made by :func:`flatreg.from_direction` (or by o
 return one, so they nest: ``combine(sam(), every(5, gam(0.1, 1.0)))``.
 """
 
-import math
 from typing import Any, TypeAlias
 
 import jax
 import optax
 
-from flatreg._checks import check_between, check_method, check_nonnegative
+from flatreg._checks import check_between, check_nonnegative, check_period, checked_method
+from flatreg._transform import holds_optimizer
 from flatreg._tree import mix
 from flatreg._types import Grads, Params, ScalarOrSchedule
 
@@ -30,7 +30,7 @@ def combine(*methods: Method) -> Method:
       A transformation whose state is the tuple of theirs. It costs Σᵢ (costᵢ − 1) + 1 gradients.
 
     Raises:
-      ValueError: if there is no method.
+      ValueError: if there is no method; in ``init``, if one of them holds an optimizer.
 
     Examples:
       >>> import jax, jax.numpy as jnp, flatreg
@@ -43,13 +43,14 @@ def combine(*methods: Method) -> Method:
     """
     if not methods:
         raise ValueError("combine needs at least one method: combine(sam(0.05), gam(0.1, 1.0)).")
-    for method in methods:
-        check_method("combine", method)
+    methods = tuple(checked_method("combine", method) for method in methods)
     if len(methods) == 1:
         return methods[0]
 
     def init(params: Params) -> tuple[Any, ...]:
-        return tuple(method.init(params) for method in methods)
+        state = tuple(method.init(params) for method in methods)
+        _check_no_optimizer("combine", state)
+        return state
 
     def update(updates: Grads, state: Any, params: Any = None, **extra: Any) -> tuple[Grads, Any]:
         steps = [
@@ -77,7 +78,8 @@ def every(k: int | jax.Array, method: Method) -> Method:
       A transformation (:func:`optax.conditionally_transform`), whose state holds the step count.
 
     Raises:
-      ValueError: if ``k`` is a Python number below 1.
+      ValueError: if ``k`` is a Python number below 1 or not whole; in ``init``, if ``method``
+        holds an optimizer.
 
     Examples:
       >>> import jax, jax.numpy as jnp, flatreg
@@ -94,9 +96,8 @@ def every(k: int | jax.Array, method: Method) -> Method:
       <https://arxiv.org/abs/2203.02714>`_, CVPR 2022 (which reuses a stored component of the
       perturbed gradient on the off-steps; here they take the plain gradient).
     """
-    check_between(1, math.inf, k=k)
-    check_method("every", method)
-    return _on_steps(method, lambda step, **_: step % k == 0)
+    check_period(k=k)
+    return _on_steps("every", method, lambda step, **_: step % k == 0)
 
 
 def after(step: int | jax.Array, method: Method) -> Method:
@@ -112,7 +113,8 @@ def after(step: int | jax.Array, method: Method) -> Method:
       A transformation (:func:`optax.conditionally_transform`), whose state holds the step count.
 
     Raises:
-      ValueError: if ``step`` is a negative Python number.
+      ValueError: if ``step`` is a negative Python number; in ``init``, if ``method`` holds an
+        optimizer.
 
     Examples:
       >>> import jax, jax.numpy as jnp, flatreg
@@ -129,9 +131,8 @@ def after(step: int | jax.Array, method: Method) -> Method:
       <https://arxiv.org/abs/2406.09723>`_, ICML 2024.
     """
     check_nonnegative(step=step)
-    check_method("after", method)
     first = step
-    return _on_steps(method, lambda step, **_: step >= first)
+    return _on_steps("after", method, lambda step, **_: step >= first)
 
 
 def randomly(probability: ScalarOrSchedule, method: Method, key: jax.Array) -> Method:
@@ -149,7 +150,8 @@ def randomly(probability: ScalarOrSchedule, method: Method, key: jax.Array) -> M
       A transformation (:func:`optax.conditionally_transform`), whose state holds the step count.
 
     Raises:
-      ValueError: if ``probability`` is a Python number outside of [0, 1].
+      ValueError: if ``probability`` is a Python number outside of [0, 1]; in ``init``, if
+        ``method`` holds an optimizer.
 
     Examples:
       >>> import jax, jax.numpy as jnp, flatreg
@@ -165,18 +167,23 @@ def randomly(probability: ScalarOrSchedule, method: Method, key: jax.Array) -> M
       Efficiency in Deep Learning <https://arxiv.org/abs/2203.09962>`_, 2022.
     """
     check_between(0, 1, probability=probability)
-    check_method("randomly", method)
 
     def coin(step: Any, **_: Any) -> jax.Array:
         p = probability(step) if callable(probability) else probability
         return jax.random.bernoulli(jax.random.fold_in(key, step), p)
 
-    return _on_steps(method, coin)
+    return _on_steps("randomly", method, coin)
 
 
-def _on_steps(method: Method, condition: Any) -> Method:
+def _on_steps(name: str, method: Method, condition: Any) -> Method:
     """The method where the condition on the step count holds, else the gradient."""
+    method = checked_method(name, method)
     conditional = optax.conditionally_transform(method, condition)
+
+    def init(params: Params) -> Any:
+        state = conditional.init(params)
+        _check_no_optimizer(name, state)
+        return state
 
     def update(updates: Grads, state: Any, params: Any = None, **extra: Any) -> tuple[Grads, Any]:
         same: Any = jax.tree.structure(updates), jax.tree.structure(params)
@@ -184,4 +191,12 @@ def _on_steps(method: Method, condition: Any) -> Method:
             updates = optax.tree.cast_like(updates, params)
         return conditional.update(updates, state, params, **extra)
 
-    return Method(conditional.init, update)
+    return Method(init, update)
+
+
+def _check_no_optimizer(name: str, state: optax.OptState) -> None:
+    if holds_optimizer(state):
+        raise ValueError(
+            f"{name} takes methods, whose output is a gradient, but was given an optimizer. Put "
+            f"that behind: optax.chain(flatreg.{name}(…), optax.adam(1e-3))."
+        )

@@ -6,6 +6,7 @@ statistics) come from the clean pass alone; what the oracle's passes produce bes
 is dropped.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,6 +20,7 @@ from flatreg._batches import (
     ValueAndAux,
     contiguous,
     count_examples,
+    explicit_devices,
     interleaved,
     scan_parts,
     split,
@@ -38,7 +40,7 @@ def value_and_grad_fn(
     shards: int = 1,
     ascent_fraction: float = 1.0,
 ) -> Callable[..., tuple[Any, Grads, GradFn]]:
-    r"""Makes ``f(params, *args) -> value, grads, grad_fn`` of a loss.
+    r"""Makes ``f(params, *args, **kwargs) -> value, grads, grad_fn`` of a loss.
 
     With ``k = microbatches`` every pass, clean or shifted, is a ``lax.scan`` over k microbatches:
     L = (1/k) Σᵢ Lᵢ, exact for a loss that is a mean over examples, with the memory of one
@@ -47,10 +49,11 @@ def value_and_grad_fn(
     m contiguous parts, evaluated side by side, which :func:`flatreg.per_shard` perturbs one by one.
 
     Args:
-      loss_fn: ``loss_fn(params, *args) -> scalar``, or ``(scalar, aux)`` with ``has_aux``.
+      loss_fn: ``loss_fn(params, *args, **kwargs) -> scalar``, ``(scalar, aux)`` with ``has_aux``.
       has_aux: whether the loss also returns auxiliary data.
       batch_argnums: the positional arguments whose leaves have the examples as their leading axis
-        (0 is ``params``).
+        (0 is ``params``); for ``loss_fn(params, x, y)`` they are ``(1, 2)``. No other argument is
+        taken apart.
       key_argnums: the positional arguments that are random keys. Microbatch or shard i gets
         ``jax.random.fold_in(key, i)``, the same in every pass.
       microbatches: k ≥ 1. In aux, floating-point leaves are averaged and all others come from the
@@ -62,11 +65,13 @@ def value_and_grad_fn(
         they share equally) and ``grad_fn`` from all of them. :func:`flatreg.sam` uses the clean
         gradient only for its direction, so a step costs 1 + ascent_fraction gradients instead of
         2; methods that add the clean gradient itself stay right in expectation only. Metrics and
-        BatchNorm statistics are the fraction's.
+        BatchNorm statistics are the fraction's. Of a batch that is sharded over devices the first
+        examples are on the first devices, so they are moved between them; over the axes of an
+        Explicit mesh they must be a multiple of the devices.
 
     Returns:
-      ``f(params, *args)``, which returns ``value`` (``(value, aux)`` with ``has_aux``), the
-      gradient in the parameters' dtypes, and ``grad_fn``, for ``tx.update(..., grad_fn=grad_fn)``.
+      The function, which returns ``value`` (``(value, aux)`` with ``has_aux``), the gradient in the
+      parameters' dtypes, and ``grad_fn``, for ``tx.update(..., grad_fn=grad_fn)``.
 
     Raises:
       ValueError: if the sizes do not divide, an argument number is out of range, or an option is.
@@ -81,17 +86,27 @@ def value_and_grad_fn(
       >>> loss, grads, grad_fn = flatreg.value_and_grad_fn(loss_fn, microbatches=2)(w, batch)
       >>> print(loss, grads, grad_fn(2 * w))
       0.5 [0.5 0.5] [1. 1.]
+
+      With the parts of the batch as arguments of their own:
+
+      >>> def loss_fn(w, x, y):
+      ...     return jnp.mean((x @ w - y) ** 2)
+      >>> f = flatreg.value_and_grad_fn(loss_fn, batch_argnums=(1, 2), microbatches=2)
+      >>> loss, grads, grad_fn = f(w, *batch)
+      >>> print(grads)
+      [0.5 0.5]
     """
     roles = Roles(_argnums(batch_argnums), _argnums(key_argnums))
     _check_options(roles, microbatches, shards, ascent_fraction)
-    value_and_grad = _value_and_grad(loss_fn, has_aux)
-    evaluate = _microbatched(value_and_grad, roles, microbatches)
-    evaluate_clean = evaluate
-    if ascent_fraction < 1:
-        evaluate_clean = _on_fraction(value_and_grad, roles, microbatches, ascent_fraction)
 
-    def clean_pass_and_oracle(params: Params, *args: Any) -> tuple[Any, Grads, GradFn]:
+    def clean_pass_and_oracle(
+        params: Params, *args: Any, **kwargs: Any
+    ) -> tuple[Any, Grads, GradFn]:
         grad_fn: GradFn
+        value_and_grad = _value_and_grad(functools.partial(loss_fn, **kwargs), has_aux)
+        evaluate = evaluate_clean = _microbatched(value_and_grad, roles, microbatches)
+        if ascent_fraction < 1:
+            evaluate_clean = _on_fraction(value_and_grad, roles, microbatches, ascent_fraction)
         if shards > 1:
             count_examples(roles, args, shards)
             parts, args_of = split(roles, args, shards, contiguous)
@@ -134,7 +149,16 @@ def _on_fraction(evaluate: Evaluate, roles: Roles, microbatches: int, fraction: 
         examples = count_examples(roles, args, microbatches)
         wanted = max(1, round(fraction * examples))
         count = math.ceil(wanted * microbatches / examples)
-        first = take_first(roles, args, count * math.ceil(wanted / count))
+        size = math.ceil(wanted / count)
+        if size % (devices := explicit_devices(roles, args)):
+            whole = devices if microbatches == 1 else examples // microbatches
+            nearest = max(1, round(wanted / whole)) * whole / examples
+            raise ValueError(
+                f"ascent_fraction={fraction} has the clean pass take {size} examples at a time, "
+                f"which {devices} devices of an Explicit mesh cannot share equally: write "
+                f"ascent_fraction={nearest}."
+            )
+        first = take_first(roles, args, count * size)
         if microbatches == 1:
             return evaluate(params, first)
         return scan_parts(evaluate, params, *split(roles, first, count, interleaved))

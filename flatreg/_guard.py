@@ -26,7 +26,7 @@ import optax
 
 from flatreg._batches import ShardedGradFn
 from flatreg._observe import Observation, ObservedState
-from flatreg._transform import DirectionState
+from flatreg._transform import DirectionState, holds_optimizer
 from flatreg._types import GradFn, Grads, Params
 
 _CHAIN = "optax.chain(flatreg.sam(rho=0.05), optax.sgd(0.1))"
@@ -51,11 +51,14 @@ def guarded_update(
     grads: Grads,
     opt_state: optax.OptState,
     params: Params,
-    grad_fn: GradFn | None,
+    grad_fn: GradFn | None = None,
+    value: jax.Array | None = None,
 ) -> Guarded:
     """One step of ``tx``, skipped as a whole where what it takes from a pass is not finite."""
     tx = optax.with_extra_args_support(tx)
-    extra = {} if grad_fn is None else {"grad_fn": after_each(_finite_or_nan, grad_fn)}
+    extra: dict[str, Any] = {} if value is None else {"value": value}
+    if grad_fn is not None:
+        extra["grad_fn"] = after_each(_finite_or_nan, grad_fn)
     updates, new_opt_state = tx.update(_finite_or_nan(grads), opt_state, params, **extra)
     finite = all_finite((updates, _accumulated(new_opt_state)))
     new_params = optax.apply_updates(params, updates)
@@ -132,6 +135,26 @@ def loss_and_metrics(out: Any) -> tuple[jax.Array, dict[str, Any]]:
     return loss, {**metrics, "loss": loss}
 
 
+def inputs_and_labels(batch: Any) -> tuple[Any, Any]:
+    """The two parts of a classifier's batch."""
+    if not isinstance(batch, tuple | list) or len(batch) != 2:
+        keys = f" with the keys {list(batch)}" if isinstance(batch, Mapping) else ""
+        raise TypeError(
+            f"classification takes batch = (x, labels), got a {type(batch).__name__}{keys}: hand "
+            'the step (batch["image"], batch["label"]), say, or write a loss of your own.'
+        )
+    return batch[0], batch[1]
+
+
+def cross_entropy_and_accuracy(
+    logits: jax.Array, labels: jax.Array
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """A classifier's loss, in at least float32, and its metrics."""
+    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+    return loss, {"accuracy": jnp.mean(jnp.argmax(logits, axis=-1) == labels)}
+
+
 def check_transformation(tx: Any) -> None:
     """``tx`` is an Optax transformation."""
     if not (hasattr(tx, "init") and hasattr(tx, "update")):
@@ -140,10 +163,17 @@ def check_transformation(tx: Any) -> None:
 
 def check_order(opt_state: optax.OptState) -> None:
     """An optimizer comes behind the method, and no accumulation around it."""
-    if isinstance(_last_link(opt_state), DirectionState | ObservedState):
+    links = _links(opt_state)
+    if links and isinstance(links[-1], DirectionState | ObservedState):
         raise ValueError(
             "tx ends in a method, whose output is a gradient: adding it to the parameters would "
             f"climb. Put the optimizer behind the method: {_CHAIN}."
+        )
+    optimizers = [i for i, link in enumerate(links) if holds_optimizer(link)]
+    if optimizers and _methods(links[optimizers[0] + 1 :]):
+        raise ValueError(
+            "tx has an optimizer before a method, which would replace its updates by a gradient. "
+            f"Put the optimizer behind the method: {_CHAIN}."
         )
     if any(map(_methods, _nodes(optax.MultiStepsState, opt_state))):
         raise ValueError(
@@ -162,14 +192,14 @@ def _methods(opt_state: optax.OptState) -> list[Any]:
     return _nodes(DirectionState | ObservedState, opt_state)
 
 
-def _last_link(opt_state: optax.OptState) -> optax.OptState:
-    """The state of the last link of a chain, inside of ``every``, ``inject_hyperparams``, …."""
+def _links(opt_state: optax.OptState) -> list[optax.OptState]:
+    """The states of a chain's links, inside of ``every``, ``inject_hyperparams``, …."""
     if isinstance(opt_state, dict):  # of optax.named_chain
         opt_state = tuple(opt_state.values())
-    if type(opt_state) is tuple and opt_state:
-        return _last_link(opt_state[-1])
+    if type(opt_state) is tuple:
+        return [link for part in opt_state for link in _links(part)]
     inner = getattr(opt_state, "inner_state", None)
-    return opt_state if inner is None else _last_link(inner)
+    return [opt_state] if inner is None else _links(inner)
 
 
 def _accumulated(opt_state: optax.OptState) -> list[Any]:

@@ -21,7 +21,7 @@ from typing import Any
 import jax
 import optax
 
-from flatreg._checks import check_function, is_number, static_args
+from flatreg._checks import check_function, is_number, is_scalar, static_args
 from flatreg._tree import mix, norm, shift
 from flatreg._types import GradFn, Grads, Hvp, Params
 
@@ -113,7 +113,8 @@ def reverse_hvp(grad_fn: GradFn, params: Params) -> tuple[Grads, Callable[[Grads
       [12. 24.]
     """
     g, pullback = jax.vjp(grad_fn, params)
-    return g, lambda v: pullback(v)[0]
+    # Its cotangents have the oracle's dtypes, where the others' tangents have the parameters'.
+    return g, lambda v: optax.tree.cast_like(pullback(optax.tree.cast_like(v, g))[0], g)
 
 
 def finite_difference_hvp(r: float | jax.Array) -> Hvp:
@@ -143,7 +144,7 @@ def finite_difference_hvp(r: float | jax.Array) -> Hvp:
       Zhao et al., `Penalizing Gradient Norm for Efficiently Improving Generalization in Deep
       Learning <https://arxiv.org/abs/2202.03599>`_, ICML 2022.
     """
-    if not is_number(r) and getattr(r, "shape", None) != ():
+    if not is_scalar(r):
         raise TypeError(f"r must be a number, got {r!r}: finite_difference_hvp(0.01), say.")
     if is_number(r) and not r > 0:
         raise ValueError(f"r must be greater than 0, got {r}: finite_difference_hvp(0.01), say.")

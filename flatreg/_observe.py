@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from flatreg._batches import ShardedGradFn
+from flatreg._checks import checked_method
 from flatreg._tree import inner, mix, norm, unit
 from flatreg._types import Grads, Params
 
@@ -50,7 +51,9 @@ def observe(
     A point at which the oracle is called inside of a ``lax.cond``, a ``vmap`` or a linearization
     does not come out of it, and then ‖ε‖ is NaN: around :func:`every`, :func:`after`,
     :func:`randomly` and :func:`per_shard`, and for methods that take exact Hessian-vector products.
-    Observe the method inside, ``every(5, observe(sam(0.05)))``, to see its last on-step.
+    Observe the method inside, ``every(5, observe(sam(0.05)))``, to see its last on-step. Under
+    ``jax_debug_nans`` this NaN stops the run, and so do those before the first update if ``init``
+    is jitted.
 
     Args:
       method: the transformation to observe; what it returns is untouched.
@@ -69,9 +72,10 @@ def observe(
       >>> print({name: round(float(x), 4) for name, x in state[0].observation._asdict().items()})
       {'grad_norm': 3.1623, 'direction_norm': 3.4428, 'perturbation_norm': 0.1, 'cosine': 0.9998}
     """
+    method = checked_method("observe", method)
 
     def init(params: Params) -> Any:
-        unseen = [jnp.full((), jnp.nan, jnp.float32) for _ in Observation._fields]
+        unseen = [_nan() for _ in Observation._fields]
         return ObservedState(Observation(*unseen), method.init(params))
 
     def update(
@@ -86,10 +90,16 @@ def observe(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
+def _nan() -> jax.Array:
+    """NaN on purpose, at which ``jax_debug_nans`` does not stop."""
+    with jax.debug_nans(False):
+        return jnp.full((), jnp.nan, jnp.float32)
+
+
 def _watch(grad_fn: Any, params: Params) -> tuple[Any, Callable[[], jax.Array]]:
     """The oracle, and how far from ``params`` it will have been called at most."""
     outside = get_opaque_trace_state()
-    unknown = jnp.full((), jnp.nan)
+    unknown = _nan()
     distances: list[jax.Array] = []
 
     def watched(point: Params) -> Grads:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from flatreg._batches import ShardedGradFn, mean_of
-from flatreg._checks import check_method
+from flatreg._checks import checked_method
 from flatreg._types import Grads
 
 Method: TypeAlias = optax.GradientTransformationExtraArgs
@@ -48,7 +48,7 @@ def per_shard(method: Method) -> Method:
       Foret et al., `Sharpness-Aware Minimization for Efficiently Improving Generalization
       <https://arxiv.org/abs/2010.01412>`_, ICLR 2021, section 4.1.
     """
-    check_method("per_shard", method)
+    method = checked_method("per_shard", method)
 
     def update(
         updates: Grads,

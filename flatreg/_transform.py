@@ -112,6 +112,32 @@ def from_stateful_direction(
     return _transformation(_name(direction), init, direction, scalars)
 
 
+# Not TraceState and ScaleByScheduleState: links whose output is still a gradient have them too.
+_OPTIMIZERS = (
+    optax.FactoredState,
+    optax.ScaleByAdaDeltaState,
+    optax.ScaleByAdamState,
+    optax.ScaleByAdanState,
+    optax.ScaleByAmsgradState,
+    optax.ScaleByBeliefState,
+    optax.ScaleByLBFGSState,
+    optax.ScaleByLionState,
+    optax.ScaleByNovogradState,
+    optax.ScaleByRmsState,
+    optax.ScaleByRpropState,
+    optax.ScaleByRssState,
+    optax.ScaleByRStdDevState,
+    optax.ScaleBySM3State,
+)
+
+
+def holds_optimizer(state: optax.OptState) -> bool:
+    """Whether an adaptive optimizer is in a chain, as its state tells, not inside of a method."""
+    is_known: Any = lambda x: isinstance(x, (DirectionState, *_OPTIMIZERS))  # noqa: E731
+    leaves = jax.tree.leaves(state, is_leaf=is_known)
+    return any(isinstance(x, _OPTIMIZERS) for x in leaves)
+
+
 def _name(direction: Callable[..., Any]) -> str:
     """The factory that a direction was written in, or else the direction's own name."""
     return getattr(direction, "__qualname__", "the method").partition(".<locals>")[0]

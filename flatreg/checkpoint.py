@@ -2,16 +2,28 @@
 
 Two functions that block, for a loop of your own. To save in the background, or to keep the last few
 only, take ``orbax.checkpoint.CheckpointManager``; :func:`restore` reads its folders too.
+
+Linen's ``TrainState`` is such a state. With NNX it is what the model and the optimizer hold::
+
+    save(path, nnx.state((model, optimizer)))
+    nnx.update((model, optimizer), restore(path, nnx.state((model, optimizer))))
 """
 
 import os
+import sys
 from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp  # type: ignore[import-untyped]
-from etils import epath  # type: ignore[import-untyped]
+
+try:
+    import orbax.checkpoint as ocp  # type: ignore[import-untyped]
+    from etils import epath  # type: ignore[import-untyped]
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        'flatreg.checkpoint writes with Orbax: pip install "flatreg[flax]".', name=error.name
+    ) from error
 
 State = TypeVar("State")
 
@@ -29,6 +41,7 @@ def save(path: str | os.PathLike[str], state: Any) -> None:
 
     Raises:
       FileExistsError: if the folder is there.
+      TypeError: if the state holds NNX modules themselves.
 
     Examples:
       >>> import tempfile, jax, jax.numpy as jnp
@@ -40,6 +53,7 @@ def save(path: str | os.PathLike[str], state: Any) -> None:
       >>> print(restored["params"])
       [1. 1. 1.]
     """
+    _check_state(state)
     folder = epath.Path(path).resolve()
     if folder.exists():
         raise FileExistsError(
@@ -56,13 +70,14 @@ def restore(path: str | os.PathLike[str], like: State) -> State:
     Args:
       path: the folder that :func:`save` made.
       like: a state of the same structure, shapes and dtypes, such as the one that training starts
-        from. What is restored has its shardings, on whatever devices they name, and its functions
-        (``apply_fn``, ``tx``), which are not saved.
+        from, or ``nnx.state((model, optimizer))``. What is restored has its shardings, on whatever
+        devices they name, and its functions (``apply_fn``, ``tx``), which are not saved.
 
     Returns:
-      The state.
+      The state; ``nnx.update((model, optimizer), state)`` puts that of NNX back.
 
     Raises:
+      TypeError: if ``like`` holds NNX modules themselves.
       FileNotFoundError: if there is no such folder.
       ValueError: if it holds no Orbax checkpoint, one of another state, or a damaged one.
 
@@ -75,6 +90,7 @@ def restore(path: str | os.PathLike[str], like: State) -> State:
       Traceback (most recent call last):
       ValueError: ... is the checkpoint of another state: w is float32[3] there, float32[4] here...
     """
+    _check_state(like)
     folder = epath.Path(path).resolve()
     if not folder.exists():
         raise FileNotFoundError(f"there is no checkpoint at {folder}.")
@@ -92,6 +108,22 @@ def restore(path: str | os.PathLike[str], like: State) -> State:
 
 _CHECKSUMS = "flatreg_checksums"
 _DAMAGED = "If a file is missing or damaged, restore an earlier checkpoint."
+
+
+def _check_state(state: Any) -> None:
+    """Orbax writes NNX modules as trees that it cannot always read back."""
+    nnx: Any = sys.modules.get("flax.nnx")  # Without it there are no modules.
+    if nnx is None:
+        return
+    nodes = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, nnx.Pytree))
+    for node in nodes:
+        if isinstance(node, nnx.Pytree):
+            raise TypeError(
+                f"a checkpoint holds the state of a {type(node).__name__}, not the object: write "
+                "checkpoint.save(path, nnx.state((model, optimizer))), and to go on from it "
+                "nnx.update((model, optimizer), "
+                "checkpoint.restore(path, nnx.state((model, optimizer))))."
+            )
 
 
 def _metadata(folder: epath.Path, checkpointer: ocp.StandardCheckpointer) -> tuple[Any, Any]:
@@ -115,7 +147,8 @@ def _check_contents(folder: epath.Path, contents: Any, like: Any) -> None:
         raise ValueError(
             f"{folder} is the checkpoint of another state: {'; '.join(differences[:5])}{more}. "
             "Restore it with the model and the optimizer that it was saved with: "
-            "restore(path, TrainState.init(model, tx, key, x))."
+            "restore(path, TrainState.init(model, tx, key, x)), or with NNX "
+            "nnx.update((model, optimizer), restore(path, nnx.state((model, optimizer))))."
         )
 
 

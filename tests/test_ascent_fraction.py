@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
 from losses import examples, flat, logistic, logistic_loss
 
 import flatreg
@@ -75,3 +77,25 @@ def test_clean_microbatches_have_the_keys_of_the_oracles():
 def test_ascent_fraction_is_refused_with_shards():
     with pytest.raises(ValueError, match="shards and ascent_fraction exclude each other"):
         flatreg.value_and_grad_fn(logistic_loss, shards=2, ascent_fraction=0.5)
+
+
+@pytest.mark.parametrize(
+    ("fraction", "microbatches", "told"),
+    [(0.25, 1, 0.2), (0.1, 1, 0.1), (0.5, 2, 0.5), (0.65, 2, 0.5), (0.1, 2, 0.1)],
+)
+def test_over_an_explicit_mesh_the_first_examples_are_a_multiple_of_the_devices(
+    fraction, microbatches, told
+):
+    x = jnp.arange(80.0 * microbatches)
+
+    def clean_value(fraction):
+        options = {"ascent_fraction": fraction, "microbatches": microbatches}
+        evaluate = flatreg.value_and_grad_fn(lambda w, x: jnp.mean(w * x), **options)
+        return jax.jit(lambda w, x: evaluate(w, x)[0])(jnp.ones(()), x)
+
+    with jax.set_mesh(jax.make_mesh((8,), ("data",), (AxisType.Explicit,))):
+        x = jax.device_put(x, P("data"))
+        if told != fraction:
+            with pytest.raises(ValueError, match=f"8 devices.*write ascent_fraction={told}"):
+                clean_value(fraction)
+        np.testing.assert_allclose(clean_value(told), (told * x.size - 1) / 2)  # of 0, 1, …

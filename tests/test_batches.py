@@ -196,3 +196,32 @@ def test_each_shard_falls_into_microbatches():
     d, _ = direction(flatreg.per_shard(CASES[0].make()), noisy, examples(), key, **options)
     expected = sum(surrogate_gradient(CASES[0], loss) for loss in losses) / 2
     np.testing.assert_allclose(d, expected, **CLOSE)
+
+
+@x64
+def test_an_oracle_of_shards_can_be_jitted():
+    params = logistic().params
+    _, grads, grad_fn = flatreg.value_and_grad_fn(logistic_loss, shards=3)(params, examples())
+    np.testing.assert_allclose(flat(jax.jit(grad_fn)(params)), flat(grads), **CLOSE)
+
+
+@x64
+@pytest.mark.parametrize(
+    "options", [{}, {"microbatches": 3}, {"shards": 3}, {"ascent_fraction": 0.5}], ids=str
+)
+def test_keyword_arguments_reach_every_pass_whole(options):
+    """As those of ``jax.value_and_grad`` do."""
+    params, (x, y) = logistic().params, examples()
+    seen = 6 if "ascent_fraction" in options else 12
+
+    def scaled(params, batch, *, scale):
+        return scale[0] * logistic_loss(params, batch)
+
+    scale = jnp.array([2.0, 3.0])  # of another size than the batch
+    evaluate = flatreg.value_and_grad_fn(scaled, **options)
+    value, grads, grad_fn = evaluate(params, (x, y), scale=scale)
+    first = x[:seen], y[:seen]
+    for got, batch in ((grads, first), (grad_fn(params), (x, y))):
+        expected = jax.grad(logistic_loss)(params, batch)
+        np.testing.assert_allclose(flat(got), 2 * flat(expected), **CLOSE)
+    np.testing.assert_allclose(value, 2 * logistic_loss(params, first), **CLOSE)

@@ -101,7 +101,7 @@ def test_flatness_is_that_of_the_dense_hessian():
         logits = model.apply(unravel(flat), x, train=False)
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
-    found = _measure._flatness(model, variables, (x, labels), jax.random.key(0))
+    found = _measure._flatness(model, True, variables, (x, labels), jax.random.key(0))
     eigenvalues = np.linalg.eigvalsh(jax.hessian(loss)(flat))
     assert found["lambda_max"] == pytest.approx(eigenvalues[-1], rel=1e-3)
     error = found["trace"] - eigenvalues.sum()

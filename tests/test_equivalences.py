@@ -100,6 +100,25 @@ def test_combined_methods_add_what_each_adds_to_the_gradient():
     np.testing.assert_allclose(flat(combined), expected, **CLOSE)
 
 
+def test_plain_transformations_combine_with_methods():
+    """A penalty on the weights asks for no gradient, and rejects one."""
+
+    def pull(strength):
+        def update(updates, state, params=None):
+            return jax.tree.map(lambda g, w: g + strength * w**3, updates, params), state
+
+        return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+    params, loss = network()
+    g, weights = flat(jax.grad(loss)(params)), flat(params)
+    uphill = direction_of(flatreg.sam(0.1), loss, params)
+    combined = direction_of(flatreg.combine(flatreg.sam(0.1), pull(0.5)), loss, params)
+    np.testing.assert_allclose(flat(combined), g + (flat(uphill) - g) + 0.5 * weights**3, **CLOSE)
+    for alone in (flatreg.combine(pull(0.5)), flatreg.observe(pull(0.5))):
+        d = direction_of(alone, loss, params)
+        np.testing.assert_allclose(flat(d), g + 0.5 * weights**3, **CLOSE)
+
+
 def test_combined_methods_each_keep_their_own_state():
     w, loss = logistic().vector, logistic().loss_of_vector
     rhos, mus = jnp.array([0.1, 0.2, 0.4]), jnp.array([0.3, 0.2, 0.1])

@@ -110,6 +110,12 @@ class TestUpdate:
         with pytest.raises(ValueError, match=mend):
             tx.update(masked, tx.init(params), masked, grad_fn=lambda params: params)
 
+    @every_method
+    def test_complex_parameters_are_told_to_be_two_real_ones(self, name):
+        grad_fn = jax.grad(lambda w: jnp.sum(jnp.abs(w) ** 2))
+        with pytest.raises(TypeError, match=r"real parameters.*w\.real, w\.imag"):
+            update(METHODS[name](), grad_fn=grad_fn, params=jnp.array([1.0, 1.0j]))
+
 
 class TestScalars:
     """Numbers are checked where the method is made."""
@@ -161,6 +167,14 @@ class TestCombinators:
         with pytest.raises(ValueError, match=r"k must be .*at least 1"):
             flatreg.every(k, flatreg.sam())
 
+    def test_a_period_is_told_to_be_whole(self):
+        with pytest.raises(ValueError, match=r"k must be a whole number, got 2\.5"):
+            flatreg.every(2.5, flatreg.sam())
+        curvature = flatreg.CurvatureScale(interval=2.5)
+        with pytest.raises(ValueError, match=r"interval must be a whole number, got 2\.5"):
+            flatreg.perturbed_gradient(jax.random.key(0), curvature=curvature)
+        flatreg.every(np.int32(2), flatreg.sam())
+
     @pytest.mark.parametrize("step", [-1, float("nan")])
     def test_a_first_step_is_told_to_be_at_least_zero(self, step):
         with pytest.raises(ValueError, match=r"step must be .*at least 0"):
@@ -188,10 +202,35 @@ class TestCombinators:
             lambda method: flatreg.after(2, method),
             lambda method: flatreg.randomly(0.5, method, jax.random.key(0)),
             flatreg.per_shard,
+            flatreg.observe,
         ],
-        ids=["combine", "combine_one", "every", "after", "randomly", "per_shard"],
+        ids=["combine", "combine_one", "every", "after", "randomly", "per_shard", "observe"],
     )
     @pytest.mark.parametrize("method", [flatreg.sam, "sam", 0.05], ids=["factory", "name", "rho"])
     def test_what_is_no_method_is_told_to_be_called(self, combination, method):
         with pytest.raises(TypeError, match=r"sam\("):
             combination(method)
+
+    @pytest.mark.parametrize(
+        "combination",
+        [
+            lambda method: flatreg.combine(flatreg.sam(), method),
+            lambda method: flatreg.every(2, method),
+            lambda method: flatreg.after(2, method),
+            lambda method: flatreg.randomly(0.5, method, jax.random.key(0)),
+        ],
+        ids=["combine", "every", "after", "randomly"],
+    )
+    @pytest.mark.parametrize(
+        "method",
+        [
+            optax.adam(0.1),
+            optax.chain(flatreg.sam(), optax.adamw(0.1)),
+            optax.chain(optax.lion(0.1), flatreg.sam()),
+            optax.inject_hyperparams(optax.rmsprop)(0.1),
+        ],
+        ids=["alone", "behind", "before", "injected"],
+    )
+    def test_an_optimizer_is_told_to_stand_behind(self, combination, method):
+        with pytest.raises(ValueError, match=r"takes methods.*optax\.chain\(flatreg\."):
+            combination(method).init(tanh_net()[0])

@@ -5,6 +5,7 @@ import graphlib
 import importlib
 import inspect
 import pkgutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -28,12 +29,12 @@ LAYERS = [
     {"linen", "nnx"},
 ]
 CORE, PACKAGES = set().union(*LAYERS[:-2]), LAYERS[-2] | LAYERS[-1]
+PUBLIC = PACKAGES - {"methods"}
 # What else than jax and optax is imported, and where it may be.
 FRAMEWORKS = {
     "flax": {"linen", "nnx"},
     "orbax": {"checkpoint"},
     "etils": {"checkpoint"},
-    "matfree": {"measures"},
     "matplotlib": {"plots"},
     "numpy": {*CORE, *PACKAGES},
 }
@@ -128,17 +129,55 @@ def test_files_have_a_docstring_and_at_most_250_lines(module):
 
 
 def test_the_public_face_is_one_explicit_reexport_a_name():
-    body = ast.parse(FILES["flatreg"].read_text()).body[1:]
+    body = ast.parse(FILES["flatreg"].read_text()).body[2:]  # after TYPE_CHECKING
     reexports = [node for node in body if isinstance(node, ast.ImportFrom)]
-    assert [ast.unparse(node.targets[0]) for node in body if node not in reexports] == [
-        "__version__"
-    ]
+    lazy, version, packages, listing = [node for node in body if node not in reexports]
+    assert [node.names[0].name for node in lazy.body] == sorted(PUBLIC)
+    assert [node.name for node in [*lazy.orelse, listing]] == ["__getattr__", "__dir__"]
+    assert ast.unparse(version.targets[0]) == "__version__"
+    assert ast.literal_eval(packages.value) == PUBLIC
     assert all(len(node.names) == 1 for node in reexports)
     names = [node.names[0] for node in reexports]
     assert all(alias.asname == alias.name for alias in names)
-    assert {alias.name for alias in names} | PACKAGES >= {
+    assert {alias.name for alias in names} | PACKAGES == {
         name for name in dir(flatreg) if not name.startswith("_")
     }
+
+
+def in_a_fresh_process(code):
+    """What the code prints."""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return run.stdout.split("\n")[:-1]
+
+
+def test_packages_load_when_they_are_named_and_no_framework_before():
+    loaded = "sorted({'flax', 'orbax', 'matplotlib'} & set(sys.modules))"
+    used = "flatreg.linen.TrainState, flatreg.nnx.Optimizer, flatreg.measures.loss_slice"
+    before, after = in_a_fresh_process(
+        f"import sys, flatreg; print({loaded}); {used}; "
+        f"flatreg.checkpoint.save, flatreg.plots.plot_slice; print({loaded})"
+    )
+    assert before == "[]"
+    assert after == "['flax', 'matplotlib', 'orbax']"
+
+
+def test_a_missing_framework_is_told_which_extra_brings_it():
+    told = in_a_fresh_process(
+        "import sys; sys.modules |= dict.fromkeys(['flax', 'orbax', 'matplotlib'])\n"
+        "import flatreg\n"
+        "for name in ['linen', 'nnx', 'checkpoint', 'plots']:\n"
+        "    try: getattr(flatreg, name)\n"
+        "    except ImportError as error: print(error)"
+    )
+    extras = ["flax", "flax", "flax", "plots"]
+    assert [text.partition("pip install ")[2] for text in told] == [
+        f'"flatreg[{extra}]".' for extra in extras
+    ]
+
+
+def test_other_names_are_no_attributes():
+    with pytest.raises(AttributeError, match="module 'flatreg' has no attribute 'samm'"):
+        flatreg.samm  # noqa: B018
 
 
 @pytest.mark.parametrize("function", public(inspect.isfunction))

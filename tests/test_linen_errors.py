@@ -9,12 +9,14 @@ import jax.numpy as jnp
 import optax
 import pytest
 from flax import errors
+from flax.training import train_state
 from linen_models import Mask, Noisy, Plain, chain, examples, state_of
 
 import flatreg
+from flatreg import lipschitz
 from flatreg.linen import TrainState, classification, make_eval_step, make_train_step
 
-SAM = flatreg.sam(0.05)
+SAM, CLIP = flatreg.sam(0.05), optax.clip(1.0)
 CHAIN = re.escape("optax.chain(flatreg.sam(rho=0.05), optax.sgd(0.1))")
 
 
@@ -59,15 +61,81 @@ def test_a_method_without_an_optimizer_behind_it(tx):
         plain_state(tx)
 
 
-def test_chains_that_are_right_pass():
-    for tx in (
+@pytest.mark.parametrize(
+    "tx",
+    [
+        optax.chain(optax.adamw(0.1), SAM, optax.ema(0.9)),
+        optax.chain(optax.chain(optax.clip(1.0), optax.lion(0.1)), flatreg.every(2, SAM), CLIP),
+        optax.chain(optax.apply_if_finite(optax.rmsprop(0.1), 3), flatreg.observe(SAM), CLIP),
+        optax.chain(optax.inject_hyperparams(optax.adam)(0.1), flatreg.combine(SAM, SAM), CLIP),
+        optax.named_chain(("optimizer", optax.adam(0.1)), ("method", SAM), ("clip", CLIP)),
+        optax.apply_if_finite(optax.chain(optax.contrib.muon(0.1), SAM, CLIP), 3),
+    ],
+    ids=["ema", "nested", "if_finite", "injected", "named", "partition"],
+)
+def test_an_optimizer_before_a_method(tx):
+    with pytest.raises(ValueError, match=f"an optimizer before a method.*{CHAIN}"):
+        plain_state(tx)
+
+
+def ascent_by_adam():
+    """A method whose own state is an optimizer's."""
+    adam = optax.scale_by_adam()
+
+    def direction(grad_fn, params, g, state):
+        uphill, state = adam.update(g, state)
+        return grad_fn(optax.tree.add_scale(params, 0.01, uphill)), state
+
+    return flatreg.from_stateful_direction(adam.init, direction)
+
+
+@pytest.mark.parametrize(
+    "tx",
+    [
         optax.sgd(0.1),
         chain(flatreg.observe(flatreg.every(2, SAM))),
         optax.chain(SAM, optax.MultiSteps(optax.sgd(0.1), 2).gradient_transformation()),
         optax.apply_if_finite(chain(SAM), 3),
         optax.chain(optax.inject_hyperparams(flatreg.sam)(rho=0.1), optax.adam(0.1)),
-    ):
-        step(classification, plain_state(tx), examples())
+        optax.chain(CLIP, optax.zero_nans(), optax.add_decayed_weights(1e-3), chain(SAM)),
+        optax.chain(optax.ema(0.9), optax.trace(0.9), flatreg.sam(lambda count: 0.1), CLIP),
+        optax.named_chain(("method", SAM), ("optimizer", optax.adam(0.1))),
+        optax.chain(ascent_by_adam(), SAM, optax.adam(0.1)),
+        optax.chain(flatreg.combine(SAM, ascent_by_adam()), optax.adam(lambda count: 0.1)),
+        optax.chain(
+            flatreg.combine(SAM, lipschitz.orthogonality_penalty(0.1)),
+            lipschitz.orthogonality_penalty(0.1),
+            SAM,
+            optax.partition({"all": optax.adam(0.1)}, lambda params: "all"),
+            flatreg.every(2, lipschitz.project_spectral_norm(1.0)),
+        ),
+        optax.chain(SAM, optax.adamw(0.1), optax.contrib.reduce_on_plateau()),
+    ],
+    ids=[
+        *("sgd", "every", "accumulated", "if_finite", "injected", "gradient", "averaged", "named"),
+        *("stateful", "combined", "penalties", "plateau"),
+    ],
+)
+def test_a_chain_that_is_right(tx):
+    step(classification, plain_state(tx), examples())
+
+
+def test_a_batch_that_is_no_pair():
+    x, labels = examples()
+    for batch in ({"image": x, "label": labels}, x, (x, labels, x)):
+        with pytest.raises(TypeError, match=r"batch = \(x, labels\).*batch\[\"image\"\]"):
+            step(classification, plain_state(), batch)
+
+
+def test_the_state_comes_first_and_is_flatregs():
+    state, batch = plain_state(), examples()
+    flaxs = train_state.TrainState.create(
+        apply_fn=state.apply_fn, params=state.params, tx=optax.sgd(0.1)
+    )
+    for run in (make_train_step(classification), make_eval_step(classification)):
+        for arguments in ((batch, state), (flaxs, batch)):
+            with pytest.raises(TypeError, match=r"TrainState\.init\(model.*_step\(state, batch\)"):
+                run(*arguments)
 
 
 def test_multisteps_around_a_method():

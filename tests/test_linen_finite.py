@@ -229,6 +229,27 @@ def test_the_scale_follows_flax(minimum):
         )
 
 
+@pytest.mark.parametrize(
+    "hvp", [flatreg.exact_hvp, flatreg.reverse_hvp], ids=lambda hvp: hvp.__name__
+)
+def test_every_product_meets_gradients_that_were_unscaled_in_float32(hvp):
+    """The parameters are in float16, the oracle of a step under a loss scale in float32."""
+    batch = examples(jnp.float16)
+    tx = optax.chain(flatreg.gradient_norm_penalty(0.1, hvp=hvp), optax.sgd(0.1))
+    state = state_of(Plain(), tx, batch[0], dynamic_scale=DynamicScale(scale=8.0))
+    new, metrics = jax.jit(make_train_step(classification))(state, batch)
+    assert not metrics["skipped"]
+    wide = jax.tree.map(lambda w: w.astype(jnp.float32), state.params)
+    batch = batch[0].astype(jnp.float32), batch[1]
+    loss_fn = lambda params: classification(  # noqa: E731
+        lambda x, train: Plain().apply({"params": params}, x, train=train), batch, True
+    )[0]
+    penalized = lambda params: loss_fn(params) + 0.1 * optax.tree.norm(jax.grad(loss_fn)(params))  # noqa: E731
+    expected = optax.tree.add_scale(wide, -0.1, jax.grad(penalized)(wide))
+    for x, y in zip(jax.tree.leaves(new.params), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(x, y, atol=5e-3)
+
+
 def test_float16_and_bfloat16_train_float32_parameters():
     batch = examples()
     for dtype, scale in ((jnp.float16, DynamicScale()), (jnp.bfloat16, None)):

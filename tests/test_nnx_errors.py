@@ -59,6 +59,17 @@ def test_only_a_transformation_is_one():
         Optimizer(Plain(nnx.Rngs(0)), "sgd", wrt=nnx.Param)
 
 
+def test_an_optimizer_before_a_method_is_refused():
+    with pytest.raises(ValueError, match=r"an optimizer before a method.*optax\.chain"):
+        run(tx=optax.chain(optax.adamw(0.1), flatreg.sam(0.1), optax.ema(0.9)))
+
+
+def test_a_batch_must_be_a_pair():
+    x, labels = examples()
+    with pytest.raises(TypeError, match=r"batch = \(x, labels\).*\['image', 'label'\]"):
+        run(batch={"image": x, "label": labels})
+
+
 def test_accumulation_around_a_method_is_refused():
     with pytest.raises(ValueError, match=r"make_train_step\(loss_fn, microbatches=k\)"):
         run(tx=optax.MultiSteps(SAM, 2).gradient_transformation())

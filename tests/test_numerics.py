@@ -20,6 +20,7 @@ HVPS = {
     "reverse": flatreg.reverse_hvp,
     "finite difference": flatreg.finite_difference_hvp(0.1),
 }
+EXACT = [HVPS[name] for name in ("exact", "forward", "reverse")]
 COEFFICIENTS = np.array([0.5, -1.0, 0.75, 0.25, -0.5, 1.0])
 START = np.array([0.5, 1.0, -0.25, -0.5, 0.125, -1.0])
 
@@ -89,6 +90,21 @@ EXTREMES = {
 every_extreme = pytest.mark.parametrize(
     ("size", "dtype", "tolerance"), EXTREMES.values(), ids=EXTREMES
 )
+
+
+@pytest.mark.parametrize("hvp", [*EXACT, flatreg.finite_difference_hvp(4.0)], ids=HVPS)
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16], ids=str)
+def test_an_oracle_in_float32_of_narrower_parameters_has_every_product(hvp, dtype):
+    curvature, w = jnp.array([1.0, 3.0, 0.5]), jnp.array([1.0, -0.5, 2.0], dtype)
+    g, hessian = hvp(lambda w: curvature * w.astype(jnp.float32), w)
+    v = jnp.array([1.0, -2.0, 0.5], dtype)
+    product = hessian(v)
+    assert g.dtype == product.dtype == jnp.float32
+    np.testing.assert_allclose(product, curvature * v, rtol=0.02)
+    method = flatreg.gradient_regularization(0.25, hvp=hvp)
+    d, _ = method.update(g, method.init(w), w, grad_fn=lambda w: curvature * w.astype(jnp.float32))
+    assert d.dtype == dtype
+    np.testing.assert_allclose(d.astype(float), curvature * w * (1 + curvature / 2), rtol=0.02)
 
 
 def test_a_shift_has_its_length_for_every_size_of_the_gradient():

@@ -69,6 +69,11 @@ def test_a_perturbation_that_cannot_be_seen_is_nan(method):
     assert np.isnan(updates(flatreg.observe(method)))
 
 
+def test_observing_is_no_computation_of_nan():
+    with jax.debug_nans(True):
+        assert updates(flatreg.observe(SAM), count=2)[1] > 0
+
+
 def test_observed_inside_of_every_it_keeps_what_the_last_on_step_did():
     seen = updates(flatreg.every(2, flatreg.observe(SAM)), count=2)
     np.testing.assert_allclose(seen, 0.3, rtol=1e-5)

@@ -24,7 +24,7 @@ from problems import (
 import flatreg
 
 every_method = pytest.mark.parametrize("name", METHODS)
-STATIC = {"scale", "hvp", "ascent_hvp", "ord", "normalize_clean", "distribution"}
+STATIC = {"scale", "hvp", "ascent_hvp", "normalize_clean", "distribution"}
 
 
 def signature(case):
@@ -163,6 +163,19 @@ def test_an_hvp_passes_through_inject_hyperparams_as_a_static_argument(case, arg
     d, _ = direction(inject(case, **hvp), params, batch)
     assert_close(d, direction(case.make(**hvp), params, batch)[0])
     assert optax.tree.norm(optax.tree.sub(d, direction(case.make(), params, batch)[0])) > 1e-4
+
+
+@pytest.mark.parametrize("ord", [1, 1.5, 2, 3])
+def test_the_order_of_a_norm_may_be_injected(ord):
+    params, batch = tanh_net()
+    tx = optax.inject_hyperparams(flatreg.gradient_norm_penalty)(penalty=0.1, ord=ord)
+    state = tx.init(params)
+    d, _ = jax.jit(lambda state: direction(tx, params, batch, state))(state)
+    assert_close(d, direction(flatreg.gradient_norm_penalty(0.1, ord=ord), params, batch)[0])
+    if ord != 2:
+        state.hyperparams["ord"] = jnp.asarray(2.0)
+        d, _ = direction(tx, params, batch, state)
+        assert_close(d, direction(flatreg.gradient_norm_penalty(0.1), params, batch)[0])
 
 
 FREEZE_BIAS = {"hidden": {"kernel": False, "bias": True}, "out": False}

@@ -18,6 +18,13 @@ A loss is a short function of a model that is ready to be called::
 of a step has the same keys; only the clean pass's statistics and metrics are kept.
 """
 
+try:
+    import flax as _flax  # noqa: F401
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        'flatreg.linen needs Flax: pip install "flatreg[flax]".', name="flax"
+    ) from error
+
 from flatreg.linen._apply import Apply as Apply
 from flatreg.linen._spectral_norm import SpectralNorm as SpectralNorm
 from flatreg.linen._state import TrainState as TrainState

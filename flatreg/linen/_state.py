@@ -187,13 +187,20 @@ class TrainState(train_state.TrainState):
         )
 
     def apply_gradients(
-        self, *, grads: Grads, grad_fn: GradFn | None = None, **kwargs: Any
+        self,
+        *,
+        grads: Grads,
+        grad_fn: GradFn | None = None,
+        value: jax.Array | None = None,
+        **kwargs: Any,
     ) -> Self:
         """One step of ``tx``, for training steps of your own.
 
         Args:
           grads: the gradient, shaped like ``params``, unscaled.
           grad_fn: the oracle that :func:`flatreg.value_and_grad_fn` returned, if a method wants it.
+          value: the unscaled loss, if a link of the chain wants it, as
+            ``optax.contrib.reduce_on_plateau`` and ``optax.polyak_sgd`` do.
           **kwargs: new values of other attributes, such as ``batch_stats``.
 
         Returns:
@@ -217,7 +224,9 @@ class TrainState(train_state.TrainState):
         if has_overwritten(whole):
             params, grads = params["params"], whole["params"]
             grad_fn = grad_fn and without_overwritten(grad_fn, self.params)
-        params, opt_state, finite = guarded_update(self.tx, grads, self.opt_state, params, grad_fn)
+        params, opt_state, finite = guarded_update(
+            self.tx, grads, self.opt_state, params, grad_fn, value
+        )
         keep = functools.partial(jax.tree.map, functools.partial(_new_or_old, finite))
         if has_overwritten(whole):
             params = keep({**whole, "params": params}, self.params)

@@ -5,11 +5,16 @@ from collections.abc import Callable, Iterable
 from typing import Any, TypeAlias
 
 import jax
-import jax.numpy as jnp
-import optax
 
 from flatreg._grad_fn import value_and_grad_fn
-from flatreg._guard import after_each, loss_and_metrics, observed, spoiled_by
+from flatreg._guard import (
+    after_each,
+    cross_entropy_and_accuracy,
+    inputs_and_labels,
+    loss_and_metrics,
+    observed,
+    spoiled_by,
+)
 from flatreg._tree import mix
 from flatreg._types import Grads, Params
 from flatreg.linen._apply import Apply, explained
@@ -34,7 +39,8 @@ def classification(apply: Apply, batch: Any, train: bool) -> tuple[jax.Array, Me
       The loss, in at least float32, and ``{"accuracy": …}``.
 
     Raises:
-      TypeError: if the model takes no ``train``; then write this function with your own call.
+      TypeError: if the model takes no ``train``, then write this function with your own call; if
+        the batch is no such pair.
 
     Examples:
       >>> import jax, jax.numpy as jnp, flax.linen as nn, optax, flatreg
@@ -53,11 +59,8 @@ def classification(apply: Apply, batch: Any, train: bool) -> tuple[jax.Array, Me
       >>> print(bool(metrics["accuracy"] > 0.9))
       True
     """
-    x, labels = batch
-    logits = apply(x, train=train)
-    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-    loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
-    return loss, {"accuracy": jnp.mean(jnp.argmax(logits, axis=-1) == labels)}
+    x, labels = inputs_and_labels(batch)
+    return cross_entropy_and_accuracy(apply(x, train=train), labels)
 
 
 def make_train_step(
@@ -73,7 +76,8 @@ def make_train_step(
     One clean pass gives metrics, statistics and the gradient; the method in ``state.tx`` asks for
     further gradients of the same loss on the same batch with the same random keys. Under float16
     each pass runs with the loss times ``state.dynamic_scale.scale``, and its gradient is divided
-    by it, in float32, before the method sees it.
+    by it, in float32, before the method sees it. Links of the chain that want the loss
+    (``optax.contrib.reduce_on_plateau``, ``optax.polyak_sgd``) get it, unscaled, as ``value``.
 
     Args:
       loss_fn: ``loss_fn(apply, batch, train) -> loss`` or ``(loss, metrics)`` with a scalar loss
@@ -95,7 +99,8 @@ def make_train_step(
       None)``.
 
     Raises:
-      TypeError: if ``loss_fn`` does not take ``(apply, batch, train)``, or returns no scalar.
+      TypeError: if ``loss_fn`` does not take ``(apply, batch, train)``, or returns no scalar; if
+        the step's first argument is no :class:`TrainState`.
       ValueError: if an option is out of range or the batch does not divide; if the loss is no
         scalar or does not use ``apply``; if a collection changes its structure.
 
@@ -136,6 +141,7 @@ def make_train_step(
     )
 
     def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
+        _check_state(state, "state, metrics = train_step(state, batch)")
         key = jax.random.key(0) if state.key is None else state.key  # then nobody draws from it
         key = jax.random.fold_in(key, state.step)
         with explained(train=True):
@@ -150,6 +156,7 @@ def make_train_step(
         new = state.apply_gradients(
             grads=grads,
             grad_fn=spoiled_by(metrics["loss"], grad_fn),
+            value=metrics["loss"],
             batch_stats=collections.pop("batch_stats", state.batch_stats),
             collections=collections,
         )
@@ -185,6 +192,7 @@ def make_eval_step(loss_fn: LossFn) -> Callable[[TrainState, Any], Metrics]:
     _check_loss(loss_fn)
 
     def step(state: TrainState, batch: Any) -> Metrics:
+        _check_state(state, "metrics = eval_step(state, batch)")
         apply = Apply(state.apply_fn, state.variables, train=False)
         with explained(train=False):
             return _evaluate(loss_fn, apply, batch, train=False)[1]
@@ -203,6 +211,15 @@ def _evaluate(
             "logits = apply(x, train=train) instead of calling the model itself."
         )
     return loss, metrics
+
+
+def _check_state(state: Any, call: str) -> None:
+    if not isinstance(state, TrainState):
+        raise TypeError(
+            "a step takes (state, batch) with a flatreg.linen.TrainState, but its first argument "
+            f"is a {type(state).__module__}.{type(state).__name__}: write state = "
+            f"TrainState.init(model, tx, key, x) and {call}."
+        )
 
 
 def _check_loss(loss_fn: LossFn) -> None:

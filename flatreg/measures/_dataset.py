@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from flatreg._batches import Roles, count_examples, interleaved
+from flatreg._batches import interleaved, leading_axis
 from flatreg._tree import widened
 from flatreg._types import Params
 
@@ -50,7 +50,7 @@ def dataset_loss(
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
     dataset = jax.tree.map(jnp.asarray, dataset)
-    examples = count_examples(Roles((0,), ()), (dataset,), 1)
+    examples = leading_axis(dataset)
     count, left = divmod(examples, batch_size)
     whole = jax.tree.map(lambda x: x if not left else x[: count * batch_size], dataset)
     batches = jax.tree.map(lambda x: interleaved(x, count), whole) if count else None

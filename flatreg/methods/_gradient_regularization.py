@@ -23,9 +23,7 @@ def gradient_regularization(
     On a quadratic with curvature a the curvature becomes a(1 + 2μa): gradient descent with step h
     is stable only while h·a(1 + 2μa) < 2.
 
-    This differs from the paper in:
-
-    1. The penalty is μ‖∇L‖², not μ·R_IG·m with R_IG = ‖∇L‖²/m over m parameters; the two are equal.
+    The paper writes the penalty as μ·m·R_IG, where R_IG = ‖∇L‖²/m over m parameters.
 
     Args:
       mu: μ ≥ 0, in units of a learning rate, a number or a schedule; h/4 is what gradient descent

@@ -21,6 +21,7 @@ from flatreg._checks import (
     check_nonnegative,
     checked_scale,
     is_number,
+    is_scalar,
     static_args,
 )
 from flatreg._hvp import resolve_hvp
@@ -100,7 +101,7 @@ def penalized_gradient(
 
 
 def gradient_norm_penalty(
-    penalty: ScalarOrSchedule, *, ord: float = 2, hvp: Hvp | None = None
+    penalty: ScalarOrSchedule, *, ord: Scalar = 2, hvp: Hvp | None = None
 ) -> optax.GradientTransformationExtraArgs:
     r"""Exact PGN: descends L + λ‖∇L‖ₚ, replacing g by g + λ H·[sign(g)|g|^{p−1}/‖g‖ₚ^{p−1}].
 
@@ -110,13 +111,11 @@ def gradient_norm_penalty(
     The penalty suits smooth activations (GELU, tanh); with ReLU, whose Hessian misses the kinks,
     it is often harmful (arXiv 2401.10809).
 
-    This differs from the paper in:
-
-    1. There is no factor ½ in front of Hĝ for p = 2 (a common slip), as ∇‖g‖ = Hĝ.
+    There is no factor ½ in front of Hĝ (a common slip), as ∇‖g‖₂ = Hĝ.
 
     Args:
       penalty: λ ≥ 0, in units of length in parameter space, a number or a schedule.
-      ord: p, a finite Python number ≥ 1. sign(0) = 0, so dead coordinates stay out.
+      ord: p ≥ 1, a finite number or a 0-d array. sign(0) = 0, so dead coordinates stay out.
       hvp: how to multiply with the Hessian; None is :func:`flatreg.exact_hvp`.
 
     Returns:
@@ -124,8 +123,9 @@ def gradient_norm_penalty(
       Hessian-vector product a step (about three gradients).
 
     Raises:
-      ValueError: if ``penalty`` is a negative Python number, or ``ord`` infinite or below 1.
-      TypeError: if ``ord`` is no Python number or ``hvp`` no function.
+      ValueError: if ``penalty`` is a negative Python number, or ``ord`` one that is infinite or
+        below 1.
+      TypeError: if ``ord`` is no number or ``hvp`` no function.
 
     Examples:
       >>> import jax, jax.numpy as jnp, flatreg
@@ -140,9 +140,9 @@ def gradient_norm_penalty(
       Learning <https://arxiv.org/abs/2202.03599>`_, ICML 2022.
     """
     check_nonnegative(penalty=penalty)
-    if not is_number(ord):
-        raise TypeError(f"ord must be a Python number, got {ord!r}. {static_args('ord')}")
-    if not 1 <= ord < math.inf:
+    if not is_scalar(ord):
+        raise TypeError(f"ord must be a number or a 0-d array, got {ord!r}: ord=2, say.")
+    if is_number(ord) and not 1 <= ord < math.inf:
         raise ValueError(f"ord must be finite and at least 1, got {ord}: ord=2, say.")
     linearize = resolve_hvp(hvp)
 

@@ -13,7 +13,6 @@ arXiv 1809.07402.
 """
 
 import functools
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -21,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from flatreg._checks import check_between, check_nonnegative, is_number, static_args
+from flatreg._checks import check_between, check_nonnegative, check_period, is_scalar, static_args
 from flatreg._hvp import resolve_hvp
 from flatreg._transform import from_stateful_direction
 from flatreg._tree import mix, norm
@@ -237,11 +236,11 @@ def _check_curvature(curvature: Any) -> None:
             f"{curvature!r}: write curvature=flatreg.CurvatureScale(interval=10)."
         )
     for name, value in curvature._asdict().items():
-        if name != "hvp" and not is_number(value) and getattr(value, "shape", None) != ():
+        if name != "hvp" and not is_scalar(value):
             raise TypeError(
                 f"{name} must be a number, got {value!r}: flatreg.CurvatureScale({name}="
                 f"{CurvatureScale._field_defaults[name]}). A schedule goes to sigma."
             )
-    check_between(1, math.inf, interval=curvature.interval)
+    check_period(interval=curvature.interval)
     check_between(0, 1, decay=curvature.decay)
     check_nonnegative(rho=curvature.rho, gamma=curvature.gamma, eps=curvature.eps)

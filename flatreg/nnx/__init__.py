@@ -19,6 +19,13 @@ statistics, dropout counts and other Variables is kept. Graph mode and tree mode
 give the same.
 """
 
+try:
+    import flax as _flax  # noqa: F401
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        'flatreg.nnx needs Flax: pip install "flatreg[flax]".', name="flax"
+    ) from error
+
 from flatreg.nnx._optimizer import Optimizer as Optimizer
 from flatreg.nnx._spectral_norm import SpectralNorm as SpectralNorm
 from flatreg.nnx._steps import LossFn as LossFn

@@ -9,13 +9,15 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from flatreg._batches import Roles, count_examples
+from flatreg._batches import leading_axis
 from flatreg._grad_fn import value_and_grad_fn
 from flatreg._guard import (
     adjusted_scale,
     after_each,
     check_order,
+    cross_entropy_and_accuracy,
     guarded_update,
+    inputs_and_labels,
     loss_and_metrics,
     observed,
     spoiled_by,
@@ -41,17 +43,17 @@ def classification(model: Any, batch: Any) -> tuple[jax.Array, Metrics]:
     Returns:
       The loss, in at least float32, and ``{"accuracy": …}``.
 
+    Raises:
+      TypeError: if the batch is no such pair.
+
     Examples:
       >>> import jax.numpy as jnp
       >>> loss, metrics = classification(lambda x: x, (4 * jnp.eye(3), jnp.arange(3)))
       >>> print(f"{loss:.3f} {metrics['accuracy']}")
       0.036 1.0
     """
-    x, labels = batch
-    logits = model(x)
-    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-    loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
-    return loss, {"accuracy": jnp.mean(jnp.argmax(logits, axis=-1) == labels)}
+    x, labels = inputs_and_labels(batch)
+    return cross_entropy_and_accuracy(model(x), labels)
 
 
 def make_train_step(
@@ -64,7 +66,9 @@ def make_train_step(
     random keys. A step whose method uses a gradient that is not finite is skipped whole: of the
     model only ``RngCount`` goes on, so that the next step draws other masks, and of the optimizer
     ``step``, ``skipped`` and ``dynamic_scale``. Under a loss scale each pass runs with the scaled
-    loss, and its gradient is unscaled, in float32, before the method sees it.
+    loss, and its gradient is unscaled, in float32, before the method sees it. Links of the chain
+    that want the loss (``optax.contrib.reduce_on_plateau``, ``optax.polyak_sgd``) get it, unscaled,
+    as ``value``.
 
     Args:
       loss_fn: ``loss_fn(model, batch) -> loss`` or ``(loss, metrics)`` with a scalar loss and a
@@ -129,8 +133,7 @@ def make_train_step(
         scale = 1 if dynamic_scale is None else dynamic_scale.scale
         numbers = None
         if microbatches * shards > 1:
-            examples = count_examples(Roles((0,), ()), (batch,), microbatches * shards)
-            numbers = jnp.arange(examples)
+            numbers = jnp.arange(leading_axis(batch, microbatches * shards))
 
         def loss(params: Params, batch: Any, numbers: Any) -> Any:
             """The scaled loss as a pure function; aux is the metrics and what has changed."""
@@ -144,7 +147,9 @@ def make_train_step(
             unscale = functools.partial(optax.tree.scale, 1 / scale)
             grads, grad_fn = unscale(grads), after_each(unscale, grad_fn)
         grad_fn = spoiled_by(metrics["loss"], grad_fn)
-        params, opt_state, finite = guarded_update(optimizer.tx, grads, opt_state, params, grad_fn)
+        params, opt_state, finite = guarded_update(
+            optimizer.tx, grads, opt_state, params, grad_fn, metrics["loss"]
+        )
         streams = changed(streams, changes[0], True)
         others = changed(others, changes[1], finite)
         nnx.update(model, params, streams, others)
