@@ -5,6 +5,7 @@ from typing import Any
 from rich.console import Console
 
 from benchmarks._experiments import Setting
+from benchmarks._summary import number
 
 COLORS = {"reproduced": "green", "not reproduced": "red", "inconclusive": "yellow"}
 
@@ -16,7 +17,8 @@ def show(claims: dict[str, Any], console: Console) -> None:
         verdict = f"[{COLORS[claim['verdict']]}]{claim['verdict']}[/]"
         console.print(f"{verdict}: {claim['statement']} ({claim['source']})", highlight=False)
         for effect in claim["effects"]:
-            size = f"{effect['mean']:.3g} [{effect['low']:.3g}, {effect['high']:.3g}]"
+            mean, low, high = _written(effect)
+            size = f"{mean} [{low}, {high}]"
             line = f"    {effect['what']}: {size}, {effect['seeds']} seeds"
             console.print(line, highlight=False, markup=False)
 
@@ -43,16 +45,14 @@ def markdown(claims: dict[str, Any], setting: Setting) -> str:
     for claim in claims.values():
         first = f"{claim['statement']} ({claim['source']})", f"**{claim['verdict']}**"
         for effect in claim["effects"]:
-            interval = f"{effect['low']:.3g} to {effect['high']:.3g}"
+            mean, low, high = _written(effect)
             what = effect["what"].replace("|", "\\|")
-            cells = (
-                first[0],
-                what,
-                f"{effect['mean']:.3g}",
-                interval,
-                str(effect["seeds"]),
-                first[1],
-            )
+            cells = (first[0], what, mean, f"{low} to {high}", str(effect["seeds"]), first[1])
             lines.append(f"| {' | '.join(cells)} |")
             first = "", ""
     return "\n".join([*lines, ""])
+
+
+def _written(effect: dict[str, Any]) -> list[str]:
+    """Mean and interval, which a single seed has not: NaN, or None out of a file."""
+    return [f"{number(effect[name]):.3g}" for name in ("mean", "low", "high")]

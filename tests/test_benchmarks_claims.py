@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from benchmarks import claims, page
+from benchmarks import _claims_table, _results, claims, page
 from benchmarks._effects import (
     Effect,
     effect,
@@ -14,7 +14,7 @@ from benchmarks._effects import (
     flatter_on_the_way,
     verdict,
 )
-from benchmarks._experiments import Runs
+from benchmarks._experiments import Runs, Setting
 
 pytestmark = pytest.mark.slow
 
@@ -105,6 +105,17 @@ def test_an_interval_is_students():
     half = 4.302652729749464 / 3**0.5  # t of 2 degrees of freedom at 97.5%
     assert (found.mean, found.seeds) == (2, 3)
     np.testing.assert_allclose((found.low, found.high), (2 - half, 2 + half))
+
+
+def test_one_seed_has_no_interval_neither_fresh_nor_out_of_a_file(tmp_path):
+    setting = Setting("digits", None, None, "mlp", None, 5, False)
+    claim = {"statement": "s", "source": "p", "command": "c", "verdict": "inconclusive"}
+    fresh = {"claims": {"one": claim | {"effects": [effect("e", [2.0, np.inf])._asdict()]}}}
+    _results.save(tmp_path, fresh, claims.FILE)
+    kept = json.loads((tmp_path / claims.FILE).read_text())
+    for record in (fresh, kept):
+        table = _claims_table.markdown(record["claims"], setting)
+        assert "| s (p) | e | 2 | nan to nan | 1 | **inconclusive** |" in table
 
 
 @pytest.mark.parametrize(
