@@ -16,6 +16,9 @@ from flatreg.linen import TrainState, classification, make_train_step
 
 EXAMPLES = 128
 MODELS = {"mlp": models.mlp, "cnn": models.cnn, "vit": models.vit}
+every_model = pytest.mark.parametrize(
+    "model", ["mlp", "cnn", pytest.param("vit", marks=pytest.mark.slow)]
+)
 
 # A method that does not use the clean gradient leaves a forward pass of it.
 COSTS = {  # method -> model -> gradients
@@ -74,14 +77,14 @@ def gradients_of_step(model, method, **options):
     return flops(step, *args) / flops_of_gradient(model)
 
 
-@pytest.mark.parametrize("model", MODELS)
+@every_model
 @pytest.mark.parametrize("name", COSTS)
 def test_a_step_costs_no_more_gradients_than_its_paper_says(name, model):
     method, most = COSTS[name]
     assert gradients_of_step(model, method) <= most[model]
 
 
-@pytest.mark.parametrize("model", MODELS)
+@every_model
 def test_sam_on_a_tenth_of_the_batch_costs_a_tenth_of_a_gradient(model):
     assert gradients_of_step(model, flatreg.sam(0.05), ascent_fraction=0.1) <= 1.13
 
@@ -93,7 +96,7 @@ def test_a_train_step_drops_the_clean_backward_pass_where_the_method_does_not_us
     assert flops(make_train_step(classification), state, batch) <= 1.6 * flops_of_gradient("mlp")
 
 
-@pytest.mark.parametrize("model", MODELS)
+@every_model
 def test_the_analysis_counts_matrix_products(model):
     """It is no vacuous measure: a gradient has at least four operations a weight and example."""
     params = problem(model)[1]

@@ -14,6 +14,8 @@ from trained import batch_loss, digits, trained
 
 from flatreg import measures
 
+pytestmark = pytest.mark.slow
+
 KEY = jax.random.key(0)
 BALL = {"steps": 5, "random_starts": 1}
 # By name: numbers of a loss, parameters and a key.
@@ -109,7 +111,6 @@ def test_a_loss_that_is_no_number_is_told(name):
         MEASURES[name](lambda w: w, jnp.ones(3), KEY)
 
 
-@pytest.mark.slow
 def test_curvature_of_a_convolutional_network_is_its_dense_hessians():
     """Two strided convolutions and a dense layer, 264 weights, in float32 and in batches."""
     x, labels = digits()
