@@ -10,6 +10,7 @@ import math
 import os
 import pathlib
 import platform
+import subprocess
 from typing import Any
 
 import jax
@@ -35,6 +36,20 @@ def environment() -> dict[str, str]:
         "platform": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         "device": jax.devices()[0].device_kind,
     }
+
+
+def revision() -> str | None:
+    """The commit of this code, with a + if the code was changed since; None outside of a clone."""
+    here = pathlib.Path(__file__).parent.parent
+    git = ["git", "-C", str(here)]
+    try:
+        commit = subprocess.run(
+            [*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", "*.py"], check=False)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit + "+" * bool(changed.returncode)
 
 
 def folder(out: str | None, name: str, resume: bool) -> pathlib.Path:

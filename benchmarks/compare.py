@@ -88,9 +88,10 @@ def run(argv: Sequence[str]) -> int:
         if (method.label, seed) not in finished
     ]
     bench = Bench(model, data, options, folder if places.save_models else None)
+    made_at = {"revision": _results.revision()}
     try:
         for record in _runs.finish(bench, missing, console):
-            results["runs"].append(record)
+            results["runs"].append(record | made_at)
             _results.save(folder, results)
     except KeyboardInterrupt:
         again = [word for word in argv if word != "--resume"]

@@ -50,6 +50,7 @@ def run(args: argparse.Namespace, command: Sequence[str]) -> None:
     folder = _results.folder(args.out, f"curvature-{pathlib.Path(args.data).stem}", resume=False)
     record: dict[str, Any] = {
         "command": " ".join(["python -m benchmarks.curvature", *command]),
+        "revision": _results.revision(),
         "configuration": {k: v for k, v in vars(args).items() if k not in ("out", "data_dir")},
         "dataset": data.description(),
         "environment": _results.environment() | {"threads": threads},

@@ -63,6 +63,7 @@ def run(argv: Sequence[str]) -> None:
         console = Console(width=200)
     record: dict[str, Any] = {
         "command": shlex.join(["python", "-m", "benchmarks.lipschitz", *argv]),
+        "revision": _results.revision(),
         "configuration": options._asdict(),
         "environment": _results.environment(),
     }

@@ -94,6 +94,7 @@ def run(args: argparse.Namespace, command: Sequence[str]) -> None:
     folder = _results.folder(args.out, "step_cost", resume=False)
     record: dict[str, Any] = {
         "command": shlex.join(["python", "-m", "benchmarks.step_cost", *command]),
+        "revision": _results.revision(),
         "configuration": {k: v for k, v in vars(args).items() if k != "out"},
         "environment": _results.environment(),
         "networks": [],
