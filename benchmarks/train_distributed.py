@@ -117,7 +117,7 @@ def build(
     step = make_train_step(
         classification,
         microbatches=options.microbatches,
-        shards=options.shards,
+        shards=options.shards if options.shards > 1 else None,
         ascent_fraction=method.ascent_fraction,
     )
     return Program(

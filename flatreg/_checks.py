@@ -35,6 +35,15 @@ def check_scalars(**scalars: ScalarOrSchedule) -> None:
             )
 
 
+def check_scalar(example: float, **scalars: Any) -> None:
+    """Each is a number or a 0-d array."""
+    for name, value in scalars.items():
+        if not is_scalar(value):
+            raise TypeError(
+                f"{name} must be a number or a 0-d array, got {value!r}: write {name}={example}."
+            )
+
+
 def check_nonnegative(**scalars: Any) -> None:
     """Each that is a number is at least 0."""
     check_between(0, math.inf, **scalars)
@@ -50,6 +59,7 @@ def check_between(least: float, most: float, **scalars: Any) -> None:
 
 def check_period(**scalars: Any) -> None:
     """Each that is a number is whole and at least 1."""
+    check_scalar(10, **scalars)
     check_between(1, math.inf, **scalars)
     for name, value in scalars.items():
         if is_number(value) and value % 1:
@@ -59,7 +69,8 @@ def check_period(**scalars: Any) -> None:
 def check_function(name: str, value: Any, form: str) -> None:
     """A static argument is a function or None; injected, it would arrive as a number."""
     if value is not None and not callable(value):
-        raise TypeError(f"{name} must be {form} or None, got {value!r}. {static_args(name)}")
+        mend = static_args(name) if is_scalar(value) else f"Write {name}={form}."
+        raise TypeError(f"{name} must be {form} or None, got {value!r}. {mend}")
 
 
 def static_args(name: str) -> str:
@@ -68,6 +79,14 @@ def static_args(name: str) -> str:
         "Under optax.inject_hyperparams, which takes every function for a schedule and every "
         f"number for an array, name it: optax.inject_hyperparams(method, static_args={name!r})."
     )
+
+
+def check_key(key: Any, call: str) -> None:
+    """A typed key or a raw one, and one only."""
+    try:
+        jax.eval_shape(jax.random.fold_in, key, 0)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"key must be one random key, got {key!r}: write {call}.") from error
 
 
 def check_whole(name: str, tree: Params) -> None:
@@ -110,14 +129,19 @@ def check_update(name: str, updates: Grads, params: Params | None, grad_fn: Any)
             "conjugate: train (w.real, w.imag) and let the loss put them together, "
             "w = jax.lax.complex(real, imag)."
         )
-    if not _alike(updates, params):
+    if any(x.dtype == jax.dtypes.float0 for x in jax.tree.leaves(updates) if hasattr(x, "dtype")):
+        raise TypeError(
+            f"{name} got a gradient with respect to integers: keep them out of params, and hand "
+            "them to the loss beside it."
+        )
+    if not alike(updates, params):
         raise ValueError(
             f"{name} needs a gradient shaped like params, {jax.tree.structure(params)}, but got "
             f"{jax.tree.structure(updates)}: write {UPDATE} with the gradient alone."
         )
 
 
-def _alike(tree: Any, params: Params) -> bool:
+def alike(tree: Any, params: Params) -> bool:
     """Whether both have the same structure and shapes."""
     structures: Any = jax.tree.structure(tree), jax.tree.structure(params)
     shapes = [[np.shape(x) for x in jax.tree.leaves(t)] for t in (tree, params)]
@@ -129,7 +153,7 @@ def checked_oracle(name: str, grad_fn: GradFn) -> GradFn:
 
     def oracle(params: Params) -> Grads:
         grads = grad_fn(params)
-        if _alike(grads, params):
+        if alike(grads, params):
             return grads
         if isinstance(grads, tuple):
             hint = "It returns a tuple: drop the auxiliary output or the value with "

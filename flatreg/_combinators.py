@@ -9,7 +9,15 @@ from typing import Any, TypeAlias
 import jax
 import optax
 
-from flatreg._checks import check_between, check_nonnegative, check_period, checked_method
+from flatreg._checks import (
+    check_between,
+    check_key,
+    check_nonnegative,
+    check_period,
+    check_scalar,
+    check_scalars,
+    checked_method,
+)
 from flatreg._transform import holds_optimizer
 from flatreg._tree import mix
 from flatreg._types import Grads, Params, ScalarOrSchedule
@@ -78,6 +86,7 @@ def every(k: int | jax.Array, method: Method) -> Method:
       A transformation (:func:`optax.conditionally_transform`), whose state holds the step count.
 
     Raises:
+      TypeError: if ``k`` is no number.
       ValueError: if ``k`` is a Python number below 1 or not whole; in ``init``, if ``method``
         holds an optimizer.
 
@@ -113,6 +122,7 @@ def after(step: int | jax.Array, method: Method) -> Method:
       A transformation (:func:`optax.conditionally_transform`), whose state holds the step count.
 
     Raises:
+      TypeError: if ``step`` is no number.
       ValueError: if ``step`` is a negative Python number; in ``init``, if ``method`` holds an
         optimizer.
 
@@ -130,6 +140,7 @@ def after(step: int | jax.Array, method: Method) -> Method:
       Zhao et al., `When Will Gradient Regularization Be Harmful?
       <https://arxiv.org/abs/2406.09723>`_, ICML 2024.
     """
+    check_scalar(1000, step=step)
     check_nonnegative(step=step)
     first = step
     return _on_steps("after", method, lambda step, **_: step >= first)
@@ -150,6 +161,7 @@ def randomly(probability: ScalarOrSchedule, method: Method, key: jax.Array) -> M
       A transformation (:func:`optax.conditionally_transform`), whose state holds the step count.
 
     Raises:
+      TypeError: if ``probability`` is no number or schedule, or ``key`` not one key.
       ValueError: if ``probability`` is a Python number outside of [0, 1]; in ``init``, if
         ``method`` holds an optimizer.
 
@@ -166,7 +178,9 @@ def randomly(probability: ScalarOrSchedule, method: Method, key: jax.Array) -> M
       Zhao, Zhang and Hu, `Randomized Sharpness-Aware Training for Boosting Computational
       Efficiency in Deep Learning <https://arxiv.org/abs/2203.09962>`_, 2022.
     """
+    check_scalars(probability=probability)
     check_between(0, 1, probability=probability)
+    check_key(key, "flatreg.randomly(0.5, method, jax.random.key(0))")
 
     def coin(step: Any, **_: Any) -> jax.Array:
         p = probability(step) if callable(probability) else probability

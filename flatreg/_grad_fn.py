@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from flatreg._batches import (
     Args,
@@ -37,7 +38,7 @@ def value_and_grad_fn(
     batch_argnums: int | Sequence[int] = 1,
     key_argnums: int | Sequence[int] | None = None,
     microbatches: int = 1,
-    shards: int = 1,
+    shards: int | None = None,
     ascent_fraction: float = 1.0,
 ) -> Callable[..., tuple[Any, Grads, GradFn]]:
     r"""Makes ``f(params, *args, **kwargs) -> value, grads, grad_fn`` of a loss.
@@ -59,15 +60,18 @@ def value_and_grad_fn(
       microbatches: k ≥ 1. In aux, floating-point leaves are averaged and all others come from the
         last microbatch. Each microbatch starts from the same BatchNorm statistics. For exact
         Hessian-vector products take ``hvp=flatreg.forward_hvp``, which stores no residuals.
-      shards: m ≥ 1; aux as for ``microbatches``.
+      shards: m ≥ 1, or None where nothing is to be perturbed apart; aux as for ``microbatches``.
       ascent_fraction: in (0, 1]. Below 1, value, aux and gradient come from the first
         ``round(ascent_fraction * n)`` of n examples (at least one; with microbatches, up to what
         they share equally) and ``grad_fn`` from all of them. :func:`flatreg.sam` uses the clean
         gradient only for its direction, so a step costs 1 + ascent_fraction gradients instead of
-        2; methods that add the clean gradient itself stay right in expectation only. Metrics and
-        BatchNorm statistics are the fraction's. Of a batch that is sharded over devices the first
-        examples are on the first devices, so they are moved between them; over the axes of an
-        Explicit mesh they must be a multiple of the devices.
+        2. It is for ``sam`` and ``asam``: methods that add the clean gradient itself stay right in
+        expectation only, off-steps of :func:`flatreg.every`, ``after`` and ``randomly`` train on
+        the fraction alone, and :func:`flatreg.gam_accelerated`, which takes the clean gradient from
+        a shifted one, climbs along the difference of the examples. Metrics and BatchNorm statistics
+        are the fraction's. Of a batch that is sharded over devices the first examples are on the
+        first devices, so they are moved between them; over the axes of an Explicit mesh they must
+        be a multiple of the devices.
 
     Returns:
       The function, which returns ``value`` (``(value, aux)`` with ``has_aux``), the gradient in the
@@ -107,7 +111,7 @@ def value_and_grad_fn(
         evaluate = evaluate_clean = _microbatched(value_and_grad, roles, microbatches)
         if ascent_fraction < 1:
             evaluate_clean = _on_fraction(value_and_grad, roles, microbatches, ascent_fraction)
-        if shards > 1:
+        if shards is not None:
             count_examples(roles, args, shards)
             parts, args_of = split(roles, args, shards, contiguous)
             (value, aux), grads, grad_fn = vmap_parts(evaluate, params, parts, args_of)
@@ -171,24 +175,29 @@ def _argnums(argnums: int | Sequence[int] | None) -> tuple[int, ...]:
     if argnums is None:
         return ()
     argnums = tuple(argnums) if isinstance(argnums, Sequence) else (argnums,)
-    if not all(isinstance(i, int) and i >= 1 for i in argnums):
+    if not all(isinstance(i, int | np.integer) and i >= 1 for i in argnums):
         raise ValueError(
             f"argument numbers must be whole and at least 1, got {argnums}: 0 is params, so for "
             "loss_fn(params, batch, key) write batch_argnums=1, key_argnums=2."
         )
-    return tuple(i - 1 for i in argnums)
+    return tuple(int(i) - 1 for i in argnums)
 
 
-def _check_options(roles: Roles, microbatches: int, shards: int, ascent_fraction: float) -> None:
-    for name, count in {"microbatches": microbatches, "shards": shards}.items():
-        if not isinstance(count, int) or count < 1:
+def _check_options(
+    roles: Roles, microbatches: int, shards: int | None, ascent_fraction: float
+) -> None:
+    for name, count in {
+        "microbatches": microbatches,
+        "shards": 1 if shards is None else shards,
+    }.items():
+        if not isinstance(count, int | np.integer) or count < 1:
             raise ValueError(f"{name} must be a whole number of at least 1, got {count!r}: 4, say.")
     if not 0 < ascent_fraction <= 1:
         raise ValueError(f"ascent_fraction must lie in (0, 1], got {ascent_fraction}: 0.1, say.")
-    if shards > 1 and ascent_fraction < 1:
+    if shards is not None and ascent_fraction < 1:
         raise ValueError(
             "shards and ascent_fraction exclude each other, for every shard needs its own "
-            "gradient: write shards=1 or ascent_fraction=1.0."
+            "gradient: leave one of them out."
         )
     if set(roles.batches) & set(roles.keys):
         raise ValueError("an argument stands in batch_argnums and in key_argnums: name it in one.")

@@ -3,10 +3,11 @@
 A step in which any pass, clean or shifted, gave the method a NaN or Inf must leave everything as it
 was. The perturbed passes run inside of the method, perhaps inside of a ``cond`` or ``vmap``, so no
 flag can be handed out of them. Instead every Inf of a gradient becomes NaN, which no later link
-clips away, and shows in the updates or in the sum of an accumulator; only links whose purpose it is
-to hide numbers (``optax.zero_nans``, ``optax.apply_if_finite``, a mask that freezes weights) hide
-NaN here too. The clean gradient is looked at in no other way, so XLA drops its backward pass where
-the method has no use for it, and nothing is stored for the test: NaN comes with each number.
+clips away, and shows in the updates, in the sum of an accumulator, or in the word of a link that
+leaves such steps out (``optax.apply_if_finite``); only links whose purpose it is to hide numbers
+(``optax.zero_nans``, a mask that freezes weights) hide NaN here too. The clean gradient is looked
+at in no other way, so XLA drops its backward pass where the method has no use for it, and nothing
+is stored for the test: NaN comes with each number.
 
 The new optimizer state is whole before the test is done, and the old one must still be there then:
 with AdamW two copies of the parameters more than without a test. A ``cond`` in place of the
@@ -60,7 +61,7 @@ def guarded_update(
     if grad_fn is not None:
         extra["grad_fn"] = after_each(_finite_or_nan, grad_fn)
     updates, new_opt_state = tx.update(_finite_or_nan(grads), opt_state, params, **extra)
-    finite = all_finite((updates, _accumulated(new_opt_state)))
+    finite = all_finite((updates, _accumulated(new_opt_state))) & ~_skipped(new_opt_state)
     new_params = optax.apply_updates(params, updates)
     keep = functools.partial(optax.tree.where, finite)
     return Guarded(keep(new_params, params), keep(new_opt_state, opt_state), finite)
@@ -111,6 +112,11 @@ def spoiled_by(loss: jax.Array, grad_fn: GradFn) -> GradFn:
 def observed(opt_state: optax.OptState) -> dict[str, jax.Array]:
     """What :func:`flatreg.observe` saw in the last update, by name; empty without it."""
     found = _nodes(Observation, opt_state)
+    if len(found) > 1:
+        raise ValueError(
+            f"tx observes {len(found)} methods, and the metrics hold one observation: observe them "
+            "together, flatreg.observe(flatreg.combine(flatreg.sam(0.05), flatreg.gam(0.1, 1.0)))."
+        )
     return found[0]._asdict() if found else {}
 
 
@@ -207,6 +213,17 @@ def _accumulated(opt_state: optax.OptState) -> list[Any]:
     return [x.acc_grads for x in _nodes(optax.MultiStepsState, opt_state)] + [
         x.grad_acc for x in _nodes(optax.ApplyEvery, opt_state)
     ]
+
+
+def _skipped(opt_state: optax.OptState) -> jax.Array:
+    """Whether a link has met numbers that are not finite, and left its step out."""
+    skipped = [~x.last_finite for x in _nodes(optax.ApplyIfFiniteState, opt_state)]
+    skipped += [
+        x.skip_state["should_skip"]
+        for x in _nodes(optax.MultiStepsState, opt_state)
+        if isinstance(x.skip_state, Mapping) and "should_skip" in x.skip_state
+    ]
+    return jnp.any(jnp.stack([jnp.any(x) for x in skipped] or [jnp.array(False)]))
 
 
 def _finite_or_nan(grads: Grads) -> Grads:

@@ -18,7 +18,8 @@ def per_shard(method: Method) -> Method:
 
     d = (1/m) Σᵢ dᵢ, where dᵢ is the method's direction for the loss on shard i. For SAM that is
     (1/m) Σᵢ ∇Lᵢ(θ + ρ ∇Lᵢ/‖∇Lᵢ‖). The shards are evaluated side by side (``vmap``): with as many
-    shards as devices along a sharded batch, each device perturbs by its own gradient.
+    shards as devices along a sharded batch, each device perturbs by its own gradient. The shards'
+    gradients come with the oracle, so what stands before it in a chain changes nothing.
 
     All shards see one state, and one key for :func:`randomly`. Of the states that they return,
     floating-point leaves are averaged; of the others, such as counts, the largest is kept.

@@ -10,6 +10,7 @@ os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import hypothesis
 import jax
+import jax.experimental
 import pytest
 
 # Before anything starts the backend:
@@ -17,6 +18,8 @@ jax.config.update("jax_num_cpu_devices", 8)
 if jax.__version_info__ < (0, 11):  # Newer XLA compiles as fast without this flag, and has it not.
     flags = os.environ.get("XLA_FLAGS", "")
     os.environ["XLA_FLAGS"] = f"--xla_cpu_use_fusion_emitters=false {flags}"
+if not hasattr(jax, "enable_x64"):  # Before 0.8.
+    jax.enable_x64 = jax.experimental.enable_x64
 
 hypothesis.settings.register_profile(
     "reproducible",

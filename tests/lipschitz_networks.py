@@ -66,7 +66,7 @@ class NnxBlock(nnx.Module):
     def __init__(self, rngs):
         self.inward = nnx.Conv(1, 4, (3, 3), strides=2, rngs=rngs)
         self.norm = nnx.BatchNorm(4, use_running_average=True, rngs=rngs)
-        self.inner = nnx.List([nnx.Conv(4, 4, (3, 3), rngs=rngs) for _ in range(2)])
+        self.inner = nnx.data([nnx.Conv(4, 4, (3, 3), rngs=rngs) for _ in range(2)])
         self.outward = nnx.Linear(64, CLASSES, rngs=rngs)
 
     def __call__(self, x):

@@ -71,8 +71,8 @@ class Remembering(Plain):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         self.calls[...] += 1
-        examples = self.cache.get_value()["examples"] + len(x)
-        self.cache.set_value({"last": x[-1], "examples": examples})
+        self.cache["last"] = x[-1]
+        self.cache["examples"] += len(x)
         return super().__call__(x * self.constants[0])
 
 
@@ -110,8 +110,8 @@ class Adapted(nnx.Module):
 
     def __init__(self, rngs: nnx.Rngs, width: int = 256) -> None:
         layers = [nnx.Linear(width, width, rngs=rngs) for _ in range(4)]
-        self.layers = nnx.List(layers)
-        self.factors = nnx.List([Adapter(jnp.ones(width)) for _ in layers])
+        self.layers = nnx.data(layers)
+        self.factors = nnx.data([Adapter(jnp.ones(width)) for _ in layers])
 
     def __call__(self, x: jax.Array) -> jax.Array:
         for layer, factor in zip(self.layers, self.factors, strict=True):

@@ -185,6 +185,23 @@ class TestCombinators:
         with pytest.raises(ValueError, match=r"probability must be in \[0, 1\]"):
             flatreg.randomly(probability, flatreg.sam(), jax.random.key(0))
 
+    @pytest.mark.parametrize(
+        ("make", "text"),
+        [
+            (lambda: flatreg.every(optax.constant_schedule(2), flatreg.sam()), "write k=10"),
+            (lambda: flatreg.after("5", flatreg.sam()), "write step=1000"),
+            (lambda: flatreg.randomly("x", flatreg.sam(), jax.random.key(0)), "probability=0.1"),
+            (
+                lambda: flatreg.randomly(0.5, flatreg.sam(), jax.random.split(jax.random.key(0))),
+                r"flatreg.randomly\(0.5, method, jax.random.key\(0\)\)",
+            ),
+        ],
+        ids=["every", "after", "randomly", "keys"],
+    )
+    def test_what_is_no_number_or_no_key_is_told_at_once(self, make, text):
+        with pytest.raises(TypeError, match=text):
+            make()
+
     @pytest.mark.parametrize("oracle", ["plain", "missing"])
     def test_per_shard_without_shards_is_told_how_to_get_them(self, oracle):
         (params, batch), tx = tanh_net(), flatreg.per_shard(flatreg.sam())

@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 from cases import CASES
+from jax import export
 from linen_models import (
     Noisy,
     Plain,
@@ -77,7 +78,7 @@ def test_the_whole_step_lowers_to_tpu_and_cuda(case):
     batch = examples()
     state = state_of(Noisy(), chain(flatreg.observe(case.make())), batch[0])
     step = jax.jit(make_train_step(classification), donate_argnums=0)
-    exported = jax.export.export(step, platforms=("tpu", "cuda"))(state, batch)
+    exported = export.export(step, platforms=("tpu", "cuda"))(state, batch)
     assert exported.platforms == ("tpu", "cuda")
 
 

@@ -144,6 +144,13 @@ def test_multisteps_around_a_method():
         plain_state(tx)
 
 
+def test_two_observations():
+    tx = chain(flatreg.combine(flatreg.observe(SAM), flatreg.observe(flatreg.gam(0.1, 1.0))))
+    state = state_of(Plain(), tx, examples()[0])
+    with pytest.raises(ValueError, match=r"observe\(flatreg\.combine"):
+        make_train_step(classification)(state, examples())
+
+
 def test_a_loss_that_is_not_scalar():
     def per_example(apply, batch, train):
         logits = apply(batch[0], train=train)

@@ -118,6 +118,10 @@ HOLDING = {
     "clip": lambda: optax.chain(optax.clip(1.0), optax.sgd(0.1)),
     "clip_by_global_norm": lambda: optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.1)),
     "MultiSteps": lambda: optax.MultiSteps(optax.adam(0.1), 2).gradient_transformation(),
+    "apply_if_finite": lambda: optax.apply_if_finite(optax.sgd(0.1), 3),
+    "MultiSteps, skipping": lambda: optax.MultiSteps(
+        optax.adam(0.1), 2, should_skip_update_fn=optax.skip_not_finite
+    ).gradient_transformation(),
     "apply_every": lambda: optax.chain(optax.apply_every(2), optax.adam(0.1)),
 }
 
@@ -125,7 +129,7 @@ HOLDING = {
 @pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
 @pytest.mark.parametrize("passes", ["clean", "shifted"])
 @pytest.mark.parametrize("name", HOLDING)
-def test_a_bad_pass_shows_behind_what_clips_or_holds_gradients_back(name, passes, bad):
+def test_a_bad_pass_shows_behind_what_clips_holds_back_or_skips_gradients(name, passes, bad):
     method = {"clean": optax.identity(), "shifted": flatreg.sam(0.3)}[passes]
     state = state_of(Line(), optax.chain(method, HOLDING[name]()), examples()[0])
     good = jax.tree.map(jnp.ones_like, state.params)

@@ -79,6 +79,7 @@ LINEAR = {
     ),
     "concatenated": (lambda x: jnp.concatenate([x, 2 * x, np.ones((1, 6, 6, 1))], axis=-1), 1),
     "parts": (lambda x: jnp.split(x, 2, axis=-1)[1][:, 1:, ::2], 1),
+    "gathered": (lambda x: x[:, np.array([0, 2, 2, 5])][..., ::2], 1),
     "masked": (lambda x: jnp.where(np.eye(6)[..., None] > 0, x, 1.0), 1),
     "residual": (lambda x: x + x @ normal(4, 4), 2),
     "difference": (lambda x: x - 2 * x, 3),

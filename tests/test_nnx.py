@@ -245,9 +245,9 @@ def test_any_variable_follows_the_clean_pass_once_a_step(microbatches, mode):
         model, chain(flatreg.gam(0.1, 1.0)), [(x, labels)] * 3, mode=mode, microbatches=microbatches
     )
     assert model.calls[...] == 3
-    assert model.cache.get_value()["examples"] == 3 * 16 // microbatches
+    assert model.cache["examples"] == 3 * 16 // microbatches
     last = x[-microbatches:].mean(0)  # of the microbatches' last examples, as it is floating
-    assert_close(model.cache.get_value()["last"], last, 1e-6)
+    assert_close(model.cache["last"], last, 1e-6)
     assert_equal(jax.tree.leaves(model.constants), constants)
 
 

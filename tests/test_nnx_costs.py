@@ -6,6 +6,7 @@ import pytest
 from cases import CASES
 from flax import nnx
 from flax.training.dynamic_scale import DynamicScale
+from jax import export
 from nnx_models import (
     Adapted,
     Adapter,
@@ -100,5 +101,5 @@ def test_the_whole_step_lowers_to_tpu_and_cuda(case):
     model = Noisy(nnx.Rngs(0))
     optimizer = Optimizer(model, chain(flatreg.observe(case.make())), wrt=nnx.Param)
     step, state = pure(make_train_step(classification), model, optimizer)
-    exported = jax.export.export(jax.jit(step), platforms=("tpu", "cuda"))(state, examples())
+    exported = export.export(jax.jit(step), platforms=("tpu", "cuda"))(state, examples())
     assert exported.platforms == ("tpu", "cuda")

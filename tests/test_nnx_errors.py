@@ -109,7 +109,7 @@ def test_what_a_loss_sows_it_must_take_out():
     def popping(model, batch):
         loss, metrics = classification(model, batch)
         sown = nnx.pop(model, nnx.Intermediate)
-        return loss, metrics | {"sown": sown["x"].get_value()[0].sum()}
+        return loss, metrics | {"sown": sown["x"][0].sum()}
 
     model = Sowing(nnx.Rngs(0))
     optimizer = Optimizer(model, SAM, wrt=nnx.Param)

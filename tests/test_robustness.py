@@ -86,6 +86,15 @@ def test_interpolation_ends_at_the_two_solutions():
 PAIRS = r"loss_slice\(loss_fn, params, \(direction, jnp.linspace\(-1, 1, 21\)\)\)"
 
 
+def test_a_loss_of_each_example_is_told_to_take_the_mean():
+    for measure in (
+        lambda f, w: measures.loss_slice(f, w, (w, [0.1])),
+        lambda f, w: measures.noise_robustness(f, w, KEY, [0.1]),
+    ):
+        with pytest.raises(TypeError, match=r"\.mean\(\)"):
+            measure(lambda w: w**2, jnp.ones(3))
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -95,6 +104,8 @@ PAIRS = r"loss_slice\(loss_fn, params, \(direction, jnp.linspace\(-1, 1, 21\)\)\
         (lambda f, w: measures.loss_slice(f, w), PAIRS),
         (lambda f, w: measures.loss_slice(f, w, (w, 0.1)), PAIRS),
         (lambda f, w: measures.loss_slice(f, w, w, w), PAIRS),
+        (lambda f, w: measures.loss_slice(f, w, (jnp.stack([w, w]), [0.1])), PAIRS),
+        (lambda f, w: measures.interpolate(f, w, jnp.stack([w, w]), [0.1]), "pass the parameters"),
         (lambda f, w: measures.loss_slice(sum, [w, w], [w, w], w), PAIRS),
         (lambda f, w: measures.loss_slice(sum, [w, w], (w, [w, w])), PAIRS),
     ],

@@ -7,6 +7,7 @@ import re
 import jax
 import pytest
 from cases import CASES
+from jax import export
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 from problems import METHODS, OPTIONS, assert_close, chained, loss_fn, tanh_net
@@ -113,7 +114,7 @@ def test_each_device_perturbs_by_its_own_shard_and_gathers_nothing(microbatches,
 def test_a_whole_step_lowers_for_tpu_and_cuda(name):
     tx, step = chained(name)
     params, batch = tanh_net()
-    exported = jax.export.export(jax.jit(step), platforms=["tpu", "cuda"])(
+    exported = export.export(jax.jit(step), platforms=["tpu", "cuda"])(
         (params, tx.init(params)), batch
     )
     assert exported.platforms == ("tpu", "cuda")

@@ -68,7 +68,7 @@ def make_train_step(
     *,
     rngs: str | Iterable[str] = ("dropout",),
     microbatches: int = 1,
-    shards: int = 1,
+    shards: int | None = None,
     ascent_fraction: float = 1.0,
 ) -> Callable[[TrainState, Any], tuple[TrainState, Metrics]]:
     """Makes ``step(state, batch) -> state, metrics``, a pure function for ``jax.jit``.

@@ -35,6 +35,7 @@ OPERANDS = {
     "clamp": {1},
     "div": {0},
     "pad": {0},
+    "gather": {0},
 }
 
 
@@ -106,6 +107,18 @@ def _copies(equation: JaxprEqn, operands: Sequence[Value], place: int) -> float:
 
 def _sum(equation: JaxprEqn, operands: Sequence[Value], place: int) -> float:
     return 1 / math.sqrt(_growth(equation, operands[place]))  # √n for n summands
+
+
+def _gather(equation: JaxprEqn, operands: Sequence[Value], place: int) -> jax.Array:
+    """√(copies of an entry), the most that any has."""
+    whole: Any = equation.invars[place].aval
+    taken: Any = equation.outvars[0].aval
+    indices = _other(operands, place)
+    (copies,) = jax.linear_transpose(
+        lambda z: equation.primitive.bind(z, indices, **equation.params),
+        jax.ShapeDtypeStruct(whole.shape, jnp.float32),
+    )(jnp.ones(taken.shape, jnp.float32))
+    return jnp.sqrt(copies.max())
 
 
 def _dense(equation: JaxprEqn, operands: Sequence[Value], place: int) -> jax.Array:
@@ -194,6 +207,7 @@ GAINS: dict[str, Callable[[JaxprEqn, Sequence[Value], int], Any]] = {
     "div": _divide,
     "broadcast_in_dim": _copies,
     "reduce_sum": _sum,
+    "gather": _gather,
     "dot_general": _dense,
     "conv_general_dilated": _convolution,
     "reduce_window_sum": _window_sum,

@@ -104,7 +104,9 @@ def zeroth_order_flatness(
       <https://arxiv.org/abs/2010.01412>`_, ICLR 2021.
     """
     ball = make_ball(loss_fn, params, key, rho, steps, random_starts, scale)
-    return _flatness(ball, *ascend(ball, ball.rise, ball.curvature, ball.rise_starts))
+    rises, points = ascend(ball, ball.rise, ball.curvature, ball.rise_starts)
+    # The center is in the ball, too: nothing rises by less than nothing.
+    return _flatness(ball, jnp.maximum(rises, 0), jnp.where(rises[:, None] < 0, 0, points))
 
 
 def first_order_flatness(

@@ -9,7 +9,7 @@ import optax
 from flatreg._checks import checked_scale
 from flatreg._types import Params, Scale
 from flatreg.measures._dataset import LossFn
-from flatreg.measures._inputs import check_sequence
+from flatreg.measures._inputs import check_loss, check_sequence
 from flatreg.measures._operators import times, widened
 from flatreg.measures._trace import Estimate
 
@@ -40,6 +40,7 @@ def noise_robustness(
       :class:`Estimate` of means and standard errors, shape (m,).
 
     Raises:
+      TypeError: if the metric is no floating-point scalar.
       ValueError: with fewer than two draws, or if ``sigmas`` is one number.
 
     Examples:
@@ -52,6 +53,7 @@ def noise_robustness(
       >>> print([f"{mean:.1f}" for mean in curve.value])
       ['0.0', '0.5', '2.0']
     """
+    check_loss("noise_robustness", metric_fn, params)
     if draws < 2:
         raise ValueError(f"draws must be at least 2, for a standard error, got {draws}.")
     check_sequence("sigmas", sigmas, "jnp.array([0.1])")

@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from flatreg._checks import alike
 from flatreg._types import Grads, Params
 from flatreg.measures._dataset import LossFn
-from flatreg.measures._inputs import check_sequence
+from flatreg.measures._inputs import check_loss, check_sequence
 from flatreg.measures._operators import widened
 
 
@@ -64,6 +65,7 @@ def loss_slice(loss_fn: LossFn, params: Params, *axes: tuple[Grads, Any]) -> jax
       The losses, shape (m₁,) or (m₁, m₂), one evaluation in memory at a time.
 
     Raises:
+      TypeError: if the loss is no scalar.
       ValueError: without axes, or if one is no such pair.
 
     Examples:
@@ -81,6 +83,7 @@ def loss_slice(loss_fn: LossFn, params: Params, *axes: tuple[Grads, Any]) -> jax
             "loss_slice takes pairs of a direction, a tree like params, and of positions, shape "
             "(m,): loss_slice(loss_fn, params, (direction, jnp.linspace(-1, 1, 21)))."
         )
+    check_loss("loss_slice", loss_fn, params)
     params = widened(params)
     (direction, positions), *others = axes
 
@@ -96,8 +99,7 @@ def _is_axis(axis: Any, params: Params) -> bool:
     """Whether it is a pair (direction, positions)."""
     if not isinstance(axis, tuple | list) or len(axis) != 2:
         return False
-    structures: Any = jax.tree.structure(axis[0]), jax.tree.structure(params)
-    return bool(structures[0] == structures[1]) and jnp.asarray(axis[1]).ndim == 1
+    return alike(axis[0], params) and jnp.asarray(axis[1]).ndim == 1
 
 
 def interpolate(loss_fn: LossFn, start: Params, end: Params, positions: Any) -> jax.Array:
@@ -113,7 +115,7 @@ def interpolate(loss_fn: LossFn, start: Params, end: Params, positions: Any) -> 
       The losses, shape (m,).
 
     Raises:
-      ValueError: if ``positions`` is one number.
+      ValueError: if ``positions`` is one number, or the shapes of the solutions differ.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -123,5 +125,11 @@ def interpolate(loss_fn: LossFn, start: Params, end: Params, positions: Any) -> 
       [0. 1. 0.]
     """
     check_sequence("positions", positions, "jnp.linspace(0, 1, 11)")
+    if not alike(start, end):
+        raise ValueError(
+            "interpolate goes between two solutions of one network, but their shapes are "
+            f"{jax.tree.map(jnp.shape, start)} and {jax.tree.map(jnp.shape, end)}: pass the "
+            "parameters alone, twice of the same model."
+        )
     start, end = widened(start), widened(end)
     return loss_slice(loss_fn, start, (optax.tree.sub(end, start), positions))

@@ -101,9 +101,12 @@ def gam_accelerated(
       g₂ = ∇L(θ₂)              g₃ = ∇L(θ₂ + ρ′u[g₂])
       h₊ = αg₁ + (1 − α)g₃     h₋ = βg₀ + (1 − β)g₂   h₋^⊥ = the part of h₋ orthogonal to h₊
 
-    With α = 1 and γ = 0 it is SAM with ρ′. The paper's (ρ, ρ′, β, α, γ): CIFAR-100 ResNet
-    (.2, .02, .5, .6, .03), the defaults here, and PyramidNet (.2, .04, .3, .5, .05); CIFAR-10
-    ResNet (.2, .03, .1, .1, .05) and PyramidNet (.2, .03, .1, .1, .03).
+    With α = 1 and γ = 0 it is SAM with ρ′. As h₀ is a difference of two gradients, both must be of
+    the same examples: not for an oracle with ``ascent_fraction``.
+
+    The paper's (ρ, ρ′, β, α, γ): CIFAR-100 ResNet (.2, .02, .5, .6, .03), the defaults here, and
+    PyramidNet (.2, .04, .3, .5, .05); CIFAR-10 ResNet (.2, .03, .1, .1, .05) and PyramidNet
+    (.2, .03, .1, .1, .03).
 
     This differs from the authors' code in:
 

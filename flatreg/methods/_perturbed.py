@@ -20,7 +20,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from flatreg._checks import check_between, check_nonnegative, check_period, is_scalar, static_args
+from flatreg._checks import (
+    check_between,
+    check_key,
+    check_nonnegative,
+    check_period,
+    is_scalar,
+    static_args,
+)
 from flatreg._hvp import resolve_hvp
 from flatreg._transform import from_stateful_direction
 from flatreg._tree import mix, norm
@@ -125,7 +132,7 @@ def perturbed_gradient(
       <https://arxiv.org/abs/1809.07402>`_, 2018.
     """
     check_nonnegative(sigma=sigma)
-    _check_key(key)
+    check_key(key, "flatreg.perturbed_gradient(jax.random.key(0), 0.01)")
     sample = _sampler(distribution)
     if curvature is not None:
         _check_curvature(curvature)
@@ -217,15 +224,6 @@ def _sampler(distribution: str | Callable[..., jax.Array]) -> Callable[..., jax.
             f"{static_args('distribution')}"
         )
     return distribution
-
-
-def _check_key(key: Any) -> None:
-    """A typed key or a raw one, and one only."""
-    try:
-        jax.eval_shape(jax.random.fold_in, key, 0)
-    except (TypeError, ValueError) as error:
-        mend = "flatreg.perturbed_gradient(jax.random.key(0), 0.01)"
-        raise TypeError(f"key must be one random key, got {key!r}: write {mend}.") from error
 
 
 def _check_curvature(curvature: Any) -> None:

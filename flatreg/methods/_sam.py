@@ -68,7 +68,7 @@ def asam(
 
     This differs from the authors' code in:
 
-    1. Biases and norm layers are scaled as all weights are. The authors take T = 1 there: write
+    1. Biases are scaled as all weights are. The authors take T = 1 there: write
        ``sam(rho, scale=...)`` with the T that you want.
 
     Args:

@@ -57,7 +57,11 @@ def classification(model: Any, batch: Any) -> tuple[jax.Array, Metrics]:
 
 
 def make_train_step(
-    loss_fn: LossFn, *, microbatches: int = 1, shards: int = 1, ascent_fraction: float = 1.0
+    loss_fn: LossFn,
+    *,
+    microbatches: int = 1,
+    shards: int | None = None,
+    ascent_fraction: float = 1.0,
 ) -> Callable[[Any, nnx.Optimizer[Any], Any], Metrics]:
     """Makes ``step(model, optimizer, batch) -> metrics``, which updates both in place.
 
@@ -132,8 +136,8 @@ def make_train_step(
         dynamic_scale = as_pure(getattr(optimizer, "dynamic_scale", None))
         scale = 1 if dynamic_scale is None else dynamic_scale.scale
         numbers = None
-        if microbatches * shards > 1:
-            numbers = jnp.arange(leading_axis(batch, microbatches * shards))
+        if (parts := microbatches * (shards or 1)) > 1:
+            numbers = jnp.arange(leading_axis(batch, parts))
 
         def loss(params: Params, batch: Any, numbers: Any) -> Any:
             """The scaled loss as a pure function; aux is the metrics and what has changed."""
