@@ -31,7 +31,7 @@ class Compiled(NamedTuple):
 def trained(model: nn.Module, data: _data.Dataset, name: str, epochs: int) -> Any:
     """The parameters after some epochs of SGD, as `benchmarks.compare` trains."""
     options, _ = _options.parse([f"--data={name}", "--methods=sgd", f"--epochs={epochs}"])
-    (method,) = _methods.parse("sgd", "sgd", 1.0)
+    (method,) = _methods.parse("sgd", "sgd")
     x, y = jnp.asarray(data.x_train), jnp.asarray(data.y_train)
     for epoch in _train.epochs(_train.build(method, model, options, x, y), 0, x, y):
         params = epoch.state.variables["params"]

@@ -61,7 +61,9 @@ def measurer(network: Network, data: Dataset, options: Options) -> Callable[[Any
     x, y = jnp.asarray(data.x_test), jnp.asarray(data.y_test)
 
     def run(params: Any) -> dict[str, Any]:
-        found = jax.device_get(measure(params, x, y, jax.random.key(0)))
+        # The network whose bounds these are: no accelerator may round its products.
+        with jax.default_matmul_precision("highest"):
+            found = jax.device_get(measure(params, x, y, jax.random.key(0)))
         found = jax.tree.map(lambda value: np.asarray(value, np.float64).tolist(), found)
         return dict(found)
 

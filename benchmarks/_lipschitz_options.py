@@ -2,7 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from benchmarks._errors import Parser, UsageError
 from benchmarks._options import flag
@@ -11,6 +11,23 @@ METHODS = (
     "weight_decay,spectral_penalty,orthogonality_penalty,spectral_normalization,projection,"
     "projection_upper_bound,input_gradient_penalty,margin_gradient_penalty"
 )
+
+# What decides nothing in the other example.
+OF_CLASSIFIER = (
+    "data",
+    "data_dir",
+    "train_size",
+    "evaluate_on",
+    "model",
+    "methods",
+    "sweep",
+    "learning_rate",
+    "batch_size",
+    "epochs",
+    "radii",
+    "noise",
+)
+OF_WGAN = ("steps",)
 
 
 class Options(NamedTuple):
@@ -42,6 +59,7 @@ class Places(NamedTuple):
 def parse(argv: Sequence[str] | None) -> tuple[Options, Places]:
     """Reads the command line, fills in what depends on the data, and checks the ranges."""
     args = vars(_parser().parse_args(argv))
+    _check_idle(args)
     digits = args["data"] == "digits"
     suited = {
         "epochs": 40 if digits else 25,
@@ -55,6 +73,16 @@ def parse(argv: Sequence[str] | None) -> tuple[Options, Places]:
     options = Options(**{name: args[name] for name in Options._fields})
     _check(options)
     return options, Places(**{name: args[name] for name in Places._fields})
+
+
+def _check_idle(args: dict[str, Any]) -> None:
+    """No option was given that would decide nothing."""
+    default = vars(_parser().parse_args([]))
+    idle = OF_CLASSIFIER if args["wgan"] else OF_WGAN
+    given = [flag(name) for name in idle if args[name] != default[name]]
+    if given:
+        other = "the classifier: leave out --wgan or" if args["wgan"] else "the GAN: add --wgan or"
+        raise UsageError(f"{', '.join(given)} is for {other} leave out {', '.join(given)}.")
 
 
 def _radii(text: str) -> tuple[float, ...]:
@@ -82,8 +110,6 @@ def _check(options: Options) -> None:
             raise UsageError(
                 f"{flag(name)} {getattr(options, name)} is out of range: it must be {range_}."
             )
-    if options.sweep and options.wgan:
-        raise UsageError("--sweep is for the classifier: leave out --wgan or --sweep.")
     if options.sweep and options.evaluate_on == "test":
         raise UsageError(
             "--sweep chooses strengths, which the test set must not decide: leave out "

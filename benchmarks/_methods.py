@@ -89,17 +89,15 @@ class Method(NamedTuple):
     ascent_fraction: float
 
 
-def parse(methods: str, optimizer: str, ascent_fraction: float) -> list[Method]:
+def parse(methods: str, optimizer: str) -> list[Method]:
     """Reads `--methods`.
 
     Args:
       methods: specifications separated by commas, such as `sgd,sam:rho=0.2`. The plain gradient
         goes by the name of the base optimizer.
       optimizer: that name.
-      ascent_fraction: for each method which does not name its own; the plain gradient always
-        sees the whole batch.
     """
-    parsed = [_method(spec.strip(), optimizer, ascent_fraction) for spec in methods.split(",")]
+    parsed = [_method(spec.strip(), optimizer) for spec in methods.split(",")]
     labels = [method.label for method in parsed]
     for label in labels:
         if labels.count(label) > 1:
@@ -107,14 +105,21 @@ def parse(methods: str, optimizer: str, ascent_fraction: float) -> list[Method]:
     return parsed
 
 
-def _method(spec: str, optimizer: str, ascent_fraction: float) -> Method:
+def _method(spec: str, optimizer: str) -> Method:
     if spec == optimizer:
         return Method(spec, optax.identity(), 1, 1.0)
     # The clean pass belongs to the whole step, so its fraction stands behind the last summand.
     rest, _, text = spec.rpartition(":ascent_fraction=")
-    fraction = _number(text, spec) if rest else ascent_fraction
+    if ":" in text:
+        raise UsageError(f"In {spec!r}: ascent_fraction stands last, behind {text!r}.")
+    fraction = _number(text, spec) if rest else 1.0
     if not 0 < fraction <= 1:
         raise UsageError(f"In {spec!r}: ascent_fraction must lie in (0, 1], as in 0.1.")
+    if fraction < 1 and not _only_ascends(rest or spec):
+        raise UsageError(
+            f"{spec!r} has a use for the whole batch's gradient, so it cannot take it from "
+            f"a part of it: sam and asam can, acting on every step. Write {rest}."
+        )
     labels, transforms, costs = zip(
         *(_summand(part.strip(), spec, optimizer) for part in (rest or spec).split("+")),
         strict=True,
@@ -127,9 +132,20 @@ def _method(spec: str, optimizer: str, ascent_fraction: float) -> Method:
     )
 
 
+def _only_ascends(spec: str) -> bool:
+    """Whether the clean gradient goes into the direction of an ascent and nowhere else."""
+    name, *settings = spec.split(":")
+    return name in {"sam", "asam"} and not any(one.split("=")[0] in WHEN for one in settings)
+
+
 def _summand(spec: str, whole: str, optimizer: str) -> tuple[str, Any, float]:
     """One method of a sum: its label, its transformation and its gradients a step."""
     name, *settings = spec.split(":")
+    if name == optimizer:
+        raise UsageError(
+            f"In {whole!r}: {optimizer} is the plain gradient of the whole batch, which takes no "
+            f"settings and adds nothing to a sum. Write {optimizer} alone."
+        )
     if name not in METHODS:
         raise UsageError(
             f"Unknown method {name!r} in {whole!r}. With --optimizer {optimizer}, --methods takes "

@@ -33,7 +33,6 @@ class Options(NamedTuple):
     dtype: str
     augment: bool
     methods: str
-    ascent_fraction: float
     optimizer: str
     learning_rate: float
     warmup_epochs: float
@@ -87,7 +86,6 @@ def _check(options: Options) -> None:
         ),
         "weight_decay": (0 <= options.weight_decay < float("inf"), "0 or a positive number"),
         "label_noise": (0 <= options.label_noise < 1, "in [0, 1), such as 0.4 for 40%"),
-        "ascent_fraction": (0 < options.ascent_fraction <= 1, "in (0, 1], such as 0.1"),
     }
     for name, (passed, range_) in allowed.items():
         if not passed:
@@ -162,13 +160,6 @@ def _parser() -> argparse.ArgumentParser:
         "step only, :after=200 from step 200 on, :ascent_fraction=0.1, "
         "+ for a sum; the plain gradient goes by the optimizer's name (default: "
         f"sgd,{','.join(METHODS)})",
-    )
-    training.add_argument(
-        "--ascent-fraction",
-        type=float,
-        default=1.0,
-        help="part of the batch that the methods' clean pass sees; the plain gradient always sees "
-        "all. For sam and asam, which use that gradient for its direction only (default: 1)",
     )
     training.add_argument("--optimizer", choices=OPTIMIZERS, default="sgd")
     training.add_argument(

@@ -58,7 +58,7 @@ def methods(specs: Sequence[str], optimizer: str) -> list[Method]:
         name: Method(name, entry.factory(**entry.hyperparameters), entry.gradients, 1.0)
         for name, entry in METHODS.items()
     }
-    return [bare[s] if s in bare else _methods.parse(s, optimizer, 1.0)[0] for s in specs]
+    return [bare[s] if s in bare else _methods.parse(s, optimizer)[0] for s in specs]
 
 
 def contestants(

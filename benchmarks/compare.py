@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(argv: Sequence[str]) -> int:
     """Parses, loads, trains what is not finished yet, and reports."""
     options, places = _options.parse(argv)
-    methods = _methods.parse(options.methods, options.optimizer, options.ascent_fraction)
+    methods = _methods.parse(options.methods, options.optimizer)
     data = _data.load(options.data, places.data_dir, options.train_size, options.evaluate_on)
     if options.batch_size > len(data.x_train):
         raise UsageError(

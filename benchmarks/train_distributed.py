@@ -196,7 +196,7 @@ def _write(path: pathlib.Path, result: Result, params: Any) -> None:
 
 
 def _method(options: Options) -> _methods.Method:
-    method, *others = _methods.parse(options.method, options.optimizer, 1.0)
+    method, *others = _methods.parse(options.method, options.optimizer)
     if others:
         raise UsageError(f"--method {options.method} names several methods: train one at a time.")
     return method

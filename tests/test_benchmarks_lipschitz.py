@@ -165,6 +165,8 @@ def test_the_distance_of_a_shifted_sample_is_the_shift():
         (["--seeds=0"], "--seeds 0 is out of range: it must be at least 1"),
         (["--batch-size=5000"], "--batch-size 5000 is more than the 1437 training examples"),
         (["--sweep", "--wgan"], "--sweep is for the classifier"),
+        (["--wgan", "--epochs=7", "--data=mnist"], "--data, --epochs is for the classifier"),
+        (["--steps=7"], "--steps is for the GAN: add --wgan"),
         (["--sweep", "--evaluate-on=test"], "which the test set must not decide"),
         (["--data=nothing"], "Unknown data set 'nothing'"),
         (["--rows=1"], "unrecognized arguments: --rows=1"),

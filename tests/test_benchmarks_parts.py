@@ -68,7 +68,7 @@ def test_augmentation_shifts_and_mirrors_each_image_on_its_own():
     ],
 )
 def test_grammar_of_methods(spec, label, cost):
-    (method,) = _methods.parse(spec, "sgd", 1.0)
+    (method,) = _methods.parse(spec, "sgd")
     assert method.label == label
     assert method.cost == pytest.approx(cost)
 

@@ -68,6 +68,12 @@ def test_of_a_linear_classifier_the_radius_is_the_distance_to_the_boundary():
         assert ((jnp.argmax(moved, axis=1) == labels) == survives).all()
 
 
+def test_a_bound_that_is_nan_certifies_nothing():
+    logits, labels = jnp.array([[3.0, 1.0]]), jnp.zeros(1, int)
+    for bound in (jnp.nan, jnp.full((2, 2), jnp.nan)):
+        assert lipschitz.certified_accuracy(logits, labels, bound, 0.0) == 0
+
+
 @pytest.mark.parametrize("name", ["mlp", pytest.param("cnn", marks=pytest.mark.slow)])
 def test_no_attack_succeeds_inside_the_certified_radius(name):
     network, x, labels, bound = certificates(name)

@@ -73,8 +73,9 @@ def certified_radius(
     lead = own - logits
     steepness = jnp.sqrt(2) * bounds if bounds.ndim == 0 else bounds[labels]
     steepness = jnp.broadcast_to(steepness, lead.shape)
-    # A lead that no input changes lasts for ever, one that there is not has no radius.
-    changes = steepness > 0
+    # A lead that no input changes lasts for ever, one that there is not has no radius; a bound that
+    # is NaN certifies nothing.
+    changes = steepness != 0
     radii = jnp.where(changes, lead / jnp.where(changes, steepness, 1), jnp.inf)
     radii = jnp.where(lead > 0, radii, 0)
     others = jnp.arange(classes) != labels[:, None]

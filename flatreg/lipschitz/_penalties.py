@@ -48,7 +48,8 @@ def spectral_norm_penalty(
     Args:
       penalty: λ ≥ 0, a number or a schedule.
       key: draws the start of the iteration, a random key.
-      operators: what each kernel does: ``linear_maps(model.apply, params, x)``, and then these
+      operators: what each kernel does: ``linear_maps(f, params, x)`` of the tree that is trained
+        (in Linen ``f = lambda params, x: model.apply({"params": params}, x)``), and then these
         kernels are penalized. If None, leaves called ``kernel``: those of two axes as dense, others
         as convolutions of stride 1 on a grid of 16 or more an axis that closes on itself. Their
         norm is their symbol's largest on that grid, whatever the stride and padding really are.

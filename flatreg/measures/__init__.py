@@ -13,6 +13,9 @@ an argument, then of any function, which may not::
 
     jax.jit(partial(measures.top_eigenpairs, k=5))(loss_fn, params, key)
     jax.jit(lambda params, key: measures.top_eigenpairs(loss_fn, params, key, k=5))(params, key)
+
+A measure is of the loss as it is computed. GPUs may round the products inside of it to TF32 and
+TPUs to bfloat16; ``jax.config.update("jax_default_matmul_precision", "highest")`` keeps float32.
 """
 
 from flatreg.measures._dataset import LossFn as LossFn
