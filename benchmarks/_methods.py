@@ -110,7 +110,7 @@ def _method(spec: str, optimizer: str) -> Method:
         return Method(spec, optax.identity(), 1, 1.0)
     # The clean pass belongs to the whole step, so its fraction stands behind the last summand.
     rest, _, text = spec.rpartition(":ascent_fraction=")
-    if ":" in text:
+    if rest and ":" in text:
         raise UsageError(f"In {spec!r}: ascent_fraction stands last, behind {text!r}.")
     fraction = _number(text, spec) if rest else 1.0
     if not 0 < fraction <= 1:

@@ -186,10 +186,8 @@ def _argnums(argnums: int | Sequence[int] | None) -> tuple[int, ...]:
 def _check_options(
     roles: Roles, microbatches: int, shards: int | None, ascent_fraction: float
 ) -> None:
-    for name, count in {
-        "microbatches": microbatches,
-        "shards": 1 if shards is None else shards,
-    }.items():
+    counts = {"microbatches": microbatches, "shards": 1 if shards is None else shards}
+    for name, count in counts.items():
         if not isinstance(count, int | np.integer) or count < 1:
             raise ValueError(f"{name} must be a whole number of at least 1, got {count!r}: 4, say.")
     if not 0 < ascent_fraction <= 1:
