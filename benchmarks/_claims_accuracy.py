@@ -109,11 +109,13 @@ def _cheap(bench: Bench, options: Sequence[str], ways: Sequence[str]) -> list[Ef
     runs = bench.compare(["sgd", *best.values()], options, flatness="lambda_max")
     full = best.pop("sam")
     time = {label: f"{runs.time(label, 'sgd'):.2f}" for label in (full, *best.values())}
+    # Where SAM gains nothing, there is nothing to lose.
+    sam = f"{full} ({time[full]}; {gain(runs, full, 'sgd').mean():+.2g} points over sgd)"
     effects = []
     for label in best.values():
         size = gain(runs, label, full) + MARGIN
         flat = flatter(runs, label, full, "lambda_max") + 1
-        what = f"{label} ({time[label]} times sgd's time) over {full} ({time[full]})"
+        what = f"{label} ({time[label]} times sgd's time) over {sam}"
         effects += [
             effect(f"{what}, points, plus {MARGIN}", size),
             effect(f"log₂ λ_max of {full} / of {label}, plus 1", flat),
