@@ -70,7 +70,7 @@ def test_of_a_linear_classifier_the_radius_is_the_distance_to_the_boundary():
 
 def test_a_bound_that_is_nan_certifies_nothing():
     logits, labels = jnp.array([[3.0, 1.0]]), jnp.zeros(1, int)
-    for bound in (jnp.nan, jnp.full((2, 2), jnp.nan)):
+    for bound in (jnp.array(jnp.nan), jnp.full((2, 2), jnp.nan)):
         assert lipschitz.certified_accuracy(logits, labels, bound, 0.0) == 0
 
 
