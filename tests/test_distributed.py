@@ -77,7 +77,7 @@ def size(dimensions):
 def program_of(arguments, axes):
     """The functions of a run on eight devices, and its first batch."""
     options = parse(f"{arguments} --axes {axes.name.lower()}".split(), None)
-    (method,) = parse_methods(options.method, options.optimizer, 1.0)
+    (method,) = parse_methods(options.method, options.optimizer)
     data, mesh = digits(), _distributed.make_mesh(options.axes, DEVICES)
     batches = _distributed.Batches((data.x_train, data.y_train), options.batch_size, 0, mesh)
     with jax.set_mesh(mesh):
@@ -116,7 +116,7 @@ def every_method(mesh):
     step = make_train_step(classification)
 
     def state_of(name):
-        (method,) = parse_methods(spec(name), "sgd", 1.0)
+        (method,) = parse_methods(spec(name), "sgd")
         tx = optax.chain(method.transform, optax.sgd(0.05, momentum=0.9))
         return TrainState.init(model, tx, jax.random.key(0), data.x_train[:1], train=False)
 

@@ -116,8 +116,8 @@ def _gather(equation: JaxprEqn, operands: Sequence[Value], place: int) -> jax.Ar
     indices = _other(operands, place)
     (copies,) = jax.linear_transpose(
         lambda z: equation.primitive.bind(z, indices, **equation.params),
-        jax.ShapeDtypeStruct(whole.shape, jnp.float32),
-    )(jnp.ones(taken.shape, jnp.float32))
+        jax.ShapeDtypeStruct(whole.shape, jnp.result_type(float)),
+    )(jnp.ones(taken.shape))
     return jnp.sqrt(copies.max())
 
 
