@@ -78,6 +78,7 @@ METHODS = {
 
 
 WHEN = {"every": 1, "after": 0}  # what any method takes besides, and the least of it
+ASCENDING = ("sam", "asam")  # what takes a direction from the clean gradient, and nothing else
 
 
 class Method(NamedTuple):
@@ -115,15 +116,15 @@ def _method(spec: str, optimizer: str) -> Method:
     fraction = _number(text, spec) if rest else 1.0
     if not 0 < fraction <= 1:
         raise UsageError(f"In {spec!r}: ascent_fraction must lie in (0, 1], as in 0.1.")
-    if fraction < 1 and not _only_ascends(rest or spec):
-        raise UsageError(
-            f"{spec!r} has a use for the whole batch's gradient, so it cannot take it from "
-            f"a part of it: sam and asam can, acting on every step. Write {rest}."
-        )
     labels, transforms, costs = zip(
         *(_summand(part.strip(), spec, optimizer) for part in (rest or spec).split("+")),
         strict=True,
     )
+    if fraction < 1 and not _only_ascends(rest):
+        raise UsageError(
+            f"{spec!r} has a use for the whole batch's gradient, so it cannot take it from a part: "
+            f"{' and '.join(ASCENDING)} can, alone and acting on every step. Write {rest}."
+        )
     return Method(
         label="+".join(labels) + (f":ascent_fraction={fraction:g}" if fraction < 1 else ""),
         transform=flatreg.combine(*transforms),
@@ -135,7 +136,8 @@ def _method(spec: str, optimizer: str) -> Method:
 def _only_ascends(spec: str) -> bool:
     """Whether the clean gradient goes into the direction of an ascent and nowhere else."""
     name, *settings = spec.split(":")
-    return name in {"sam", "asam"} and not any(one.split("=")[0] in WHEN for one in settings)
+    is_rare = any(one.partition("=")[0] in WHEN for one in settings)
+    return name in ASCENDING and "+" not in spec and not is_rare
 
 
 def _summand(spec: str, whole: str, optimizer: str) -> tuple[str, Any, float]:
