@@ -158,8 +158,8 @@ def _parser() -> argparse.ArgumentParser:
         "--methods",
         help="methods separated by commas, hyperparameters after colons, :every=5 for every fifth "
         "step only, :after=200 from step 200 on, :ascent_fraction=0.1 behind sam or asam alone for "
-        "an ascent along a tenth of the batch, + for a sum; the plain gradient goes by the optimizer's name (default: "
-        f"sgd,{','.join(METHODS)})",
+        "an ascent along a tenth of the batch, + for a sum; the plain gradient goes by the "
+        f"optimizer's name (default: sgd,{','.join(METHODS)})",
     )
     training.add_argument("--optimizer", choices=OPTIMIZERS, default="sgd")
     training.add_argument(

@@ -153,8 +153,8 @@ def _caption(rows: list[Row], configuration: dict[str, Any]) -> str:
         f"Mean ± standard error over {seeds} seeds; * marks the best mean, and what is within one "
         "standard error of it, paired over the seeds."
         if seeds > 1
-        else "A single seed, hence errors of the measurement alone: the residual of λ_max, the "
-        "probes' standard error of the trace; * marks the best value."
+        else "A single seed, so what errors there are come from measuring (the residual of "
+        "λ_max, the probes' standard error of the trace); * marks the best value."
     )
     flatness = _about_flatness(rows, configuration["flatness"])
     return (
