@@ -16,27 +16,21 @@ Optax: ``flatreg.linen``, ``flatreg.nnx``, ``flatreg.measures``, ``flatreg.lipsc
 
 from typing import TYPE_CHECKING
 
-from flatreg._combinators import after as after
-from flatreg._combinators import combine as combine
-from flatreg._combinators import every as every
-from flatreg._combinators import randomly as randomly
-from flatreg._grad_fn import value_and_grad_fn as value_and_grad_fn
-from flatreg._hvp import exact_hvp as exact_hvp
-from flatreg._hvp import finite_difference_hvp as finite_difference_hvp
-from flatreg._hvp import forward_hvp as forward_hvp
-from flatreg._hvp import reverse_hvp as reverse_hvp
-from flatreg._observe import Observation as Observation
-from flatreg._observe import observe as observe
-from flatreg._per_shard import per_shard as per_shard
-from flatreg._transform import DirectionState as DirectionState
-from flatreg._transform import from_direction as from_direction
-from flatreg._transform import from_stateful_direction as from_stateful_direction
-from flatreg._types import Direction as Direction
-from flatreg._types import GradFn as GradFn
-from flatreg._types import Hvp as Hvp
-from flatreg._types import ScalarOrSchedule as ScalarOrSchedule
-from flatreg._types import Scale as Scale
-from flatreg._types import StatefulDirection as StatefulDirection
+from flatreg._core.combinators import after as after
+from flatreg._core.combinators import combine as combine
+from flatreg._core.combinators import every as every
+from flatreg._core.combinators import randomly as randomly
+from flatreg._core.directions import DirectionState as DirectionState
+from flatreg._core.directions import from_direction as from_direction
+from flatreg._core.directions import from_stateful_direction as from_stateful_direction
+from flatreg._core.hvp import exact_hvp as exact_hvp
+from flatreg._core.hvp import finite_difference_hvp as finite_difference_hvp
+from flatreg._core.hvp import forward_hvp as forward_hvp
+from flatreg._core.hvp import reverse_hvp as reverse_hvp
+from flatreg._core.observe import Observation as Observation
+from flatreg._core.observe import observe as observe
+from flatreg._core.oracle import value_and_grad_fn as value_and_grad_fn
+from flatreg._core.per_shard import per_shard as per_shard
 from flatreg.methods._gam import gam as gam
 from flatreg.methods._gam import gam_accelerated as gam_accelerated
 from flatreg.methods._gradient_regularization import (
@@ -44,11 +38,17 @@ from flatreg.methods._gradient_regularization import (
 )
 from flatreg.methods._penalized_gradient import gradient_norm_penalty as gradient_norm_penalty
 from flatreg.methods._penalized_gradient import penalized_gradient as penalized_gradient
-from flatreg.methods._perturbed import CurvatureScale as CurvatureScale
-from flatreg.methods._perturbed import CurvatureState as CurvatureState
-from flatreg.methods._perturbed import perturbed_gradient as perturbed_gradient
+from flatreg.methods._perturbed_gradient import CurvatureScale as CurvatureScale
+from flatreg.methods._perturbed_gradient import CurvatureState as CurvatureState
+from flatreg.methods._perturbed_gradient import perturbed_gradient as perturbed_gradient
 from flatreg.methods._sam import asam as asam
 from flatreg.methods._sam import sam as sam
+from flatreg.typing import Direction as Direction
+from flatreg.typing import GradFn as GradFn
+from flatreg.typing import Hvp as Hvp
+from flatreg.typing import ScalarOrSchedule as ScalarOrSchedule
+from flatreg.typing import Scale as Scale
+from flatreg.typing import StatefulDirection as StatefulDirection
 
 if TYPE_CHECKING:
     from flatreg import checkpoint as checkpoint

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from flax.linen.fp8_ops import OVERWRITE_WITH_GRADIENT
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from flatreg._guard import after_each
-from flatreg._types import GradFn, Params
+from flatreg._flax.guard import after_each
+from flatreg.typing import GradFn, Params
 
 
 def parted(params: Params, trainable: Callable[[str], bool]) -> tuple[Params, Params]:

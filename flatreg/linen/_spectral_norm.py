@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import core
 
 from flatreg.lipschitz import spectral_normalization_state
-from flatreg.lipschitz._layer import normalized_layer, operators_of_layer
+from flatreg.lipschitz.control.layer import normalized_layer, operators_of_layer
 
 
 class SpectralNorm(nn.Module):

@@ -14,13 +14,7 @@ from flax.linen.fp8_ops import OVERWRITE_WITH_GRADIENT
 from flax.training import train_state
 from flax.training.dynamic_scale import DynamicScale
 
-from flatreg._guard import (
-    adjusted_scale,
-    check_order,
-    check_transformation,
-    guarded_update,
-)
-from flatreg._types import GradFn, Grads, Params
+from flatreg._flax.guard import adjusted_scale, check_order, check_transformation, guarded_update
 from flatreg.linen._parameters import (
     has_overwritten,
     joined,
@@ -28,6 +22,7 @@ from flatreg.linen._parameters import (
     without_aliases,
     without_overwritten,
 )
+from flatreg.typing import GradFn, Grads, Params
 
 
 class TrainState(train_state.TrainState):

@@ -6,8 +6,9 @@ from typing import Any, TypeAlias
 
 import jax
 
-from flatreg._grad_fn import value_and_grad_fn
-from flatreg._guard import (
+from flatreg._core.oracle import value_and_grad_fn
+from flatreg._core.tree import mix
+from flatreg._flax.guard import (
     after_each,
     cross_entropy_and_accuracy,
     inputs_and_labels,
@@ -15,10 +16,9 @@ from flatreg._guard import (
     observed,
     spoiled_by,
 )
-from flatreg._tree import mix
-from flatreg._types import Grads, Params
 from flatreg.linen._apply import Apply, explained
 from flatreg.linen._state import TrainState
+from flatreg.typing import Grads, Params
 
 LossFn: TypeAlias = Callable[[Apply, Any, bool], Any]
 """``loss_fn(apply, batch, train) -> loss`` or ``(loss, metrics)``."""

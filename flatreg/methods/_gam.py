@@ -11,11 +11,11 @@ Improves Generalization', CVPR 2023, arXiv 2303.03108.
 
 import optax
 
-from flatreg._checks import check_function, check_nonnegative, checked_scale
-from flatreg._hvp import resolve_hvp
-from flatreg._transform import from_direction
-from flatreg._tree import inner, mix, shift, unit
-from flatreg._types import GradFn, Grads, Hvp, Params, Scalar, ScalarOrSchedule, Scale
+from flatreg._core.checks import check_function, check_nonnegative, checked_scale
+from flatreg._core.directions import from_direction
+from flatreg._core.hvp import resolve_hvp
+from flatreg._core.tree import inner, mix, shift, unit
+from flatreg.typing import GradFn, Grads, Hvp, Params, Scalar, ScalarOrSchedule, Scale
 
 
 def gam(

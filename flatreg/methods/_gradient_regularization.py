@@ -8,11 +8,11 @@ Barrett and Dherin, 'Implicit Gradient Regularization', ICLR 2021, arXiv 2009.11
 
 import optax
 
-from flatreg._checks import check_nonnegative
-from flatreg._hvp import resolve_hvp
-from flatreg._transform import from_direction
-from flatreg._tree import mix, norm, unit
-from flatreg._types import GradFn, Grads, Hvp, Params, Scalar, ScalarOrSchedule
+from flatreg._core.checks import check_nonnegative
+from flatreg._core.directions import from_direction
+from flatreg._core.hvp import resolve_hvp
+from flatreg._core.tree import mix, norm, unit
+from flatreg.typing import GradFn, Grads, Hvp, Params, Scalar, ScalarOrSchedule
 
 
 def gradient_regularization(

@@ -16,7 +16,7 @@ import math
 
 import optax
 
-from flatreg._checks import (
+from flatreg._core.checks import (
     check_function,
     check_nonnegative,
     checked_scale,
@@ -24,10 +24,10 @@ from flatreg._checks import (
     is_scalar,
     static_args,
 )
-from flatreg._hvp import resolve_hvp
-from flatreg._transform import from_direction
-from flatreg._tree import mix, shift, unit
-from flatreg._types import GradFn, Grads, Hvp, Params, Scalar, ScalarOrSchedule, Scale
+from flatreg._core.directions import from_direction
+from flatreg._core.hvp import resolve_hvp
+from flatreg._core.tree import mix, shift, unit
+from flatreg.typing import GradFn, Grads, Hvp, Params, Scalar, ScalarOrSchedule, Scale
 
 
 def penalized_gradient(

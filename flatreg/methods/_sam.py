@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from flatreg._checks import check_function, check_nonnegative, checked_scale
-from flatreg._transform import from_direction
-from flatreg._tree import shift
-from flatreg._types import GradFn, Grads, Params, Scalar, ScalarOrSchedule, Scale
+from flatreg._core.checks import check_function, check_nonnegative, checked_scale
+from flatreg._core.directions import from_direction
+from flatreg._core.tree import shift
+from flatreg.typing import GradFn, Grads, Params, Scalar, ScalarOrSchedule, Scale
 
 
 def sam(

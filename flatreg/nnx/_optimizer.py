@@ -7,7 +7,7 @@ import optax
 from flax import nnx
 from flax.training.dynamic_scale import DynamicScale
 
-from flatreg._guard import check_transformation
+from flatreg._flax.guard import check_transformation
 
 Model = TypeVar("Model")
 

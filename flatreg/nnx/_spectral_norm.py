@@ -6,9 +6,9 @@ from typing import Any
 import jax
 from flax import nnx
 
-from flatreg._checks import check_nonnegative
+from flatreg._core.checks import check_nonnegative
 from flatreg.lipschitz import spectral_normalization_state
-from flatreg.lipschitz._layer import normalized_layer, operators_of_layer
+from flatreg.lipschitz.control.layer import normalized_layer, operators_of_layer
 from flatreg.nnx._variables import GRAPH, as_pure, copied
 
 

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from flatreg._batches import leading_axis
-from flatreg._grad_fn import value_and_grad_fn
-from flatreg._guard import (
+from flatreg._core.batches import leading_axis
+from flatreg._core.oracle import value_and_grad_fn
+from flatreg._flax.guard import (
     adjusted_scale,
     after_each,
     check_order,
@@ -22,9 +22,9 @@ from flatreg._guard import (
     observed,
     spoiled_by,
 )
-from flatreg._types import Params
 from flatreg.nnx._optimizer import Optimizer
 from flatreg.nnx._variables import GRAPH, as_pure, changed, changes_of, copied, folded, splitter
+from flatreg.typing import Params
 
 LossFn: TypeAlias = Callable[[Any, Any], Any]
 """``loss_fn(model, batch) -> loss`` or ``(loss, metrics)``."""

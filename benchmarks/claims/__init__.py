@@ -1,0 +1,1 @@
+"""Claims of the papers, tested on real data."""

@@ -1,0 +1,1 @@
+"""Training methods compared with the plain optimizer."""

@@ -1,0 +1,1 @@
+"""Accuracy, time and memory of curvature estimates."""

@@ -1,0 +1,1 @@
+"""Ways to control the Lipschitz constant of a network, compared."""

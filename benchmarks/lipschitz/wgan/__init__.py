@@ -1,0 +1,1 @@
+"""A Wasserstein GAN in the plane, with three kinds of critics."""

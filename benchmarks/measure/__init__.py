@@ -1,0 +1,1 @@
+"""Flatness measures of one trained network."""

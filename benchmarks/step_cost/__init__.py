@@ -1,0 +1,1 @@
+"""The cost of one training step of each method."""

@@ -1,0 +1,69 @@
+"""The picture of `python -m benchmarks.toy`: three surfaces over the plane, two sets of labels."""
+
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from benchmarks.compare.plots import STYLE
+from flatreg import plots
+
+TITLES = {"loss": "loss", "metric": "PACGen's metric Ψ", "bound": "bound E L̂(w+u) + KL/√n"}
+COLORS = ("#E8602C", "#5BC8F5")
+Logits = Callable[[Any, Any], Any]
+
+
+def draw(
+    file: pathlib.Path,
+    side: np.ndarray,
+    surfaces: dict[str, np.ndarray],
+    marked: dict[str, Any],
+    data: tuple[np.ndarray, np.ndarray],
+    logits: Logits,
+) -> None:
+    """Writes the picture; surfaces and the marked optima name loss, metric and bound alike."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(12, 7.2))
+        grid = figure.add_gridspec(2, 6)
+        for i, (name, title) in enumerate(TITLES.items()):
+            ax = figure.add_subplot(grid[0, 2 * i : 2 * i + 2])
+            _surface(ax, side, surfaces[name], [getattr(at, name) for at in marked.values()])
+            ax.set(title=title, xlabel="w₁", ylabel="w₂" if i == 0 else "", aspect="equal")
+            for color, at in zip(COLORS, marked.values(), strict=True):
+                ax.plot(*at.w, "*", color=color, markersize=13, markeredgecolor="white")
+                text = {"ha": "right", "color": "white", "weight": "bold"}
+                number = f"{getattr(at, name):.3g}"
+                ax.annotate(number, at.w, (-9, 6), textcoords="offset points", **text)
+        for i, (color, (label, at)) in enumerate(zip(COLORS, marked.items(), strict=True)):
+            ax = figure.add_subplot(grid[1, 3 * i : 3 * i + 3])
+            _labels(ax, at.w, *data, logits)
+            title = f"{label}: loss {at.loss:.3f}, λ_max {at.eigenvalues[-1]:.3g}"
+            ax.set_title(title, color=color, weight="bold")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(file)
+
+
+def _surface(ax: Axes, side: np.ndarray, values: np.ndarray, marked: list[float]) -> None:
+    """Up to twice what is marked, for what is higher says no more."""
+    plots.plot_surface(side, side, np.minimum(values, 2 * max(marked)), ax=ax, label=None)
+    ax.lines[0].remove()  # the optima are marked instead of the least value
+    ax.figure.colorbar(ax.collections[0], ax=ax, format="{x:.3g}", shrink=0.85)
+
+
+def _labels(ax: Axes, w: np.ndarray, x: np.ndarray, labels: np.ndarray, logits: Logits) -> None:
+    """Predicted probabilities as the ground, the border between labels, true labels as dots."""
+    low, high = x.min(0) - 1, x.max(0) + 1
+    across, up = (np.linspace(low[i], high[i], 300) for i in (0, 1))
+    ground = np.stack(np.meshgrid(across, up), -1).reshape(-1, 2)
+    first, second = np.asarray(logits(w, ground)).T
+    odds = (1 / (1 + np.exp(first - second))).reshape(300, 300)
+    ax.contourf(across, up, odds, levels=np.linspace(0, 1, 11), cmap="RdBu_r", alpha=0.6)
+    ax.contour(across, up, odds, levels=[0.5], colors="black", linewidths=1.2)
+    for label, color in enumerate(("#2166AC", "#B2182B")):
+        ax.scatter(*x[labels == label].T, s=18, color=color, edgecolors="white", linewidths=0.6)
+    ax.set(xlabel="x₁", ylabel="x₂")
+    ax.grid(visible=False)

@@ -1,0 +1,1 @@
+"""Training one method on several devices and processes."""

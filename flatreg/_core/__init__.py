@@ -1,0 +1,1 @@
+"""The core: gradient oracles, directions, combinators and Hessian-vector products."""

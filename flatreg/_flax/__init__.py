@@ -1,0 +1,1 @@
+"""What the Linen and NNX train steps share."""

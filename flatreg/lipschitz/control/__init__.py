@@ -1,0 +1,1 @@
+"""Penalties, projections and normalization of spectral norms during training."""

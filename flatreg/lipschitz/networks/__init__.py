@@ -1,0 +1,1 @@
+"""Lipschitz bounds of whole networks, and the certificates that follow from them."""

@@ -1,0 +1,1 @@
+"""Norms of linear maps, with lower and upper bounds."""

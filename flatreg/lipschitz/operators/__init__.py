@@ -1,0 +1,1 @@
+"""What a layer does to its input, as a linear map."""

@@ -1,0 +1,1 @@
+"""Zeroth- and first-order flatness: maxima over a ball of weights."""

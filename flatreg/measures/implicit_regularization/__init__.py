@@ -1,0 +1,1 @@
+"""Implicit gradient regularization: modified losses, gradient flow and gradient noise."""

@@ -1,0 +1,1 @@
+"""PAC-Bayes bounds and the PACGen metric."""

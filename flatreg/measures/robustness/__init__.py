@@ -1,0 +1,1 @@
+"""The effect of weight noise on the loss and on other metrics."""

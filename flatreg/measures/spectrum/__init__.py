@@ -1,0 +1,1 @@
+"""Eigenvalues, trace, diagonal and density of the Hessian, and how fast it changes."""

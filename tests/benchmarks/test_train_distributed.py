@@ -1,0 +1,230 @@
+"""One program for any number of devices: the same numbers, shardings kept, nothing sent in vain.
+
+These tests run in one process, on the first few of its eight CPU devices.
+"""
+
+import contextlib
+import functools
+import math
+import re
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import flatreg
+from benchmarks.common import data as _data
+from benchmarks.common.methods import METHODS
+from benchmarks.common.methods import parse as parse_methods
+from benchmarks.common.models import build as _models
+from benchmarks.train_distributed import engine as _distributed
+from benchmarks.train_distributed.__main__ import build, train
+from benchmarks.train_distributed.options import parse
+from flatreg.linen import TrainState, classification, make_train_step
+from tests.support.problems import assert_close
+
+DEVICES = 8
+REDUCTIONS = {
+    "sgd": (optax.identity(), 1),
+    "sam": (flatreg.sam(0.1), 2),
+    "gradient_regularization": (flatreg.gradient_regularization(0.1), 2),
+    "gam": (flatreg.gam(0.1, 1.0), 4),
+    "gam_accelerated": (flatreg.gam_accelerated(), 4),
+}
+
+both_axes = pytest.mark.parametrize("axes", [AxisType.Auto, AxisType.Explicit], ids=str)
+
+
+def spec(name):
+    """A method with its hyperparameters, in the words of the command line."""
+    settings = METHODS[name].hyperparameters if name in METHODS else {}
+    return ":".join([name, *(f"{k}={v}" for k, v in settings.items())])
+
+
+def command(name):
+    return f"--method {spec(name)}"
+
+
+def tolerance(name):
+    """How far 20 steps may end apart on other devices, against the largest entry of a leaf."""
+    return 1e-6 if name in ("sgd", "sam", "asam") else 1e-5  # differences enlarge the rounding
+
+
+class Operation(NamedTuple):
+    """A collective operation of a compiled program, and how many numbers each operand has."""
+
+    kind: str
+    sizes: list[int]
+
+
+def collectives(compiled):
+    kinds = "all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter"
+    found = re.findall(rf"= (.*?) ({kinds})(?:-start)?\(", compiled.as_text())
+    return [
+        Operation(kind, list(map(size, re.findall(r"\w\[([\d,]*)\]", types))))
+        for types, kind in found
+    ]
+
+
+def size(dimensions):
+    return math.prod(int(n) for n in dimensions.split(",") if n)
+
+
+@contextlib.contextmanager
+def program_of(arguments, axes):
+    """The functions of a run on eight devices, and its first batch."""
+    options = parse(f"{arguments} --axes {axes.name.lower()}".split(), None)
+    (method,) = parse_methods(options.method, options.optimizer)
+    data, mesh = digits(), _distributed.make_mesh(options.axes, DEVICES)
+    batches = _distributed.Batches((data.x_train, data.y_train), options.batch_size, 0, mesh)
+    with jax.set_mesh(mesh):
+        model = _models.build("mlp", data)
+        yield build(options, method, model, data.x_train[:1], mesh), batches(0)
+
+
+@contextlib.contextmanager
+def small_step(model, method, axes, devices=DEVICES):
+    """A training step as `flatreg.linen` makes it, its state on every device, and a cut batch."""
+    with jax.set_mesh(_distributed.make_mesh(axes.name.lower(), devices)):
+        x = jax.random.normal(jax.random.key(0), (32, 8, 8, 1))
+        tx = optax.chain(method, optax.sgd(0.1, momentum=0.9))
+        state = TrainState.init(model, tx, jax.random.key(1), x[:1], train=False)
+        step = jax.jit(make_train_step(classification))
+        yield step, jax.device_put(state, P()), jax.device_put((x, jnp.arange(32) % 3), P("data"))
+
+
+@functools.cache
+def digits():
+    return _data.load("digits", None, None, "test")
+
+
+@functools.cache
+def trained(devices, arguments, steps=20):
+    """The parameters after 20 steps, and the losses."""
+    options = parse(f"{arguments} --steps {steps}".split(), None)
+    result = train(options, _distributed.make_mesh(options.axes, devices))
+    return jax.device_get(result.state.params), result.losses, result.test_accuracy
+
+
+def every_method(mesh):
+    """The parameters after 20 steps of each method of the grammar, all in one compiled step."""
+    data = digits()
+    model = _models.build("mlp", data)
+    step = make_train_step(classification)
+
+    def state_of(name):
+        (method,) = parse_methods(spec(name), "sgd")
+        tx = optax.chain(method.transform, optax.sgd(0.05, momentum=0.9))
+        return TrainState.init(model, tx, jax.random.key(0), data.x_train[:1], train=False)
+
+    def init():
+        return {name: state_of(name) for name in ("sgd", *METHODS)}
+
+    def steps(states, batch):
+        return {name: step(state, batch)[0] for name, state in states.items()}
+
+    batches = _distributed.Batches((data.x_train, data.y_train), 64, 0, mesh)
+    with jax.set_mesh(mesh):
+        states = jax.jit(init, out_shardings=NamedSharding(mesh, P()))()
+        compiled = jax.jit(steps, donate_argnums=0)
+        for i in range(20):
+            states = compiled(states, batches(i))
+    return {name: jax.tree.map(np.asarray, state.params) for name, state in states.items()}
+
+
+def test_eight_devices_train_as_one_does_by_every_method():
+    one, eight = (every_method(_distributed.make_mesh("auto", n)) for n in (1, DEVICES))
+    for name, params in eight.items():
+        assert_close(params, one[name], tolerance(name))
+
+
+@pytest.mark.parametrize(
+    ("name", "layout"),
+    [
+        ("sam", "--axes explicit"),
+        ("sam", "--sharding fsdp --microbatches 4"),
+        ("gam", "--sharding fsdp --axes explicit --microbatches 2"),
+    ],
+)
+def test_every_layout_trains_as_one_device_does(name, layout):
+    one, eight = trained(1, command(name)), trained(DEVICES, f"{command(name)} {layout}")
+    assert_close(eight, one, tolerance(name))
+
+
+@pytest.mark.parametrize("axes", ["auto", "explicit"])
+def test_eight_shards_are_the_same_on_eight_devices_and_on_one(axes):
+    arguments = f"{command('sam')} --shards 8"
+    assert_close(trained(DEVICES, f"{arguments} --axes {axes}"), trained(1, arguments), 1e-6)
+    whole, shards = trained(1, command("sam"))[1], trained(1, arguments)[1]
+    assert np.abs(whole - shards).max() > 1e-4  # so they do perturb by shards of their own
+
+
+@both_axes
+def test_fsdp_keeps_an_eighth_of_parameters_and_optimizer_state_on_each_device(axes):
+    with program_of("--sharding fsdp --optimizer adamw", axes) as (program, batch):
+        state = program.init(jax.random.key(0))
+        for _ in range(2):
+            state, _ = program.step(state, batch)
+    for x, expected in zip(
+        jax.tree.leaves(state), jax.tree.leaves(program.abstract_state), strict=True
+    ):
+        assert x.sharding.is_equivalent_to(expected.sharding, x.ndim)
+    for x in jax.tree.leaves((state.params, state.opt_state)):
+        cut = [size % DEVICES == 0 for size in x.shape]
+        assert x.addressable_shards[0].data.size * (DEVICES if any(cut) else 1) == x.size
+
+
+@both_axes
+def test_fsdp_gathers_each_parameter_once_a_pass(axes):
+    with program_of("--sharding fsdp", axes) as (program, batch):
+        found = collectives(program.step.lower(program.abstract_state, batch).compile())
+    sizes = [x.size for x in jax.tree.leaves(program.abstract_state.params)]
+    cut = [size for size in sizes if size % DEVICES == 0]
+    gathered = [sum(operation.sizes) for operation in found if operation.kind == "all-gather"]
+    assert sorted(gathered) == sorted(2 * cut)  # SAM takes two passes
+
+
+@both_axes
+@pytest.mark.parametrize("name", REDUCTIONS)
+def test_a_train_step_reduces_once_a_gradient_or_product(name, axes):
+    method, reductions = REDUCTIONS[name]
+    with small_step(_models.Mlp((16,), 3), method, axes) as (step, *inputs):
+        found = collectives(step.lower(*inputs).compile())
+    assert {operation.kind for operation in found} == {"all-reduce"}
+    # Loss and accuracy are scalars, which may go with a gradient or by themselves.
+    of_tensors = [[n for n in operation.sizes if n > 1] for operation in found]
+    of_tensors = [sizes for sizes in of_tensors if sizes]
+    assert len(of_tensors) == reductions
+    if name in ("sgd", "sam", "gam_accelerated"):  # a product is reduced in two or three summands
+        parameters = sorted(x.size for x in jax.tree.leaves(inputs[0].params))
+        assert all(sorted(sizes) == parameters for sizes in of_tensors)
+
+
+def test_batch_norm_and_dropout_see_the_whole_batch_and_gather_no_parameters():
+    model, ends = _models.Cnn((4,), 3, dropout=0.3), []
+    for devices in (1, DEVICES):
+        with small_step(model, flatreg.sam(0.1), AxisType.Auto, devices) as (step, state, batch):
+            compiled = step.lower(state, batch).compile()
+            for _ in range(5):
+                state, metrics = compiled(state, batch)
+        ends.append(jax.device_get((state.params, state.batch_stats, metrics)))
+    assert_close(ends[1], ends[0], 1e-5)
+    assert {operation.kind for operation in collectives(compiled)} == {"all-reduce"}
+
+
+def test_data_order_is_a_function_of_seed_and_step_alone():
+    x = np.arange(50)
+    meshes = [_distributed.make_mesh("auto", devices) for devices in (1, DEVICES)]
+    one, many = (_distributed.Batches((x,), 16, 3, mesh) for mesh in meshes)
+    batches = [np.asarray(one(step)[0]) for step in range(6)]  # three in an epoch, two left over
+    for step in (4, 0, 5):
+        np.testing.assert_array_equal(many(step)[0], batches[step])
+    for epoch in (batches[:3], batches[3:]):
+        assert len(np.unique(np.concatenate(epoch))) == 48
+    other = _distributed.Batches((x,), 16, 4, meshes[0])
+    assert (np.asarray(other(0)[0]) != batches[0]).any()

@@ -1,0 +1,158 @@
+"""Several processes, and `kill -9`: what only a run of its own can show.
+
+The processes talk over the loopback. Each test starts them once, for starting is what takes time.
+"""
+
+import os
+import pathlib
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+from test_distributed import every_method, tolerance
+
+from benchmarks.train_distributed import engine as _distributed
+from benchmarks.train_distributed.__main__ import main, train
+from benchmarks.train_distributed.options import parse
+from tests.support.problems import assert_close
+
+ROOT = pathlib.Path(__file__).parents[2]
+STEPS = 20
+FSDP = "--method sam:rho=0.1 --sharding fsdp --axes explicit"
+SAVED = "--method sam:rho=0.1:every=3 --optimizer adamw --save-every 5"
+
+# Dies when the checkpoint of step 15 is about to get its name, or else two steps later.
+KILLED = """
+import os, signal, sys
+from benchmarks.train_distributed import __main__ as train_distributed
+from benchmarks.train_distributed import engine
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def rename(source, target, *args, rename=os.rename, **kwargs):
+    return die() if os.path.basename(target) == "15" else rename(source, target, *args, **kwargs)
+
+class Batches(engine.Batches):
+    def __call__(self, step):
+        return die() if step == 17 else super().__call__(step)
+
+os.rename, engine.Batches = rename, Batches
+sys.exit(train_distributed.main(sys.argv[1:]))
+"""
+
+
+@pytest.fixture
+def start():
+    """Starts Python processes with so many CPU devices each; none outlives the test."""
+    started = []
+
+    def start(devices, *arguments):
+        environment = {
+            "JAX_PLATFORMS": "cpu",
+            "JAX_NUM_CPU_DEVICES": str(devices),
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+            "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+        }
+        process = subprocess.Popen(
+            [sys.executable, *arguments],
+            env=os.environ | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def ends(*processes):
+    """Their exit codes, and what they printed; within a bounded time."""
+    outputs = [process.communicate(timeout=300)[0] for process in processes]
+    return [process.returncode for process in processes], "\n".join(outputs)
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def trained(devices, arguments):
+    """How a run ends here, on the first few devices."""
+    options = parse(shlex.split(f"{arguments} --steps {STEPS}"), None)
+    return train(options, _distributed.make_mesh(options.axes, devices))
+
+
+def work(folder, place):
+    """What each process of the pair does."""
+    command = f"{FSDP} --steps {STEPS} --save-every 10 --checkpoint {folder}/saved {place}"
+    assert main([*shlex.split(command), "--out", f"{folder}/fsdp.npz"]) == 0
+    ends = every_method(_distributed.make_mesh("auto"))
+    if jax.process_index() == 0:
+        np.savez(f"{folder}/every_method.npz", **flatten_dict(ends, sep="/"))
+
+
+def test_two_processes_of_two_devices_train_as_one_device_does(start, tmp_path):
+    place = f"--coordinator 127.0.0.1:{free_port()} --processes 2 --process-id"
+    pair = [start(2, __file__, str(tmp_path), f"{place} {i}") for i in range(2)]
+    expected = every_method(_distributed.make_mesh("auto", 1))  # while they are at it
+    one = trained(1, f"{FSDP} --out {tmp_path}/one.npz")
+    codes, output = ends(*pair)
+    assert codes == [0, 0], output
+
+    with np.load(tmp_path / "every_method.npz") as params:
+        for path, expected_leaf in flatten_dict(expected, sep="/").items():
+            assert_close(params[path], expected_leaf, tolerance(path.split("/")[0]))
+    with np.load(tmp_path / "fsdp.npz") as two, np.load(tmp_path / "one.npz") as whole:
+        assert_close(dict(two), dict(whole), 1e-6)
+
+    shutil.rmtree(tmp_path / "saved" / str(STEPS))
+    resumed = trained(8, f"{FSDP} --save-every 10 --checkpoint {tmp_path}/saved")
+    assert resumed.first_step == 10
+    assert_close(arrays(resumed.state), arrays(one.state), 1e-6)
+
+
+def test_killed_run_goes_on_exactly_and_on_other_devices_to_rounding(start, tmp_path):
+    folder = tmp_path / "killed"
+    command = f"{SAVED} --steps {STEPS} --checkpoint {folder}"
+    (code,), output = ends(start(4, "-c", KILLED, *shlex.split(command)))
+    assert code == -signal.SIGKILL, output
+    assert {"5", "10"} <= {path.name for path in folder.iterdir()}
+    assert not (folder / "15").exists()
+    for name in ("other", "fsdp"):
+        shutil.copytree(folder, tmp_path / name)
+
+    whole, resumed = trained(4, SAVED), trained(4, f"{SAVED} --checkpoint {folder}")
+    assert resumed.first_step == 10
+    np.testing.assert_array_equal(resumed.losses, whole.losses[10:])
+    jax.tree.map(np.testing.assert_array_equal, arrays(resumed.state), arrays(whole.state))
+    assert {"15", "20"} <= {path.name for path in folder.iterdir()}
+
+    other = trained(1, f"{SAVED} --checkpoint {tmp_path / 'other'}")
+    layout = "--sharding fsdp --axes explicit"
+    fsdp = trained(8, f"{SAVED} {layout} --checkpoint {tmp_path / 'fsdp'}")
+    for run in (other, fsdp):
+        assert run.first_step == 10
+        np.testing.assert_allclose(run.losses, whole.losses[10:], rtol=1e-6, atol=1e-6)
+        assert_close(arrays(run.state), arrays(whole.state), 1e-6)
+
+
+def arrays(state):
+    """The whole state as NumPy arrays, the key among them."""
+    return jax.device_get(jax.tree.leaves(state.replace(key=jax.random.key_data(state.key))))
+
+
+if __name__ == "__main__":
+    work(*sys.argv[1:])

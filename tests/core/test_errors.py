@@ -1,0 +1,253 @@
+"""Bad input raises at once, or while tracing, and the text names the call that mends it."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import flatreg
+from tests.support.cases import CASES
+from tests.support.problems import METHODS, loss_fn, tanh_net
+
+every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+every_scalar = pytest.mark.parametrize(
+    ("case", "scalar"),
+    [pytest.param(case, s, id=f"{case.name}-{s}") for case in CASES for s in case.scalars],
+)
+# Everything that needs an oracle, in whatever it is wrapped.
+every_method = pytest.mark.parametrize(
+    "name", [name for name in METHODS if name not in ("after", "randomly", "per_shard")]
+)
+NO_BIAS = {"hidden": {"kernel": True, "bias": False}, "out": True}
+
+
+def update(tx, grad_fn=None, params=None, grads=None):
+    """Traces one update, on arguments of which any can be replaced."""
+    net, batch = tanh_net()
+    params = net if params is None else params
+    oracle = functools.partial(jax.grad(loss_fn), batch=batch) if grad_fn is None else grad_fn
+
+    def run(params):
+        g = params if grads is None else grads
+        return tx.update(g, tx.init(params), params, grad_fn=oracle)[0]
+
+    return jax.eval_shape(run, params)
+
+
+def with_batch(function):
+    return lambda params: function(params, tanh_net()[1])
+
+
+class TestUpdate:
+    """What ``tx.update`` needs."""
+
+    @every_method
+    def test_a_missing_oracle_is_told_how_to_get_one(self, name):
+        params, tx = tanh_net()[0], METHODS[name]()
+        with pytest.raises(ValueError, match=r"grad_fn = flatreg\.value_and_grad_fn\(loss_fn\)"):
+            tx.update(params, tx.init(params), params)
+
+    @every_method
+    def test_missing_parameters_are_told_where_they_go(self, name):
+        params, tx = tanh_net()[0], METHODS[name]()
+        with pytest.raises(ValueError, match=r"tx\.update\(grads, state, params, grad_fn=grad_fn"):
+            tx.update(params, tx.init(params), grad_fn=with_batch(jax.grad(loss_fn)))
+
+    @every_method
+    @pytest.mark.parametrize("oracle", [3.0, "loss", {"a": 1}])
+    def test_an_oracle_that_is_no_function_is_told_so(self, name, oracle):
+        with pytest.raises(TypeError, match=r"grad_fn to be a function.*grad_fn=grad_fn"):
+            update(METHODS[name](), grad_fn=oracle)
+
+    @every_method
+    @pytest.mark.parametrize(
+        "oracle",
+        [
+            jax.value_and_grad(loss_fn),
+            jax.grad(lambda p, b: (loss_fn(p, b), 0.0), has_aux=True),
+            flatreg.value_and_grad_fn(loss_fn),
+        ],
+        ids=["value_and_grad", "has_aux", "value_and_grad_fn"],
+    )
+    def test_an_oracle_that_returns_a_tuple_is_told_to_drop_the_rest(self, name, oracle):
+        with pytest.raises(TypeError, match=r"tuple.*has_aux=True\)\(params, batch\)\[0\]"):
+            update(METHODS[name](), grad_fn=with_batch(oracle))
+
+    @every_method
+    def test_an_oracle_that_is_the_loss_is_told_to_take_its_gradient(self, name):
+        with pytest.raises(TypeError, match=r"jax\.grad\(loss_fn\)\(params, batch\)"):
+            update(METHODS[name](), grad_fn=with_batch(loss_fn))
+
+    @every_method
+    def test_an_oracle_that_is_the_loss_of_one_array_is_told_so_too(self, name):
+        with pytest.raises(TypeError, match=r"jax\.grad\(loss_fn\)\(params, batch\)"):
+            update(METHODS[name](), grad_fn=lambda w: jnp.sum(w**2), params=jnp.ones(3))
+
+    @every_method
+    def test_a_value_in_front_of_the_gradient_is_told_to_be_dropped(self, name):
+        params, _ = tanh_net()
+        with pytest.raises((TypeError, ValueError), match=r"tx\.update\(grads, state, params"):
+            update(METHODS[name](), grads=(jnp.ones(()), params))
+
+    @every_method
+    @pytest.mark.parametrize(
+        "wrap",
+        [
+            lambda tx: optax.masked(tx, NO_BIAS),
+            lambda tx: optax.partition({True: tx, False: optax.sgd(0.1)}, NO_BIAS),
+            lambda tx: optax.selective_transform(tx, freeze_mask=NO_BIAS),
+        ],
+        ids=["masked", "partition", "selective_transform"],
+    )
+    def test_a_masked_tree_is_told_to_use_scale_at_init_and_update(self, name, wrap):
+        (params, _), tx, mend = tanh_net(), METHODS[name](), r"optax\.chain\(method.*scale="
+        with pytest.raises(ValueError, match=mend):
+            wrap(tx).init(params)
+        masked = {"hidden": {**params["hidden"], "bias": optax.MaskedNode()}, "out": params["out"]}
+        with pytest.raises(ValueError, match=mend):
+            tx.update(masked, tx.init(params), masked, grad_fn=lambda params: params)
+
+    @every_method
+    def test_complex_parameters_are_told_to_be_two_real_ones(self, name):
+        grad_fn = jax.grad(lambda w: jnp.sum(jnp.abs(w) ** 2))
+        with pytest.raises(TypeError, match=r"real parameters.*w\.real, w\.imag"):
+            update(METHODS[name](), grad_fn=grad_fn, params=jnp.array([1.0, 1.0j]))
+
+
+class TestScalars:
+    """Numbers are checked where the method is made."""
+
+    @every_scalar
+    @pytest.mark.parametrize("value", [-1, -0.5, np.float32(-2.0), float("nan"), np.nan])
+    def test_a_negative_number_and_nan_are_told_the_range(self, case, scalar, value):
+        with pytest.raises(ValueError, match=r"(?s)must be .*at least 0, got (-|nan)"):
+            case.make(**{scalar: value})
+
+    @every_scalar
+    def test_infinity_is_told_the_range(self, case, scalar):
+        with pytest.raises(ValueError, match=r"finite.*got inf"):
+            case.make(**{scalar: float("inf")})
+
+    @every_scalar
+    @pytest.mark.parametrize(
+        "value", ["0.1", [0.1], {"a": 0.1}, 1j, np.ones(2), jnp.ones((1,))], ids=repr
+    )
+    def test_what_is_no_scalar_is_told_to_be_one_or_a_schedule(self, case, scalar, value):
+        with pytest.raises(TypeError, match=r"0-d array or an optax schedule.*linear_schedule"):
+            case.make(**{scalar: value})
+
+    @pytest.mark.parametrize("ord", [0.99, 0, -2, float("inf"), float("nan")])
+    def test_ord_is_told_to_be_finite_and_at_least_one(self, ord):
+        with pytest.raises(ValueError, match=r"ord must be finite and at least 1.*ord=2"):
+            flatreg.gradient_norm_penalty(0.1, ord=ord)
+
+    @pytest.mark.parametrize("r", [0, 0.0, -0.1, float("nan")])
+    def test_the_length_of_a_difference_is_told_to_be_positive(self, r):
+        with pytest.raises(ValueError, match=r"greater than 0.*finite_difference_hvp\(0.01\)"):
+            flatreg.finite_difference_hvp(r)
+
+    @pytest.mark.parametrize("r", ["0.1", None, optax.constant_schedule(0.1), jnp.ones(2)])
+    def test_the_length_of_a_difference_is_told_to_be_a_number(self, r):
+        with pytest.raises(TypeError, match=r"finite_difference_hvp\(0.01\)"):
+            flatreg.finite_difference_hvp(r)
+
+
+class TestCombinators:
+    """Numbers and methods are checked where the combination is made."""
+
+    def test_combine_of_nothing_is_told_an_example(self):
+        with pytest.raises(ValueError, match=r"combine\(sam\(0.05\), gam\(0.1, 1.0\)\)"):
+            flatreg.combine()
+
+    @pytest.mark.parametrize("k", [0, -1, 0.5, float("nan")])
+    def test_a_period_is_told_to_be_at_least_one(self, k):
+        with pytest.raises(ValueError, match=r"k must be .*at least 1"):
+            flatreg.every(k, flatreg.sam())
+
+    def test_a_period_is_told_to_be_whole(self):
+        with pytest.raises(ValueError, match=r"k must be a whole number, got 2\.5"):
+            flatreg.every(2.5, flatreg.sam())
+        curvature = flatreg.CurvatureScale(interval=2.5)
+        with pytest.raises(ValueError, match=r"interval must be a whole number, got 2\.5"):
+            flatreg.perturbed_gradient(jax.random.key(0), curvature=curvature)
+        flatreg.every(np.int32(2), flatreg.sam())
+
+    @pytest.mark.parametrize("step", [-1, float("nan")])
+    def test_a_first_step_is_told_to_be_at_least_zero(self, step):
+        with pytest.raises(ValueError, match=r"step must be .*at least 0"):
+            flatreg.after(step, flatreg.sam())
+
+    @pytest.mark.parametrize("probability", [2.0, -0.1, float("nan")])
+    def test_a_probability_is_told_its_range(self, probability):
+        with pytest.raises(ValueError, match=r"probability must be in \[0, 1\]"):
+            flatreg.randomly(probability, flatreg.sam(), jax.random.key(0))
+
+    @pytest.mark.parametrize(
+        ("make", "text"),
+        [
+            (lambda: flatreg.every(optax.constant_schedule(2), flatreg.sam()), "write k=10"),
+            (lambda: flatreg.after("5", flatreg.sam()), "write step=1000"),
+            (lambda: flatreg.randomly("x", flatreg.sam(), jax.random.key(0)), "probability=0.1"),
+            (
+                lambda: flatreg.randomly(0.5, flatreg.sam(), jax.random.split(jax.random.key(0))),
+                r"flatreg.randomly\(0.5, method, jax.random.key\(0\)\)",
+            ),
+        ],
+        ids=["every", "after", "randomly", "keys"],
+    )
+    def test_what_is_no_number_or_no_key_is_told_at_once(self, make, text):
+        with pytest.raises(TypeError, match=text):
+            make()
+
+    @pytest.mark.parametrize("oracle", ["plain", "missing"])
+    def test_per_shard_without_shards_is_told_how_to_get_them(self, oracle):
+        (params, batch), tx = tanh_net(), flatreg.per_shard(flatreg.sam())
+        _, g, grad_fn = flatreg.value_and_grad_fn(loss_fn)(params, batch)
+        extra = {"grad_fn": grad_fn} if oracle == "plain" else {}
+        with pytest.raises(TypeError, match=r"flatreg\.value_and_grad_fn\(loss_fn, shards=m\)"):
+            tx.update(g, tx.init(params), params, **extra)
+
+    @pytest.mark.parametrize(
+        "combination",
+        [
+            lambda method: flatreg.combine(flatreg.sam(), method),
+            lambda method: flatreg.combine(method),
+            lambda method: flatreg.every(2, method),
+            lambda method: flatreg.after(2, method),
+            lambda method: flatreg.randomly(0.5, method, jax.random.key(0)),
+            flatreg.per_shard,
+            flatreg.observe,
+        ],
+        ids=["combine", "combine_one", "every", "after", "randomly", "per_shard", "observe"],
+    )
+    @pytest.mark.parametrize("method", [flatreg.sam, "sam", 0.05], ids=["factory", "name", "rho"])
+    def test_what_is_no_method_is_told_to_be_called(self, combination, method):
+        with pytest.raises(TypeError, match=r"sam\("):
+            combination(method)
+
+    @pytest.mark.parametrize(
+        "combination",
+        [
+            lambda method: flatreg.combine(flatreg.sam(), method),
+            lambda method: flatreg.every(2, method),
+            lambda method: flatreg.after(2, method),
+            lambda method: flatreg.randomly(0.5, method, jax.random.key(0)),
+        ],
+        ids=["combine", "every", "after", "randomly"],
+    )
+    @pytest.mark.parametrize(
+        "method",
+        [
+            optax.adam(0.1),
+            optax.chain(flatreg.sam(), optax.adamw(0.1)),
+            optax.chain(optax.lion(0.1), flatreg.sam()),
+            optax.inject_hyperparams(optax.rmsprop)(0.1),
+        ],
+        ids=["alone", "behind", "before", "injected"],
+    )
+    def test_an_optimizer_is_told_to_stand_behind(self, combination, method):
+        with pytest.raises(ValueError, match=r"takes methods.*optax\.chain\(flatreg\."):
+            combination(method).init(tanh_net()[0])

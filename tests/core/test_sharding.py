@@ -1,0 +1,121 @@
+"""Eight devices: shardings are kept, values are one device's, and nothing more is communicated."""
+
+import collections
+import functools
+import re
+
+import jax
+import pytest
+from jax import export
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+
+from tests.support.cases import CASES
+from tests.support.problems import METHODS, OPTIONS, assert_close, chained, loss_fn, tanh_net
+
+DEVICES = 8
+REPLICATED = {"hidden": {"kernel": P(), "bias": P()}, "out": P()}
+SHARDED = {"hidden": {"kernel": P(None, "data"), "bias": P("data")}, "out": P("data")}
+# Else one a call of the oracle, the clean pass if it is used; both ends of a pair are one sum.
+REDUCTIONS = {"gam": 4, "combine": 4, "perturbed_gradient_antithetic": 1}
+
+IN_REGISTRY = {case.name for case in CASES}
+WHOLE_BATCH = [name for name in METHODS if name not in OPTIONS]
+OTHERS = [name for name in WHOLE_BATCH if name not in IN_REGISTRY]
+
+every_method = pytest.mark.parametrize("name", WHOLE_BATCH)
+every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+both_axes = pytest.mark.parametrize("axes", [AxisType.Auto, AxisType.Explicit], ids=str)
+
+
+def gathering_loss(params, batch):
+    """The loss on parameters that are gathered first, as fully sharded training does."""
+    return loss_fn(jax.tree.map(lambda w: jax.sharding.reshard(w, P()), params), batch)
+
+
+@functools.cache
+def on_one_device(name, **options):
+    """The parameters and optimizer state after a step on one device."""
+    tx, step = chained(name, **options)
+    params, batch = tanh_net()
+    return jax.device_get(step((params, tx.init(params)), batch)[0])
+
+
+@functools.cache
+def on_mesh(axes, *names, sharded=False, **options):
+    """A compiled step of each method on eight devices, and what it takes."""
+    loss = gathering_loss if sharded and axes == AxisType.Explicit else loss_fn
+
+    def steps(carries, batch):
+        return {
+            name: chained(name, loss_fn=loss, **options)[1](carry, batch)[0]
+            for name, carry in carries.items()
+        }
+
+    with jax.set_mesh(jax.make_mesh((DEVICES,), ("data",), (axes,))):
+        params, batch = tanh_net()
+        params = jax.tree.map(jax.device_put, params, SHARDED if sharded else REPLICATED)
+        carries = {name: (params, chained(name)[0].init(params)) for name in names}
+        batch = jax.device_put(batch, P("data"))
+        return jax.jit(steps).lower(carries, batch).compile(), carries, batch
+
+
+def collectives(compiled):
+    """How many of each collective operation the program holds."""
+    pattern = r" (all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)(?:-start)?\("
+    return collections.Counter(re.findall(pattern, compiled.as_text()))
+
+
+def assert_keeps_shardings_and_values(name, compiled, carries, batch, **options):
+    """Outputs are sharded as inputs, and equal one device's."""
+    new = compiled(carries, batch)[name]
+    for before, after in zip(jax.tree.leaves(carries[name]), jax.tree.leaves(new), strict=True):
+        assert after.sharding.is_equivalent_to(before.sharding, after.ndim)
+    assert_close(jax.device_get(new), on_one_device(name, **options))
+
+
+@both_axes
+@every_method
+def test_data_parallel_steps_keep_shardings_and_values(name, axes):
+    together = [name] if name in IN_REGISTRY else OTHERS  # One compilation for all others.
+    assert_keeps_shardings_and_values(name, *on_mesh(axes, *together))
+
+
+@both_axes
+@every_case
+def test_data_parallel_steps_reduce_once_a_gradient_or_product_and_gather_nothing(case, axes):
+    reductions = REDUCTIONS.get(case.name, case.uses_clean + case.calls)
+    assert collectives(on_mesh(axes, case.name)[0]) == {"all-reduce": reductions}
+
+
+@both_axes
+@every_method
+def test_sharded_parameters_keep_shardings_and_values(name, axes):
+    assert_keeps_shardings_and_values(name, *on_mesh(axes, *WHOLE_BATCH, sharded=True))
+
+
+@both_axes
+@pytest.mark.parametrize("name", ["sam", "gam_forward"])
+def test_microbatches_of_a_sharded_batch_stay_sharded(name, axes):
+    compiled, *inputs = on_mesh(axes, name, microbatches=2)
+    assert_keeps_shardings_and_values(name, compiled, *inputs, microbatches=2)
+    assert set(collectives(compiled)) == {"all-reduce"}
+
+
+@both_axes
+@pytest.mark.parametrize("microbatches", [1, 2])
+def test_each_device_perturbs_by_its_own_shard_and_gathers_nothing(microbatches, axes):
+    options = {"shards": DEVICES, "microbatches": microbatches}
+    compiled, *inputs = on_mesh(axes, "per_shard", **options)
+    assert_keeps_shardings_and_values("per_shard", compiled, *inputs, **options)
+    assert set(collectives(compiled)) == {"all-reduce"}
+
+
+@every_method
+def test_a_whole_step_lowers_for_tpu_and_cuda(name):
+    tx, step = chained(name)
+    params, batch = tanh_net()
+    exported = export.export(jax.jit(step), platforms=["tpu", "cuda"])(
+        (params, tx.init(params)), batch
+    )
+    assert exported.platforms == ("tpu", "cuda")

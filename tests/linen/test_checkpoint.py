@@ -1,0 +1,194 @@
+"""Checkpoints hold the whole training state; training goes on from them as if nothing had been."""
+
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+import pytest
+from flax.training.dynamic_scale import DynamicScale
+from jax.sharding import NamedSharding, PartitionSpec
+
+import flatreg
+from flatreg import checkpoint
+from flatreg.linen import classification, make_train_step
+from tests.support.linen_models import Noisy, Plain, assert_close, assert_equal, examples, state_of
+
+STEPS = 10
+MODEL = Noisy()
+METHOD = flatreg.randomly(
+    0.5, flatreg.sam(optax.linear_schedule(0.0, 0.3, STEPS)), jax.random.key(6)
+)
+TX = optax.chain(flatreg.observe(METHOD), optax.adamw(optax.cosine_decay_schedule(0.1, STEPS)))
+STEP = jax.jit(make_train_step(classification))
+
+
+def start():
+    """A state in which everything counts: schedules, random keys, statistics, a loss scale."""
+    key = jax.random.key(7, impl="rbg")
+    scale = DynamicScale(growth_interval=3)
+    return state_of(MODEL, TX, examples()[0], key=key, dynamic_scale=scale)
+
+
+def train(state, folder=None):
+    """Trains to the end, on batches that the step count names; may save after every step."""
+    while state.step < STEPS:
+        state, _ = STEP(state, examples(seed=int(state.step)))
+        if folder is not None:
+            checkpoint.save(f"{folder}/{state.step}", state)
+    return state
+
+
+def test_the_trajectory_after_a_restart_is_bitwise_the_uninterrupted_ones(tmp_path):
+    end = train(start(), tmp_path)
+    for step in (1, 4, 9):
+        restored = checkpoint.restore(tmp_path / str(step), start())
+        assert restored.step == step
+        assert_equal(train(restored), end)
+
+
+def test_a_killed_run_goes_on_bitwise(tmp_path):
+    """``kill -9`` at some moment after the third checkpoint, perhaps in the middle of a save."""
+    command = f"from tests.linen import test_checkpoint as t; t.train(t.start(), {str(tmp_path)!r})"
+    root = pathlib.Path(__file__).parents[2]
+    run = subprocess.Popen([sys.executable, "-c", command], cwd=root)
+    patience = time.monotonic() + 240
+    while not (tmp_path / "3").exists():
+        assert run.poll() is None
+        assert time.monotonic() < patience
+        time.sleep(0.01)
+    run.send_signal(signal.SIGKILL)
+    assert run.wait() == -signal.SIGKILL
+    last = max(int(folder.name) for folder in tmp_path.iterdir() if folder.name.isdigit())
+    assert last < STEPS
+    restored = checkpoint.restore(tmp_path / str(last), start())
+    assert_equal(train(restored), train(start()))
+
+
+def sharded(state, devices):
+    """The state with every matrix split over its rows, the rest on all devices."""
+    mesh = jax.make_mesh((devices,), ("data",), devices=jax.devices()[:devices])
+
+    def place(x):
+        split = x.ndim == 2 and len(x) % devices == 0
+        return jax.device_put(x, NamedSharding(mesh, PartitionSpec(*["data"] * split)))
+
+    return jax.tree.map(place, state)
+
+
+def test_a_sharded_state_moves_to_another_number_of_devices(tmp_path):
+    tx = optax.chain(flatreg.sam(), optax.adam(0.01))
+    begin = state_of(Plain(), tx, examples()[0])
+    on_eight, _ = STEP(sharded(begin, 8), examples())
+    checkpoint.save(tmp_path / "1", on_eight)
+    expected, _ = STEP(on_eight, examples(seed=1))
+    for devices in (8, 4, 1):
+        like = sharded(begin, devices)
+        restored = checkpoint.restore(tmp_path / "1", like)
+        assert_equal(restored, on_eight)
+        for x, y in zip(jax.tree.leaves(restored), jax.tree.leaves(like), strict=True):
+            assert x.sharding.is_equivalent_to(y.sharding, x.ndim)
+        kernel = restored.params["head"]["kernel"]
+        assert len(kernel.addressable_shards) == devices
+        assert kernel.addressable_shards[0].data.shape == (8 // devices, 3)
+        onward, _ = STEP(restored, examples(seed=1))
+        assert_close(onward.params, expected.params, 1e-6)
+
+
+def test_an_abstract_state_says_as_well_what_to_restore(tmp_path):
+    state = start()
+    checkpoint.save(tmp_path / "0", state)
+    shapes = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
+    )
+    assert_equal(checkpoint.restore(tmp_path / "0", shapes), state)
+
+
+def test_orbaxs_own_manager_writes_checkpoints_that_can_be_restored(tmp_path):
+    state = start()
+    with ocp.CheckpointManager(tmp_path) as manager:
+        manager.save(5, args=ocp.args.StandardSave(state))
+    assert_equal(checkpoint.restore(tmp_path / "5" / "default", start()), state)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    state = {"params": jnp.arange(6.0).reshape(2, 3), "key": jax.random.key(0), "step": 3}
+    checkpoint.save(tmp_path / "good", state)
+    return tmp_path / "good", state
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"params": jnp.zeros((3, 3))}, r"params is float32\[2, 3\] there, float32\[3, 3\] here"),
+        ({"params": jnp.zeros((2, 3), jnp.bfloat16)}, r"there, bfloat16\[2, 3\] here"),
+        ({"step": jnp.zeros(())}, "step is int64"),
+        ({"key": jax.random.key(0, impl="rbg")}, r"key is uint32\[2\] there, uint32\[4\] here"),
+        ({"ema": jnp.zeros(2)}, r"ema is missing there, float32\[2\] here"),
+        ({"params": {"w": jnp.zeros((2, 3))}}, "params is float32.* there, missing here; params/w"),
+    ],
+)
+def test_the_checkpoint_of_another_state_says_what_differs(saved, changes, message):
+    folder, state = saved
+    with pytest.raises(
+        ValueError, match=f"checkpoint of another state.*{message}.*TrainState.init"
+    ):
+        checkpoint.restore(folder, state | changes)
+
+
+def test_a_checkpoint_of_another_optimizer_says_so(tmp_path):
+    x, _ = examples()
+    adam, sgd = (state_of(Plain(), tx, x) for tx in (optax.adam(0.1), optax.sgd(0.1)))
+    checkpoint.save(tmp_path / "adam", adam)
+    with pytest.raises(ValueError, match=r"opt_state/0/count is int32\[\] there, missing here"):
+        checkpoint.restore(tmp_path / "adam", sgd)
+
+
+def test_what_is_no_checkpoint_is_refused(saved, tmp_path):
+    _, state = saved
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "weights.pt").write_bytes(b"PK")
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint at .*missing"):
+        checkpoint.restore(tmp_path / "missing", state)
+    for folder in ("foreign", "foreign/weights.pt"):
+        with pytest.raises(ValueError, match=r"holds no Orbax checkpoint .*restore an earlier"):
+            checkpoint.restore(tmp_path / folder, state)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax's threads
+@pytest.mark.parametrize("name", ["_METADATA", "manifest.ocdbt", "d/*"])
+@pytest.mark.parametrize("damage", ["removed", "truncated", "flipped"])
+def test_a_damaged_checkpoint_is_refused(saved, tmp_path, name, damage):
+    folder, state = saved
+    shutil.copytree(folder, tmp_path / "bad")
+    for file in (tmp_path / "bad").glob(name):
+        content = file.read_bytes()
+        file.unlink()
+        if damage == "truncated":
+            file.write_bytes(content[: len(content) // 2])
+        elif damage == "flipped":
+            middle = len(content) // 2
+            file.write_bytes(
+                content[:middle] + bytes([content[middle] ^ 255]) + content[middle + 1 :]
+            )
+    with pytest.raises(ValueError, match="restore an earlier checkpoint"):
+        checkpoint.restore(tmp_path / "bad", state)
+    assert_equal(checkpoint.restore(folder, state), state)
+
+
+def test_nothing_is_overwritten(saved):
+    folder, state = saved
+    with pytest.raises(
+        FileExistsError, match=r"write to a folder a step, save\(f\"{path}/{step}\""
+    ):
+        checkpoint.save(folder, state)
+    np.testing.assert_array_equal(checkpoint.restore(folder, state)["params"], state["params"])

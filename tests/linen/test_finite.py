@@ -1,0 +1,275 @@
+"""A NaN or Inf in any pass skips the whole step; the loss scale follows Flax's own rule."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax.training.dynamic_scale import DynamicScale
+
+import flatreg
+from flatreg._flax.guard import all_finite
+from flatreg.linen import classification, make_train_step
+from tests.support.cases import CASES
+from tests.support.linen_models import (
+    Plain,
+    assert_close,
+    assert_equal,
+    chain,
+    examples,
+    state_of,
+    trained,
+)
+
+SHIFTED = [case for case in CASES if not case.name.startswith("gradient_")]
+
+
+class Line(nn.Module):
+    """A linear function with a statistic that every training pass moves."""
+
+    @nn.compact
+    def __call__(self, x, train):
+        mean = self.variable("batch_stats", "mean", jnp.zeros, ())
+        if train:
+            mean.value += x.mean()
+        return nn.Dense(1, use_bias=False)(x)[:, 0]
+
+
+def trapped(apply, batch, train):
+    """Least squares; once armed, the gradient is `trap` everywhere but where the step began."""
+    x, y, begin, trap = batch
+    weights = apply.variables["params"]["Dense_0"]["kernel"]
+    moved = jnp.any(weights != begin)
+    sprung = jnp.sum(weights.astype(trap.dtype) * jnp.where(moved, trap, 0))
+    return jnp.mean((apply(x, train=train) - y) ** 2) + sprung
+
+
+def batch_for(state, trap):
+    x, _ = examples()
+    return x, x[:, 0] ** 2, jnp.copy(state.params["Dense_0"]["kernel"]), jnp.asarray(trap)
+
+
+def assert_same_but_counters(actual, expected, skipped):
+    assert actual.step == expected.step + skipped
+    assert actual.skipped == expected.skipped + skipped
+    counters = {"step": 0, "skipped": 0, "dynamic_scale": None}
+    assert_equal(actual.replace(**counters), expected.replace(**counters))
+
+
+@pytest.mark.parametrize(
+    ("case", "trap"),
+    [*((case, jnp.nan) for case in SHIFTED), (SHIFTED[0], jnp.inf), (SHIFTED[0], -jnp.inf)],
+    ids=lambda x: getattr(x, "name", str(x)),
+)
+def test_a_bad_second_pass_skips_the_whole_step_and_training_goes_on(case, trap):
+    state = state_of(Line(), optax.chain(case.make(), optax.adam(0.01)), examples()[0])
+    step = jax.jit(make_train_step(trapped))
+    state, metrics = step(state, batch_for(state, 0.0))
+    assert not metrics["skipped"]
+    stuck, metrics = step(state, batch_for(state, trap))
+    assert metrics["skipped"]
+    assert np.isfinite(metrics["loss"])  # the clean pass's
+    assert_same_but_counters(stuck, state, skipped=1)
+    onward, metrics = step(stuck, batch_for(stuck, 0.0))
+    assert not metrics["skipped"]
+    assert_equal(onward.params, step(state, batch_for(state, 0.0))[0].params)
+    assert (onward.step, onward.skipped) == (3, 1)
+    assert onward.batch_stats["mean"] > state.batch_stats["mean"]
+
+
+def test_a_bad_hessian_skips_the_step():
+    """|w|^1.5 has the gradient 0 and an infinite curvature at 0."""
+
+    def cusp(apply, batch, train):
+        weights = apply.variables["params"]["Dense_0"]["kernel"]
+        return jnp.mean((apply(batch, train=train) - 1) ** 2) + jnp.sum(jnp.abs(weights) ** 1.5)
+
+    x, _ = examples()
+    state = state_of(Line(), chain(flatreg.gradient_regularization(0.1)), x)
+    state = state.replace(params=optax.tree.zeros_like(state.params))
+    new, metrics = jax.jit(make_train_step(cusp))(state, x)
+    assert metrics["skipped"]
+    assert_same_but_counters(new, state, skipped=1)
+
+
+@pytest.mark.parametrize("options", [{}, {"microbatches": 2}, {"shards": 2}], ids=str)
+def test_a_bad_part_of_the_batch_shows_through_combinators_and_clipping(options):
+    """The last example is NaN, in the shifted pass only."""
+    method = flatreg.every(2, flatreg.sam(0.3))
+
+    def fragile(apply, batch, train):
+        x, begin, trap = batch
+        weights = apply.variables["params"]["Dense_0"]["kernel"]
+        sprung = jnp.where(jnp.any(weights != begin[0]), trap, 0).sum() * weights.sum()
+        return jnp.mean((apply(x, train=train) - 1) ** 2) + sprung
+
+    x, _ = examples()
+    method = flatreg.per_shard(method) if "shards" in options else method
+    state = state_of(Line(), optax.chain(method, optax.clip_by_global_norm(1.0), optax.sgd(0.1)), x)
+    begin = jnp.broadcast_to(state.params["Dense_0"]["kernel"], (16, 4, 1))
+    for trap in (0.0, jnp.nan):
+        batch = x, begin, jnp.zeros(16).at[-1].set(trap)
+        _, metrics = jax.jit(make_train_step(fragile, **options))(state, batch)
+        assert metrics["skipped"] == np.isnan(trap)
+
+
+HOLDING = {
+    "clip": lambda: optax.chain(optax.clip(1.0), optax.sgd(0.1)),
+    "clip_by_global_norm": lambda: optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.1)),
+    "MultiSteps": lambda: optax.MultiSteps(optax.adam(0.1), 2).gradient_transformation(),
+    "apply_if_finite": lambda: optax.apply_if_finite(optax.sgd(0.1), 3),
+    "MultiSteps, skipping": lambda: optax.MultiSteps(
+        optax.adam(0.1), 2, should_skip_update_fn=optax.skip_not_finite
+    ).gradient_transformation(),
+    "apply_every": lambda: optax.chain(optax.apply_every(2), optax.adam(0.1)),
+}
+
+
+@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
+@pytest.mark.parametrize("passes", ["clean", "shifted"])
+@pytest.mark.parametrize("name", HOLDING)
+def test_a_bad_pass_shows_behind_what_clips_holds_back_or_skips_gradients(name, passes, bad):
+    method = {"clean": optax.identity(), "shifted": flatreg.sam(0.3)}[passes]
+    state = state_of(Line(), optax.chain(method, HOLDING[name]()), examples()[0])
+    good = jax.tree.map(jnp.ones_like, state.params)
+    broken = jax.tree.map(lambda g: g.at[0].set(bad), good)
+    grads = broken if passes == "clean" else good
+    step = jax.jit(lambda state: state.apply_gradients(grads=grads, grad_fn=lambda _: broken))
+    assert_same_but_counters(step(state), state, skipped=1)
+
+
+def test_a_clean_loss_that_is_not_finite_skips_a_method_that_has_no_use_for_its_gradient():
+    """So that its statistics are not kept."""
+
+    def jumping(apply, batch, train):
+        x, y, begin, trap = batch
+        moved = jnp.any(apply.variables["params"]["Dense_0"]["kernel"] != begin)
+        return jnp.mean((apply(x, train=train) - y) ** 2) + jnp.where(moved, 0, trap)
+
+    method = flatreg.perturbed_gradient(jax.random.key(0), 0.1)
+    state = state_of(Line(), chain(method), examples()[0])
+    for trap in (0.0, jnp.nan, jnp.inf):
+        new, metrics = jax.jit(make_train_step(jumping))(state, batch_for(state, trap))
+        assert metrics["skipped"] == (not np.isfinite(trap))
+    assert_same_but_counters(new, state, skipped=1)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64])
+def test_only_nan_and_inf_are_not_finite(dtype):
+    """The largest and smallest numbers and both zeros are, and integers always."""
+    with jax.enable_x64(dtype == jnp.float64):
+        ends = jnp.finfo(dtype)
+        extreme = jnp.array([ends.max, ends.min, ends.tiny, ends.smallest_subnormal, 0, -0.0])
+        tree = {"x": jnp.tile(extreme.astype(dtype), 1000), "n": jnp.arange(3), "none": None}
+        assert all_finite(tree)
+        assert all_finite({"empty": jnp.zeros((0, 3), dtype)})
+        for bad in (jnp.nan, jnp.inf, -jnp.inf):
+            assert not all_finite({**tree, "y": jnp.ones(7, dtype).at[3].set(bad)})
+
+
+def scaled(case_or_tx, scale, **fields):
+    return state_of(
+        Plain(), case_or_tx, examples()[0], dynamic_scale=DynamicScale(scale=scale, **fields)
+    )
+
+
+@pytest.mark.parametrize("name", ["gam", "per_shard"])
+def test_a_power_of_two_as_loss_scale_changes_nothing_in_float32(name):
+    case = {case.name: case for case in CASES}.get(name)
+    method = case.make() if case else flatreg.per_shard(flatreg.sam(0.3))
+    step = jax.jit(make_train_step(classification, shards=1 if case else 2))
+    batches = [examples(seed=seed) for seed in range(3)]
+    tx = chain(method)
+    plain = trained(step, state_of(Plain(), tx, batches[0][0]), batches)
+    under_scale = trained(step, scaled(tx, 2.0**10), batches)
+    assert_close(under_scale.params, plain.params, 1e-6)
+    assert_close(under_scale.opt_state, plain.opt_state, 1e-6)
+    assert under_scale.dynamic_scale.fin_steps == 3
+    _, metrics = step(plain, batches[0])
+    _, unscaled = step(plain.replace(dynamic_scale=under_scale.dynamic_scale), batches[0])
+    assert_close(unscaled, metrics, 1e-6)
+
+
+def test_an_overflow_of_the_second_pass_lowers_the_scale_until_it_fits():
+    """The second pass has a float16 gradient of 60,000, which only a scale of 1 leaves finite."""
+    state = state_of(
+        Line(), chain(flatreg.sam(0.3)), examples()[0], dynamic_scale=DynamicScale(scale=16.0)
+    )
+    step = jax.jit(make_train_step(trapped))
+    scales, skipped = [], []
+    for _ in range(6):
+        state, metrics = step(state, batch_for(state, jnp.float16(6e4)))
+        scales.append(float(state.dynamic_scale.scale))
+        skipped.append(bool(metrics["skipped"]))
+        assert np.isfinite(metrics["loss"])
+    assert scales == [8, 4, 2, 1, 1, 1]
+    assert skipped == [True] * 4 + [False] * 2
+    assert (state.step, state.skipped) == (6, 4)
+
+
+@pytest.mark.parametrize("minimum", [None, 4.0])
+def test_the_scale_follows_flax(minimum):
+    """The reference is ``DynamicScale.value_and_grad`` on a loss with the same infinities."""
+    reference = DynamicScale(
+        growth_factor=3.0,
+        backoff_factor=0.25,
+        growth_interval=2,
+        scale=64.0,
+        minimum_scale=minimum,
+    )
+    state = state_of(Plain(), optax.sgd(0.1), examples()[0], dynamic_scale=reference)
+    follow = jax.jit(lambda ds, finite: ds.value_and_grad(lambda w: w * finite)(1.0)[0])
+    apply = jax.jit(lambda state, grads: state.apply_gradients(grads=grads))
+    for finite in [1, 1, 1, 1, 0, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1]:
+        factor = 1.0 if finite else jnp.inf
+        reference = follow(reference, factor)
+        grads = jax.tree.map(lambda w: jnp.full_like(w, factor), state.params)  # noqa: B023
+        state = apply(state, grads)
+        assert_close(
+            (state.dynamic_scale.scale, state.dynamic_scale.fin_steps),
+            (reference.scale, reference.fin_steps),
+            0,
+        )
+
+
+@pytest.mark.parametrize(
+    "hvp", [flatreg.exact_hvp, flatreg.reverse_hvp], ids=lambda hvp: hvp.__name__
+)
+def test_every_product_meets_gradients_that_were_unscaled_in_float32(hvp):
+    """The parameters are in float16, the oracle of a step under a loss scale in float32."""
+    batch = examples(jnp.float16)
+    tx = optax.chain(flatreg.gradient_norm_penalty(0.1, hvp=hvp), optax.sgd(0.1))
+    state = state_of(Plain(), tx, batch[0], dynamic_scale=DynamicScale(scale=8.0))
+    new, metrics = jax.jit(make_train_step(classification))(state, batch)
+    assert not metrics["skipped"]
+    wide = jax.tree.map(lambda w: w.astype(jnp.float32), state.params)
+    batch = batch[0].astype(jnp.float32), batch[1]
+    loss_fn = lambda params: classification(  # noqa: E731
+        lambda x, train: Plain().apply({"params": params}, x, train=train), batch, True
+    )[0]
+    penalized = lambda params: loss_fn(params) + 0.1 * optax.tree.norm(jax.grad(loss_fn)(params))  # noqa: E731
+    expected = optax.tree.add_scale(wide, -0.1, jax.grad(penalized)(wide))
+    for x, y in zip(jax.tree.leaves(new.params), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(x, y, atol=5e-3)
+
+
+def test_float16_and_bfloat16_train_float32_parameters():
+    batch = examples()
+    for dtype, scale in ((jnp.float16, DynamicScale()), (jnp.bfloat16, None)):
+        state = state_of(Plain(dtype=dtype), chain(flatreg.sam()), batch[0], dynamic_scale=scale)
+        step = jax.jit(make_train_step(classification))
+        losses = []
+        for _ in range(50):
+            state, metrics = step(state, batch)
+            losses.append(metrics["loss"])
+        assert losses[-1] < 0.8 * losses[0]
+        assert {x.dtype for x in jax.tree.leaves(state.params)} == {jnp.dtype("float32")}
+        _, logits = state.apply_fn(
+            state.variables,
+            batch[0],
+            train=False,
+            capture_intermediates=True,
+            mutable="intermediates",
+        )
+        assert {x.dtype for x in jax.tree.leaves(logits)} == {jnp.dtype(dtype)}

@@ -1,0 +1,209 @@
+"""The Linen training state: what is frozen costs nothing; all of it is donated and scanned."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax.linen.fp8_ops import OVERWRITE_WITH_GRADIENT
+from flax.training import train_state
+from flax.training.dynamic_scale import DynamicScale
+
+import flatreg
+from flatreg.linen import TrainState, classification, make_train_step
+from tests.support.linen_models import (
+    Noisy,
+    Plain,
+    assert_close,
+    assert_equal,
+    chain,
+    examples,
+    state_of,
+    trained,
+)
+
+KEY = jax.random.key(1)
+
+
+def flops(state, batch):
+    step = jax.jit(make_train_step(classification))
+    return step.lower(state, batch).compile().cost_analysis()["flops"]
+
+
+def initialized(model, tx, x, **kwargs):
+    return jax.jit(lambda: TrainState.init(model, tx, KEY, x, train=False, **kwargs))()
+
+
+def test_frozen_parameters_stay_and_cost_no_gradient():
+    batch, model, tx = examples(count=64), Plain(width=128), chain(flatreg.sam(0.3))
+    whole = initialized(model, tx, batch[0])
+    head = initialized(model, tx, batch[0], trainable=lambda path: path.startswith("head/"))
+    assert_equal(head.variables, whole.variables)
+    assert list(head.params) == ["head"]
+    assert len(jax.tree.leaves(head.opt_state)) == len(jax.tree.leaves(head.params))
+
+    new = trained(jax.jit(make_train_step(classification)), head, [batch] * 2)
+    assert_equal(new.frozen, head.frozen)
+    assert np.any(new.params["head"]["kernel"] != head.params["head"]["kernel"])
+    assert flops(head, batch) < 0.75 * flops(whole, batch)
+
+    features = np.tanh(batch[0] @ head.frozen["body"]["kernel"] + head.frozen["body"]["bias"])
+    dense = nn.Dense(3).apply
+    alone = TrainState.create(
+        apply_fn=lambda variables, x, train, **kwargs: dense(variables, x, **kwargs),
+        params=head.params["head"],
+        tx=tx,
+    )
+    alone = trained(jax.jit(make_train_step(classification)), alone, [(features, batch[1])] * 2)
+    assert_close(new.params["head"], alone.params, 1e-5)
+
+
+class Adapted(nn.Module):
+    """A dense layer with a low-rank update."""
+
+    @nn.compact
+    def __call__(self, x, train):
+        down = nn.Dense(2, use_bias=False, name="lora_down")(x)
+        up = nn.Dense(3, use_bias=False, kernel_init=nn.initializers.zeros, name="lora_up")(down)
+        return nn.Dense(3, name="dense")(x) + up
+
+
+def test_low_rank_fine_tuning_picks_parameters_by_their_path():
+    batch = examples()
+    state = initialized(Adapted(), chain(flatreg.sam()), batch[0], trainable=lambda p: "lora" in p)
+    assert (set(state.params), set(state.frozen)) == ({"lora_down", "lora_up"}, {"dense"})
+    new = trained(jax.jit(make_train_step(classification)), state, [batch] * 30)
+    losses = [
+        classification(lambda x, train: s.apply_fn(s.variables, x, train), batch, False)[0]  # noqa: B023
+        for s in (state, new)
+    ]
+    assert losses[1] < 0.9 * losses[0]
+
+
+def test_init_keeps_every_collection_but_what_is_sown():
+    batch = examples()
+    state = initialized(Noisy(), chain(flatreg.sam()), batch[0], dynamic_scale=DynamicScale())
+    assert list(state.batch_stats) == ["BatchNorm_0"]
+    assert state.collections == {}
+    assert (state.step.dtype, state.skipped.dtype) == (jnp.int32, jnp.int32)
+    assert isinstance(state, train_state.TrainState)
+
+
+def test_the_whole_state_is_donated_and_no_buffer_is_left_over(recwarn):
+    batch = examples()
+    tx = optax.chain(flatreg.observe(flatreg.sam(0.3)), optax.adam(0.1))
+    state = initialized(
+        Noisy(), tx, batch[0], trainable=lambda p: "Dense_1" in p, dynamic_scale=DynamicScale()
+    )
+    new, _ = jax.jit(make_train_step(classification), donate_argnums=0)(state, batch)
+    assert all(x.is_deleted() for x in jax.tree.leaves(state))
+    assert not any(x.is_deleted() for x in jax.tree.leaves(new))
+    assert not [w for w in recwarn if "donated" in str(w.message)]
+
+
+def test_arrays_that_an_optimizer_shares_are_copied_so_that_they_can_be_donated():
+    params = {"w": jnp.ones(3)}
+    anchored = optax.GradientTransformation(lambda params: (params, params), lambda g, s, p: (g, s))
+    state = TrainState.create(apply_fn=None, params=params, tx=anchored)
+    jax.jit(lambda state: state, donate_argnums=0)(state)
+
+
+def test_steps_live_in_a_scan_with_float32_statistics_of_a_float64_network():
+    with jax.enable_x64(True):
+        batches = jax.tree.map(lambda *x: jnp.stack(x), *[examples(jnp.float64)] * 3)
+        state = initialized(
+            Noisy(), chain(flatreg.sam(optax.linear_schedule(0, 1, 9))), batches[0][0]
+        )
+        state = state.replace(dynamic_scale=None)
+        step = make_train_step(classification)
+        assert state.batch_stats["BatchNorm_0"]["mean"].dtype == jnp.float32
+        end, metrics = jax.jit(lambda s, b: jax.lax.scan(step, s, b))(state, batches)
+        assert end.step == len(metrics["loss"]) == 3
+
+
+def test_an_average_of_the_parameters_composes():
+    batches = [examples(seed=seed) for seed in range(4)]
+    state = state_of(Plain(), chain(flatreg.sam()), batches[0][0])
+    step = make_train_step(classification)
+
+    @jax.jit
+    def averaged(state, average, batch):
+        state, metrics = step(state, batch)
+        return state, optax.incremental_update(state.params, average, 0.1), metrics
+
+    plain, average, expected = state, state.params, state.params
+    for batch in batches:
+        state, average, _ = averaged(state, average, batch)
+        plain = trained(jax.jit(step), plain, [batch])
+        expected = jax.tree.map(lambda a, w: 0.9 * a + 0.1 * w, expected, plain.params)
+    assert_close(average, expected, 1e-6)
+    evaluate = jax.jit(flatreg.linen.make_eval_step(classification))
+    assert evaluate(state.replace(params=average), batches[0])["loss"] > 0
+
+
+def test_apply_gradients_is_flaxs_with_a_plain_optimizer():
+    batch = examples()
+    ours = state_of(Plain(), optax.adam(0.1), batch[0])
+    flaxs = train_state.TrainState.create(
+        apply_fn=ours.apply_fn, params=ours.params, tx=optax.adam(0.1)
+    )
+    other = optax.sgd(0.2)
+    for _ in range(3):
+        grads = jax.tree.map(jnp.sin, ours.params)
+        ours, flaxs = ours.apply_gradients(grads=grads), flaxs.apply_gradients(grads=grads)
+    assert_close((ours.params, ours.opt_state), (flaxs.params, flaxs.opt_state), 1e-6)
+    replaced = ours.apply_gradients(grads=grads, tx=other, collections={}, key=jax.random.key(9))
+    assert replaced.tx is other
+    assert_equal(replaced.key, jax.random.key(9))
+
+
+class Eighths(nn.Module):
+    """A dense layer in 8-bit floats, whose scales are overwritten with their gradients."""
+
+    @nn.compact
+    def __call__(self, x, train):
+        return nn.Dense(16, dot_general_cls=nn.Fp8DirectDotGeneralOp)(x)
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+def test_scales_of_8_bit_layers_are_overwritten_by_the_clean_pass_and_perturbed_by_none(shards):
+    x = jax.random.normal(jax.random.key(0), (16, 16))
+    batch = x, jnp.arange(16)
+    method = flatreg.sam(0.3) if shards == 1 else flatreg.per_shard(flatreg.sam(0.3))
+    state = initialized(Eighths(), chain(method), x)
+    step = jax.jit(make_train_step(classification, shards=shards))
+    new = trained(step, state, [batch] * 3)
+    history = new.params[OVERWRITE_WITH_GRADIENT]["Dense_0"]["Fp8DirectDotGeneralOp_0"]
+    largest = float(jnp.max(jnp.abs(x)))
+    np.testing.assert_allclose(np.max(history["input_amax_history"]), largest, rtol=0.3)
+    assert np.all(np.isfinite(jax.tree.leaves(new.params)[0]))
+    assert new.skipped == 0
+    losses = [step(s, batch)[1]["loss"] for s in (state, new)]
+    assert losses[1] < losses[0]
+
+
+class Partitioned(nn.Module):
+    """A network whose kernels say along which mesh axis they lie."""
+
+    @nn.compact
+    def __call__(self, x, train):
+        split = nn.with_partitioning(nn.initializers.lecun_normal(), (None, "model"))
+        x = nn.BatchNorm(use_running_average=not train)(nn.Dense(16, kernel_init=split)(x))
+        return nn.Dense(8, kernel_init=split)(nn.tanh(x))
+
+
+def test_parameters_with_flaxs_partitioning_stay_where_they_are():
+    batch, tx = examples(), chain(flatreg.sam(0.3))
+    init = lambda: TrainState.init(Partitioned(), tx, KEY, batch[0], train=False)  # noqa: E731
+    mesh = jax.sharding.Mesh(jax.devices(), "model")
+    shardings = nn.get_sharding(jax.eval_shape(init), mesh)
+    state = jax.jit(init, out_shardings=shardings)()
+    kernel = state.params["Dense_0"]["kernel"].value
+    assert kernel.addressable_shards[0].data.shape == (4, 2)
+    step = make_train_step(classification)
+    new = trained(jax.jit(step, out_shardings=(shardings, None)), state, [batch] * 3)
+    for x, y in zip(jax.tree.leaves(new), jax.tree.leaves(state), strict=True):
+        assert x.sharding.is_equivalent_to(y.sharding, x.ndim)
+    alone = trained(jax.jit(step), jax.device_put(state, jax.devices()[0]), [batch] * 3)
+    assert_close(nn.meta.unbox(new.params), nn.meta.unbox(alone.params), 1e-5)

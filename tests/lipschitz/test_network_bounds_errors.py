@@ -1,0 +1,117 @@
+"""What lipschitz_bound says to a network that it cannot bound: the operation and its layer."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+from jax import lax
+
+from flatreg import lipschitz
+from tests.support.lipschitz_networks import bound_of
+
+pytestmark = pytest.mark.usefixtures("x64")
+
+
+@jax.jit
+def gelu(x):
+    """By its name only."""
+    return x**3
+
+
+class Attention(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.MultiHeadDotProductAttention(2, name="attention")(nn.Dense(4)(x))
+
+
+class NnxNorm(nnx.Module):
+    def __init__(self, rngs):
+        self.inward = nnx.Linear(4, 4, rngs=rngs)
+        self.norm = nnx.LayerNorm(4, rngs=rngs)
+
+    def __call__(self, x):
+        return self.norm(self.inward(x))
+
+
+class Normed(nn.Module):
+    norm: nn.Module
+
+    @nn.compact
+    def __call__(self, x):
+        return self.norm(nn.Dense(4)(x))
+
+
+class TestErrors:
+    @pytest.mark.parametrize(
+        ("model", "operation", "layer"),
+        [
+            (Attention(), "dot_general", "Attention/attention/"),
+            (Normed(nn.LayerNorm()), "square", "Normed/norm'"),
+            (Normed(nn.GroupNorm(2)), "square", "Normed/norm'"),
+            (Normed(nn.RNN(nn.GRUCell(3, param_dtype=float))), "scan", "Normed/norm"),
+        ],
+        ids=str,
+    )
+    def test_layers_without_a_bound_are_named_in_linen(self, model, operation, layer):
+        x = jnp.ones((1, 3, 4))
+        variables = model.init(jax.random.key(0), x)
+        with pytest.raises(ValueError, match=rf"no bound for `{operation}`.* in '{layer}"):
+            lipschitz.lipschitz_bound(model.apply, variables, x)
+
+    def test_layers_without_a_bound_are_named_in_nnx(self):
+        graphdef, state = nnx.split(NnxNorm(nnx.Rngs(0)))
+        match = "`square` .*after 'inward/bias', before 'norm/scale'"
+        with pytest.raises(ValueError, match=match):
+            lipschitz.lipschitz_bound(
+                lambda state, x: nnx.merge(graphdef, state)(x), state, jnp.ones((1, 4))
+            )
+
+    def test_batch_norm_in_training_mode_has_no_bound(self):
+        model = nn.BatchNorm(use_running_average=False)
+        x = jnp.ones((2, 4))
+        variables = model.init(jax.random.key(0), x)
+        apply = lambda v, x: model.apply(v, x, mutable="batch_stats")[0]  # noqa: E731
+        with pytest.raises(ValueError, match=r"`square`|`mul`"):
+            lipschitz.lipschitz_bound(apply, variables, x)
+
+    @pytest.mark.parametrize(
+        ("f", "operation"),
+        [
+            (lambda x: x * x, "square|mul"),
+            (lambda x: 1 / x, "div"),
+            (jnp.exp, "exp"),
+            (jnp.sqrt, "sqrt"),
+            (jnp.floor, "floor"),
+            (lambda x: jnp.where(x > 0, x, 1 + x), "gt"),
+            (lambda x: x.astype(int).astype(float), "convert_element_type"),
+            (lambda x: jnp.sort(x), "sort"),
+            (lambda x: x @ x.T, "dot_general"),
+            (lambda x: lax.fori_loop(0, 3, lambda _, x: jnp.sin(x), x), "scan|while"),
+            (lambda x: lax.cond(True, lambda x: x, lambda x: -x, x), "cond"),
+            (lambda x: lax.rsqrt(x) * x, "rsqrt"),
+            (gelu, "integer_pow"),
+        ],
+    )
+    def test_operations_without_a_bound_are_named(self, f, operation):
+        with pytest.raises(ValueError, match=f"no bound for `({operation})`.*right after x"):
+            bound_of(f, 3)
+
+    def test_a_single_image_is_told_its_batch_axis(self):
+        class Cnn(nn.Module):
+            @nn.compact
+            def __call__(self, x):
+                x = nn.avg_pool(nn.Conv(2, (3, 3))(x), (2, 2), (2, 2))
+                return nn.Dense(3)(x.reshape(len(x), -1))
+
+        image = jnp.ones((8, 8, 1))
+        variables = jax.eval_shape(Cnn().init, jax.random.key(0), image[None])
+        with pytest.raises(ZeroDivisionError) as caught:
+            lipschitz.lipschitz_bound(Cnn().apply, variables, image)
+        assert "if x is a single one, pass x[None]" in "".join(caught.value.__notes__)
+
+    def test_other_input_and_output_is_told(self):
+        with pytest.raises(TypeError, match="one array"):
+            bound_of(lambda x: (x, x), 3)
+        with pytest.raises(TypeError, match="floating-point inputs"):
+            lipschitz.lipschitz_bound(lambda w, x: x, (), jnp.arange(3))

@@ -1,0 +1,209 @@
+"""R⁰ and R¹ against exact maxima over balls, and what reparametrization moves."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.optimize import brentq
+
+from flatreg import measures
+from tests.support.trained import batch_loss, digits, trained
+
+KEY = jax.random.key(0)
+RHO = 0.3
+
+
+def quadratics(count=100, size=6):
+    """H and g of ½wᵀHw + gᵀw: definite, indefinite, and saddles (g = 0)."""
+    random = np.random.default_rng(0)
+    for i in range(count):
+        a = random.normal(size=(size, size))
+        h = a @ a.T / size if i % 3 == 0 else (a + a.T) / 2
+        yield h, random.normal(size=size) * (0 if i % 3 == 2 else 10.0 ** random.uniform(-2, 0.5))
+
+
+def largest_rise(h, g, rho):
+    """max ½dᵀHd + gᵀd over ‖d‖ ≤ ρ, by the secular equation ‖(μI − H)⁻¹g‖ = ρ."""
+    values, vectors = np.linalg.eigh(h)
+    b = vectors.T @ g
+    if not b.any():
+        return max(values[-1], 0) * rho**2 / 2
+    floor = max(values[-1], 0)
+
+    def excess(mu):
+        return np.linalg.norm(b / (mu - values)) - rho
+
+    inside = values[-1] < 0 and np.linalg.norm(b / values) <= rho
+    mu = 0.0 if inside else brentq(excess, floor * (1 + 1e-12) + 1e-300, floor + 1e6)
+    d = b / (mu - values)
+    return values @ d**2 / 2 + b @ d
+
+
+@pytest.fixture(scope="module")
+def found():
+    """R⁰ and R¹ of each quadratic, in float64."""
+    with jax.enable_x64(True):
+
+        @jax.jit
+        def both(h, g):
+            def loss_fn(w):
+                return w @ h @ w / 2 + g @ w
+
+            args = loss_fn, jnp.zeros(6), KEY, RHO
+            return (
+                measures.zeroth_order_flatness(*args, steps=300),
+                measures.first_order_flatness(*args, steps=300),
+            )
+
+        return [jax.device_get(both(h, g)) for h, g in quadratics()]
+
+
+def test_zeroth_order_flatness_of_quadratics_is_exact(found):
+    exact = [largest_rise(h, g, RHO) for h, g in quadratics()]
+    np.testing.assert_allclose([zeroth.value for zeroth, _ in found], exact, rtol=1e-3)
+
+
+def test_first_order_flatness_of_quadratics_is_exact(found):
+    # ‖Hd + g‖² = dᵀH²d + 2(Hg)ᵀd + ‖g‖² is a quadratic too.
+    exact = [RHO * np.sqrt(2 * largest_rise(h @ h, h @ g, RHO) + g @ g) for h, g in quadratics()]
+    np.testing.assert_allclose([first.value for _, first in found], exact, rtol=1e-3)
+
+
+def test_the_point_certifies_the_value(found):
+    for (h, g), (zeroth, first) in zip(quadratics(), found, strict=True):
+        d, e = np.array(zeroth.perturbation), np.array(first.perturbation)
+        assert max(np.linalg.norm(d), np.linalg.norm(e)) <= RHO * (1 + 1e-9)
+        np.testing.assert_allclose(d @ h @ d / 2 + g @ d, zeroth.value, rtol=1e-9)
+        np.testing.assert_allclose(RHO * np.linalg.norm(h @ e + g), first.value, rtol=1e-9)
+        assert zeroth.values[zeroth.start] == zeroth.value == max(zeroth.values)
+
+
+def test_the_loss_rises_no_faster_than_its_gradient_allows(found):
+    assert all(zeroth.value <= first.value * (1 + 1e-5) for zeroth, first in found)
+
+
+class TestNetwork:
+    """The network trained on digits, in float32."""
+
+    loss_fn = measures.dataset_loss(batch_loss, digits(), batch_size=300)
+
+    @pytest.mark.filterwarnings("ignore:.*no minimum")
+    @pytest.mark.parametrize("rho", [0.1, 0.5])
+    def test_no_random_restart_finds_more(self, rho):
+        @functools.partial(jax.jit, static_argnames="starts")
+        def both(key, starts):
+            options = {"random_starts": starts, "steps": 60}
+            args = self.loss_fn, trained(), key, rho
+            return (
+                measures.zeroth_order_flatness(*args, **options),
+                measures.first_order_flatness(*args, **options),
+            )
+
+        zeroth, first = both(KEY, 4)
+        for ours, random in zip((zeroth, first), both(jax.random.key(1), 20), strict=True):
+            assert ours.value >= 0.99 * max(random.values[-20:])
+        assert zeroth.value <= first.value * (1 + 1e-5)
+
+    def test_away_from_a_minimum_a_warning_says_that_it_is_not_the_eigenvalue(self):
+        with pytest.warns(UserWarning, match=r"no minimum at the scale of ρ = 0.001"):
+            measures.first_order_flatness(self.loss_fn, trained(), KEY, 1e-3, steps=1)
+
+
+def test_at_a_minimum_first_order_flatness_is_the_largest_eigenvalue():
+    with jax.enable_x64(True):
+        data = jax.tree.map(jnp.asarray, digits(100))
+
+        def loss_fn(w):  # a ridge regression by a logistic loss, convex
+            x, labels = data
+            margins = (2 * (labels % 2) - 1) * (x @ w)
+            return jnp.mean(jax.nn.softplus(-margins)) + 0.005 * w @ w
+
+        w = jnp.zeros(64, jnp.float64)
+        for _ in range(20):
+            w -= jnp.linalg.solve(jax.hessian(loss_fn)(w), jax.grad(loss_fn)(w))
+        largest = np.linalg.eigvalsh(jax.hessian(loss_fn)(w))[-1]
+        flat = measures.first_order_flatness(loss_fn, w, KEY, 0.01)
+        assert flat.gradient_ratio < 1e-2
+        np.testing.assert_allclose(flat.value / 0.01**2, largest, rtol=1e-2)
+
+
+def test_rescaling_a_relu_network_moves_flatness_but_not_adaptive_flatness():
+    """Dinh et al. 2017: W₁, b₁ → cW₁, cb₁ and W₂ → W₂/c leave the function alone."""
+    with jax.enable_x64(True):
+        keys = jax.random.split(jax.random.key(2), 4)
+        x, y = jax.random.normal(keys[0], (30, 3)), jax.random.normal(keys[1], (30,))
+        params = {
+            "kernel": jax.random.normal(keys[2], (3, 5)),
+            "bias": jnp.linspace(0.1, 1, 5),
+            "out": jax.random.normal(keys[3], (5,)),
+        }
+        rescaled = {k: w / 5 if k == "out" else w * 5 for k, w in params.items()}
+
+        def loss_fn(p):
+            return jnp.mean((jax.nn.relu(x @ p["kernel"] + p["bias"]) @ p["out"] - y) ** 2)
+
+        absolute = functools.partial(jax.tree.map, jnp.abs)
+
+        @functools.partial(jax.jit, static_argnames="scale")
+        def measured(p, scale=None):
+            first = measures.first_order_flatness(loss_fn, p, KEY, 0.1, scale=scale)
+            return measures.top_eigenpairs(loss_fn, p, KEY, scale=scale).values[0], first.value
+
+        np.testing.assert_allclose(loss_fn(params), loss_fn(rescaled), rtol=1e-12)
+        np.testing.assert_allclose(
+            measured(params, scale=absolute), measured(rescaled, scale=absolute), rtol=1e-4
+        )
+        moved = np.divide(measured(rescaled), measured(params))
+        assert np.all(np.abs(np.log(moved)) > 0.5)
+
+
+def test_flat_everywhere_is_zero_and_a_plane_rises_by_its_slope():
+    for measure in (measures.zeroth_order_flatness, measures.first_order_flatness):
+        assert (
+            jax.jit(lambda w, f=measure: f(lambda w: 0.0 * jnp.sum(w), w, KEY, 0.1).value)(
+                jnp.ones(3)
+            )
+            == 0
+        )
+        rise = jax.jit(lambda w, f=measure: f(lambda w: 2 * w[0], w, KEY, 0.1).value)(jnp.ones(3))
+        np.testing.assert_allclose(rise, 0.2, rtol=1e-5)
+
+
+@pytest.mark.parametrize("size", [1e20, 1e-25])
+def test_flatness_grows_with_the_loss_beyond_the_range_of_squares(size):
+    """Of size·‖w‖²/2 around 1 = (1, 1, 1): R⁰ = size(√3 ρ + ρ²/2), R¹ = size·ρ(√3 + ρ)."""
+    loss_fn = lambda w: size * (jnp.sum(w**2) / 2)  # noqa: E731
+    for measure, expected in (
+        (measures.zeroth_order_flatness, 3**0.5 * 0.1 + 0.1**2 / 2),
+        (measures.first_order_flatness, 0.1 * (3**0.5 + 0.1)),
+    ):
+        found = jax.jit(lambda w, f=measure: f(loss_fn, w, KEY, 0.1, steps=5).value)(jnp.ones(3))
+        np.testing.assert_allclose(found / np.float32(size), expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("loss_fn", "expected"),
+    [
+        (lambda w: w[0] + 2 * w[1], np.inf),
+        (lambda w: 0 * w[0], 0),
+        (lambda w: jnp.sum(w**2), 0),
+        (lambda w: jnp.sum((w - 1) ** 2), 2**0.5 / 0.1),
+    ],
+    ids=["slope", "constant", "minimum", "bowl"],
+)
+def test_the_gradient_ratio_is_zero_only_where_the_gradient_is(loss_fn, expected):
+    found = jax.jit(lambda w: measures.first_order_flatness(loss_fn, w, KEY, 0.1, steps=1))
+    np.testing.assert_allclose(found(jnp.zeros(2)).gradient_ratio, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("measure", ["zeroth_order_flatness", "first_order_flatness"])
+def test_bad_input_is_told(measure):
+    measure = functools.partial(getattr(measures, measure), lambda w: jnp.sum(w**2))
+    with pytest.raises(ValueError, match="rho must be finite and at least 0, got -1"):
+        measure(jnp.ones(3), KEY, -1.0)
+    with pytest.raises(ValueError, match="steps must be at least 1"):
+        measure(jnp.ones(3), KEY, 0.1, steps=0)
+    with pytest.raises(TypeError, match="leaf of int32"):
+        measure(jnp.arange(3), KEY, 0.1)

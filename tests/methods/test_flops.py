@@ -1,0 +1,104 @@
+"""What a step costs: floating-point operations by XLA's analysis, against one gradient.
+
+Networks with BatchNorm or LayerNorm and dropout at batch 128. XLA merges whatever a method
+recomputes of the caller's clean pass, so the papers' costs are upper bounds here.
+"""
+
+import functools
+
+import jax
+import optax
+import pytest
+
+import flatreg
+from flatreg.linen import TrainState, classification, make_train_step
+from tests.support import models
+
+EXAMPLES = 128
+MODELS = {"mlp": models.mlp, "cnn": models.cnn, "vit": models.vit}
+every_model = pytest.mark.parametrize(
+    "model", ["mlp", "cnn", pytest.param("vit", marks=pytest.mark.slow)]
+)
+
+# A method that does not use the clean gradient leaves a forward pass of it.
+COSTS = {  # method -> model -> gradients
+    "sam": (flatreg.sam(0.05), {"mlp": 2.03, "cnn": 2.03, "vit": 2.03}),
+    "asam": (flatreg.asam(0.5), {"mlp": 2.03, "cnn": 2.03, "vit": 2.03}),
+    "penalized_gradient": (flatreg.penalized_gradient(), {"mlp": 2.03, "cnn": 2.03, "vit": 2.03}),
+    "gradient_norm_penalty": (
+        flatreg.gradient_norm_penalty(0.1),
+        {"mlp": 2.55, "cnn": 3.05, "vit": 3.3},
+    ),
+    "gradient_regularization": (
+        flatreg.gradient_regularization(0.1),
+        {"mlp": 2.55, "cnn": 3.05, "vit": 3.3},
+    ),
+    "gam": (flatreg.gam(0.1, 1.0), {"mlp": 6.1, "cnn": 6.1, "vit": 6.3}),
+    "gam_with_ascent_by_differences": (
+        flatreg.gam(0.1, 1.0, ascent_hvp=flatreg.finite_difference_hvp(0.01)),
+        {"mlp": 5.1, "cnn": 5.1, "vit": 5.1},
+    ),
+    "gam_accelerated": (flatreg.gam_accelerated(), {"mlp": 4.05, "cnn": 4.05, "vit": 4.05}),
+    "perturbed_gradient": (
+        flatreg.perturbed_gradient(jax.random.key(0)),
+        {"mlp": 1.51, "cnn": 1.37, "vit": 1.36},
+    ),
+    "perturbed_gradient_antithetic": (
+        flatreg.perturbed_gradient(jax.random.key(0), antithetic=True),
+        {"mlp": 2.52, "cnn": 2.37, "vit": 2.36},
+    ),
+}
+
+
+@functools.cache
+def problem(model):
+    return MODELS[model](EXAMPLES)
+
+
+def flops(function, *args):
+    return jax.jit(function).lower(*args).compile().cost_analysis()["flops"]
+
+
+@functools.cache
+def flops_of_gradient(model):
+    loss_fn, *args = problem(model)
+    return flops(jax.value_and_grad(loss_fn, has_aux=True), *args)
+
+
+def gradients_of_step(model, method, **options):
+    """The cost of a whole update, in gradients."""
+    loss_fn, *args = problem(model)
+    evaluate = flatreg.value_and_grad_fn(loss_fn, has_aux=True, key_argnums=2, **options)
+
+    def step(params, batch, key):
+        value_and_aux, g, grad_fn = evaluate(params, batch, key)
+        return value_and_aux, method.update(g, method.init(params), params, grad_fn=grad_fn)[0]
+
+    return flops(step, *args) / flops_of_gradient(model)
+
+
+@every_model
+@pytest.mark.parametrize("name", COSTS)
+def test_a_step_costs_no_more_gradients_than_its_paper_says(name, model):
+    method, most = COSTS[name]
+    assert gradients_of_step(model, method) <= most[model]
+
+
+@every_model
+def test_sam_on_a_tenth_of_the_batch_costs_a_tenth_of_a_gradient(model):
+    assert gradients_of_step(model, flatreg.sam(0.05), ascent_fraction=0.1) <= 1.13
+
+
+def test_a_train_step_drops_the_clean_backward_pass_where_the_method_does_not_use_it():
+    _, _, batch, key = problem("mlp")
+    tx = optax.chain(flatreg.perturbed_gradient(key), optax.sgd(0.1))
+    state = TrainState.init(models.MLP(), tx, key, batch[0], train=False)
+    assert flops(make_train_step(classification), state, batch) <= 1.6 * flops_of_gradient("mlp")
+
+
+@every_model
+def test_the_analysis_counts_matrix_products(model):
+    """It is no vacuous measure: a gradient has at least four operations a weight and example."""
+    params = problem(model)[1]
+    weights = sum(w.size for w in jax.tree.leaves(params) if w.ndim > 1)
+    assert flops_of_gradient(model) > 4 * EXAMPLES * weights

@@ -1,0 +1,113 @@
+"""One small regression problem in any dtype, and every method that the tests of conventions run.
+
+``METHODS`` holds the registry and what is made of it: schedules, other Hessian-vector products,
+combinators. Each entry makes the transformation; ``OPTIONS`` holds what it asks of
+``value_and_grad_fn``.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import flatreg
+from tests.support.cases import CASES
+
+ramp = optax.linear_schedule(0.1, 0.4, 3)
+
+
+def averaging_sam(rho: float = 0.3, decay: float = 0.9):
+    """A method with memory: SAM along an average of the gradients."""
+
+    def direction(grad_fn, params, g, average, *, rho):
+        average = optax.tree.update_moment(g, average, decay, 1)
+        return grad_fn(optax.tree.add_scale(params, rho, average)), average
+
+    return flatreg.from_stateful_direction(optax.tree.zeros_like, direction, rho=rho)
+
+
+METHODS: dict[str, Callable[[], optax.GradientTransformationExtraArgs]] = {
+    **{case.name: case.make for case in CASES},
+    "sam_scheduled": lambda: flatreg.sam(ramp),
+    "gam_scheduled": lambda: flatreg.gam(0.3, ramp),
+    "gam_forward": lambda: flatreg.gam(0.3, 0.5, hvp=flatreg.forward_hvp),
+    "gam_reverse": lambda: flatreg.gam(0.3, 0.5, hvp=flatreg.reverse_hvp),
+    "gam_difference": lambda: flatreg.gam(0.3, 0.5, ascent_hvp=flatreg.finite_difference_hvp(0.05)),
+    "every": lambda: flatreg.every(2, flatreg.sam(ramp)),
+    "after": lambda: flatreg.after(1, flatreg.gam(0.3, 0.5)),
+    "randomly": lambda: flatreg.randomly(0.5, flatreg.sam(0.3), jax.random.key(1)),
+    "nested": lambda: flatreg.combine(flatreg.sam(ramp), flatreg.every(2, flatreg.asam(0.3))),
+    "perturbed_normal": lambda: flatreg.perturbed_gradient(
+        jax.random.key(1), ramp, distribution="normal"
+    ),
+    "perturbed_curvature": lambda: flatreg.perturbed_gradient(
+        jax.random.PRNGKey(1), 0.3, curvature=flatreg.CurvatureScale(interval=2, rho=0.1)
+    ),
+    "averaging": lambda: averaging_sam(ramp),
+    "observe": lambda: flatreg.observe(flatreg.sam(0.3)),
+    "per_shard": lambda: flatreg.per_shard(flatreg.sam(ramp)),
+}
+OPTIONS: dict[str, dict[str, int]] = {"per_shard": {"shards": 2}}
+
+
+def loss_fn(params: Any, batch: Any) -> jax.Array:
+    """Mean squared error of a tanh network."""
+    x, y = batch
+    hidden = jnp.tanh(x @ params["hidden"]["kernel"] + params["hidden"]["bias"])
+    return jnp.mean((hidden @ params["out"] - y) ** 2)
+
+
+def tanh_net(dtype: Any = jnp.float32, seed: int = 0) -> tuple[Any, Any]:
+    """Parameters and a batch of 16 examples for ``loss_fn``."""
+    keys = jax.random.split(jax.random.key(seed), 4)
+    params = {
+        "hidden": {"kernel": jax.random.normal(keys[0], (4, 8), dtype), "bias": jnp.ones(8, dtype)},
+        "out": jax.random.normal(keys[1], (8,), dtype),
+    }
+    batch = jax.random.normal(keys[2], (16, 4), dtype), jax.random.normal(keys[3], (16,), dtype)
+    return params, batch
+
+
+def training_step(tx: Any, loss_fn: Any = loss_fn, **options: Any) -> Any:
+    """A step ``(params, opt_state), batch -> (params, opt_state), loss``."""
+
+    def step(carry: Any, batch: Any) -> tuple[Any, jax.Array]:
+        params, opt_state = carry
+        loss, grads, grad_fn = flatreg.value_and_grad_fn(loss_fn, **options)(params, batch)
+        updates, opt_state = tx.update(grads, opt_state, params, grad_fn=grad_fn)
+        return (optax.apply_updates(params, updates), opt_state), loss
+
+    return step
+
+
+def chained(name: str, **options: Any) -> tuple[Any, Any]:
+    """The method in front of SGD with momentum, and its training step."""
+    tx = optax.chain(METHODS[name](), optax.sgd(0.1, momentum=0.9))
+    return tx, training_step(tx, **OPTIONS.get(name, {}) | options)
+
+
+def direction(tx: Any, params: Any, batch: Any, state: Any = None, **options: Any) -> Any:
+    """What the transformation makes of the gradient, and its state."""
+    _, grads, grad_fn = flatreg.value_and_grad_fn(loss_fn, **options)(params, batch)
+    return tx.update(grads, tx.init(params) if state is None else state, params, grad_fn=grad_fn)
+
+
+def assert_close(actual: Any, expected: Any, rtol: float = 1e-5) -> None:
+    """Equal structures, and leaves equal up to ``rtol`` of their largest entry."""
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    for x, y in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(x, y, rtol=rtol, atol=rtol * (np.abs(y).max() + 1e-3))
+
+
+def assert_equal(actual: Any, expected: Any) -> None:
+    """Equal structures, dtypes and bits."""
+    assert avals(actual) == avals(expected)
+    jax.tree.map(np.testing.assert_array_equal, actual, expected)
+
+
+def avals(tree: Any) -> Any:
+    """Shapes, dtypes and weak types."""
+    return jax.tree.map(lambda x: (x.shape, x.dtype, x.weak_type), tree)
