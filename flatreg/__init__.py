@@ -67,7 +67,7 @@ else:  # Type checkers would take every name for one of these.
         return importlib.import_module(f"flatreg.{name}")
 
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _PACKAGES = {"checkpoint", "linen", "lipschitz", "measures", "nnx", "plots"}
 

@@ -182,9 +182,9 @@ def _summand(spec: str, whole: str, optimizer: str) -> tuple[str, Any, float]:
     except (TypeError, ValueError) as error:  # flatreg's own check, or one that is missing
         raise UsageError(f"In {whole!r}: {error} Write for example {_usage(name)}.") from error
     if every > 1:
-        transform = flatreg.every(int(every), transform)
+        transform = flatreg.every(transform, int(every))
     if after > 0:
-        transform = flatreg.after(int(after), transform)
+        transform = flatreg.after(transform, int(after))
     return label, transform, 1 + (entry.gradients - 1) / every
 
 

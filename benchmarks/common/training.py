@@ -18,7 +18,7 @@ import optax
 from benchmarks.common import augment as _augment
 from benchmarks.common.methods import Method
 from benchmarks.common.options import Options
-from flatreg.linen import TrainState, classification, make_train_step
+from flatreg.linen import TrainState, classification_loss, make_train_step
 
 AUGMENTING = 2**16  # folded into a step's key; call c of the model has c
 
@@ -57,7 +57,7 @@ def build(
     total = training_steps(method, options, len(x))
     warmup = int(options.warmup_epochs / options.epochs * total)
     tx = optax.chain(method.transform, _base_optimizer(options, total, warmup))
-    train_step = make_train_step(classification, ascent_fraction=method.ascent_fraction)
+    train_step = make_train_step(classification_loss, ascent_fraction=method.ascent_fraction)
     example = x[:1]
     model = model.clone(dtype=jnp.dtype(options.dtype))
 

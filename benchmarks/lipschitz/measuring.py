@@ -40,7 +40,9 @@ def measurer(network: Network, data: Dataset, options: Options) -> Callable[[Any
             return jnp.mean(f(noisy).argmax(1) == y)
 
         logits = f(x)
-        lower = lipschitz.lipschitz_lower_bound(f, x[:STARTS], keys[0], steps=ASCENT).lower
+        lower = lipschitz.lipschitz_lower_bound(
+            network.logits, params, x[:STARTS], keys[0], steps=ASCENT
+        ).lower
 
         def certified(constant: Any, radii: np.ndarray) -> jax.Array:
             return lipschitz.certified_accuracy(logits, y, constant, jnp.asarray(radii))

@@ -19,7 +19,7 @@ from scipy.stats import quantile_test  # type: ignore[import-untyped]
 
 from benchmarks.common import methods as _methods
 from benchmarks.common.methods import METHODS, Method
-from flatreg.linen import TrainState, classification, make_train_step
+from flatreg.linen import TrainState, classification_loss, make_train_step
 
 GRADIENT, OPTAX_SAM = "one gradient, by hand", "optax.contrib.sam"
 OPTIMIZERS: dict[str, Callable[[], optax.GradientTransformation]] = {
@@ -85,7 +85,7 @@ def contestants(
             tx=optax.chain(method.transform, base),
             key=jax.random.key(1),
         )
-        step = make_train_step(classification, ascent_fraction=method.ascent_fraction)
+        step = make_train_step(classification_loss, ascent_fraction=method.ascent_fraction)
         return Contestant(method.label, method.cost, *compiled(step, state))
 
     return [

@@ -41,7 +41,7 @@ from benchmarks.common.models import build as _models
 from benchmarks.train_distributed import engine as _distributed
 from benchmarks.train_distributed import options as _distributed_options
 from benchmarks.train_distributed.options import Options
-from flatreg.linen import TrainState, classification, make_eval_step, make_train_step
+from flatreg.linen import TrainState, classification_loss, make_eval_step, make_train_step
 
 
 class Program(NamedTuple):
@@ -119,7 +119,7 @@ def build(
     abstract = jax.eval_shape(init, jax.random.key(0))
     shardings = _distributed.shardings_of(abstract, options.sharding, mesh)
     step = make_train_step(
-        classification,
+        classification_loss,
         microbatches=options.microbatches,
         shards=options.shards if options.shards > 1 else None,
         ascent_fraction=method.ascent_fraction,
@@ -127,7 +127,7 @@ def build(
     return Program(
         init=jax.jit(init, out_shardings=shardings),
         step=jax.jit(step, donate_argnums=0, out_shardings=(shardings, None)),
-        evaluate=jax.jit(make_eval_step(classification)),
+        evaluate=jax.jit(make_eval_step(classification_loss)),
         abstract_state=jax.tree.map(lambda x, s: x.update(sharding=s), abstract, shardings),
     )
 

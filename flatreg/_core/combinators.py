@@ -1,7 +1,7 @@
 """Methods of methods: several at once, or one on some steps only.
 
 All of them take transformations made by :func:`flatreg.from_direction` (or by one another) and
-return one, so they nest: ``combine(sam(), every(5, gam(0.1, 1.0)))``.
+return one, so they nest: ``combine(sam(), every(gam(0.1, 1.0), 5))``.
 """
 
 from typing import Any, TypeAlias
@@ -72,7 +72,7 @@ def combine(*methods: Method) -> Method:
     return Method(init, update)
 
 
-def every(k: int | jax.Array, method: Method) -> Method:
+def every(method: Method, k: int | jax.Array) -> Method:
     r"""The method on the steps 0, k, 2k, …, the plain gradient on the others.
 
     On an off-step the method's extra gradients are skipped (``lax.cond``) and its state is left
@@ -94,7 +94,7 @@ def every(k: int | jax.Array, method: Method) -> Method:
       >>> import jax, jax.numpy as jnp, flatreg
       >>> grad_fn = jax.grad(lambda w: jnp.sum(w**2) / 2)
       >>> w = jnp.array([3.0, 4.0])
-      >>> tx = flatreg.every(2, flatreg.sam(5.0))
+      >>> tx = flatreg.every(flatreg.sam(5.0), 2)
       >>> first, state = tx.update(w, tx.init(w), w, grad_fn=grad_fn)
       >>> second, state = tx.update(w, state, w, grad_fn=grad_fn)
       >>> print(first, second)
@@ -109,7 +109,7 @@ def every(k: int | jax.Array, method: Method) -> Method:
     return _on_steps("every", method, lambda step, **_: step % k == 0)
 
 
-def after(step: int | jax.Array, method: Method) -> Method:
+def after(method: Method, step: int | jax.Array) -> Method:
     r"""The plain gradient on the steps before ``step``, the method from then on.
 
     This is the zero-warm-up of gradient regularization with adaptive optimizers.
@@ -130,7 +130,7 @@ def after(step: int | jax.Array, method: Method) -> Method:
       >>> import jax, jax.numpy as jnp, flatreg
       >>> grad_fn = jax.grad(lambda w: jnp.sum(w**2) / 2)
       >>> w = jnp.array([3.0, 4.0])
-      >>> tx = flatreg.after(1, flatreg.sam(5.0))
+      >>> tx = flatreg.after(flatreg.sam(5.0), 1)
       >>> first, state = tx.update(w, tx.init(w), w, grad_fn=grad_fn)
       >>> second, state = tx.update(w, state, w, grad_fn=grad_fn)
       >>> print(first, second)
@@ -146,7 +146,7 @@ def after(step: int | jax.Array, method: Method) -> Method:
     return _on_steps("after", method, lambda step, **_: step >= first)
 
 
-def randomly(probability: ScalarOrSchedule, method: Method, key: jax.Array) -> Method:
+def randomly(method: Method, probability: ScalarOrSchedule, key: jax.Array) -> Method:
     r"""The method on each step with the given probability, else the plain gradient.
 
     Step t draws its coin with ``fold_in(key, t)``, so a run repeats itself and a restored one goes
@@ -169,7 +169,7 @@ def randomly(probability: ScalarOrSchedule, method: Method, key: jax.Array) -> M
       >>> import jax, jax.numpy as jnp, flatreg
       >>> grad_fn = jax.grad(lambda w: jnp.sum(w**2) / 2)
       >>> w = jnp.array([3.0, 4.0])
-      >>> tx = flatreg.randomly(0.0, flatreg.sam(5.0), jax.random.key(0))
+      >>> tx = flatreg.randomly(flatreg.sam(5.0), 0.0, jax.random.key(0))
       >>> d, _ = tx.update(w, tx.init(w), w, grad_fn=grad_fn)
       >>> print(d)
       [3. 4.]
@@ -180,7 +180,7 @@ def randomly(probability: ScalarOrSchedule, method: Method, key: jax.Array) -> M
     """
     check_scalars(probability=probability)
     check_between(0, 1, probability=probability)
-    check_key(key, "flatreg.randomly(0.5, method, jax.random.key(0))")
+    check_key(key, "flatreg.randomly(method, 0.5, jax.random.key(0))")
 
     def coin(step: Any, **_: Any) -> jax.Array:
         p = probability(step) if callable(probability) else probability

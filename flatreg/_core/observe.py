@@ -51,7 +51,7 @@ def observe(
     A point at which the oracle is called inside of a ``lax.cond``, a ``vmap`` or a linearization
     does not come out of it, and then ‖ε‖ is NaN: around :func:`every`, :func:`after`,
     :func:`randomly` and :func:`per_shard`, and for methods that take exact Hessian-vector products.
-    Observe the method inside, ``every(5, observe(sam(0.05)))``, to see its last on-step. Under
+    Observe the method inside, ``every(observe(sam(0.05)), 5)``, to see its last on-step. Under
     ``jax_debug_nans`` this NaN stops the run, and so do those before the first update if ``init``
     is jitted.
 

@@ -146,8 +146,8 @@ def inputs_and_labels(batch: Any) -> tuple[Any, Any]:
     if not isinstance(batch, tuple | list) or len(batch) != 2:
         keys = f" with the keys {list(batch)}" if isinstance(batch, Mapping) else ""
         raise TypeError(
-            f"classification takes batch = (x, labels), got a {type(batch).__name__}{keys}: hand "
-            'the step (batch["image"], batch["label"]), say, or write a loss of your own.'
+            f"classification_loss takes batch = (x, labels), got a {type(batch).__name__}{keys}: "
+            'hand the step (batch["image"], batch["label"]), say, or write a loss of your own.'
         )
     return batch[0], batch[1]
 

@@ -30,6 +30,6 @@ from flatreg.linen._spectral_norm import SpectralNorm as SpectralNorm
 from flatreg.linen._state import TrainState as TrainState
 from flatreg.linen._steps import LossFn as LossFn
 from flatreg.linen._steps import Metrics as Metrics
-from flatreg.linen._steps import classification as classification
+from flatreg.linen._steps import classification_loss as classification_loss
 from flatreg.linen._steps import make_eval_step as make_eval_step
 from flatreg.linen._steps import make_train_step as make_train_step

@@ -27,7 +27,7 @@ Metrics: TypeAlias = dict[str, jax.Array]
 """Scalars by name."""
 
 
-def classification(apply: Apply, batch: Any, train: bool) -> tuple[jax.Array, Metrics]:
+def classification_loss(apply: Apply, batch: Any, train: bool) -> tuple[jax.Array, Metrics]:
     """The loss of a classifier: mean softmax cross-entropy, with the accuracy as a metric.
 
     Args:
@@ -44,7 +44,7 @@ def classification(apply: Apply, batch: Any, train: bool) -> tuple[jax.Array, Me
 
     Examples:
       >>> import jax, jax.numpy as jnp, flax.linen as nn, optax, flatreg
-      >>> from flatreg.linen import TrainState, classification, make_train_step
+      >>> from flatreg.linen import TrainState, classification_loss, make_train_step
       >>> class Classifier(nn.Module):
       ...     @nn.compact
       ...     def __call__(self, x, train):
@@ -53,7 +53,7 @@ def classification(apply: Apply, batch: Any, train: bool) -> tuple[jax.Array, Me
       >>> batch = jax.random.normal(jax.random.key(1), (16, 4)), jnp.arange(16) % 3
       >>> tx = optax.chain(flatreg.sam(0.05), optax.adam(0.1))
       >>> state = TrainState.init(Classifier(), tx, jax.random.key(0), batch[0], train=False)
-      >>> train_step = jax.jit(make_train_step(classification), donate_argnums=0)
+      >>> train_step = jax.jit(make_train_step(classification_loss), donate_argnums=0)
       >>> for _ in range(100):
       ...     state, metrics = train_step(state, batch)
       >>> print(bool(metrics["accuracy"] > 0.9))

@@ -19,8 +19,8 @@ from flatreg.typing import GradFn, Grads, Hvp, Params, Scalar, ScalarOrSchedule,
 
 
 def gam(
-    rho: ScalarOrSchedule,
-    alpha: ScalarOrSchedule,
+    rho: ScalarOrSchedule = 0.1,
+    alpha: ScalarOrSchedule = 1.0,
     *,
     hvp: Hvp | None = None,
     ascent_hvp: Hvp | None = None,

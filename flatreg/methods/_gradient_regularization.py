@@ -16,7 +16,7 @@ from flatreg.typing import GradFn, Grads, Hvp, Params, Scalar, ScalarOrSchedule
 
 
 def gradient_regularization(
-    mu: ScalarOrSchedule, *, hvp: Hvp | None = None
+    mu: ScalarOrSchedule = 0.05, *, hvp: Hvp | None = None
 ) -> optax.GradientTransformationExtraArgs:
     r"""EGR: descends L + μ‖∇L‖², replacing g by g + 2μHg.
 

@@ -9,7 +9,7 @@ Gradient Regularization Be Harmful?', ICML 2024, arXiv 2406.09723, over T steps:
 
     r-warm-up     penalized_gradient(r=optax.linear_schedule(0.0, r, T), alpha=alpha)
     λ-warm-up     penalized_gradient(r=r, alpha=optax.linear_schedule(0.0, alpha, T))
-    zero-warm-up  after(T, penalized_gradient(r=r, alpha=alpha))
+    zero-warm-up  after(penalized_gradient(r=r, alpha=alpha), T)
 """
 
 import math
@@ -46,7 +46,7 @@ def penalized_gradient(
     With adaptive optimizers and a learning-rate warm-up the penalty can hurt; three warm-ups over
     T steps mend it: ``r=optax.linear_schedule(0.0, 0.1, T)`` (r-warm-up),
     ``alpha=optax.linear_schedule(0.0, 0.8, T)`` (λ-warm-up), or
-    ``after(T, penalized_gradient())`` (zero-warm-up).
+    ``after(penalized_gradient(), T)`` (zero-warm-up).
 
     This differs from the authors' code in:
 
@@ -101,7 +101,7 @@ def penalized_gradient(
 
 
 def gradient_norm_penalty(
-    penalty: ScalarOrSchedule, *, ord: Scalar = 2, hvp: Hvp | None = None
+    penalty: ScalarOrSchedule = 0.1, *, ord: Scalar = 2, hvp: Hvp | None = None
 ) -> optax.GradientTransformationExtraArgs:
     r"""Exact PGN: descends L + λ‖∇L‖ₚ, replacing g by g + λ H·[sign(g)|g|^{p−1}/‖g‖ₚ^{p−1}].
 

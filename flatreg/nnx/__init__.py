@@ -30,6 +30,6 @@ from flatreg.nnx._optimizer import Optimizer as Optimizer
 from flatreg.nnx._spectral_norm import SpectralNorm as SpectralNorm
 from flatreg.nnx._steps import LossFn as LossFn
 from flatreg.nnx._steps import Metrics as Metrics
-from flatreg.nnx._steps import classification as classification
+from flatreg.nnx._steps import classification_loss as classification_loss
 from flatreg.nnx._steps import make_eval_step as make_eval_step
 from flatreg.nnx._steps import make_train_step as make_train_step

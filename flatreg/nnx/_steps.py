@@ -33,7 +33,7 @@ Metrics: TypeAlias = dict[str, jax.Array]
 """Scalars by name."""
 
 
-def classification(model: Any, batch: Any) -> tuple[jax.Array, Metrics]:
+def classification_loss(model: Any, batch: Any) -> tuple[jax.Array, Metrics]:
     """The loss of a classifier: mean softmax cross-entropy, with the accuracy as a metric.
 
     Args:
@@ -48,7 +48,7 @@ def classification(model: Any, batch: Any) -> tuple[jax.Array, Metrics]:
 
     Examples:
       >>> import jax.numpy as jnp
-      >>> loss, metrics = classification(lambda x: x, (4 * jnp.eye(3), jnp.arange(3)))
+      >>> loss, metrics = classification_loss(lambda x: x, (4 * jnp.eye(3), jnp.arange(3)))
       >>> print(f"{loss:.3f} {metrics['accuracy']}")
       0.036 1.0
     """
@@ -109,13 +109,13 @@ def make_train_step(
       >>> optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
       >>> x = jax.random.normal(jax.random.key(4), (16, 4))
       >>> batch = x, (x[:, 0] > 0).astype(int)
-      >>> train_step = nnx.jit(make_train_step(classification), donate_argnums=(0, 1))
+      >>> train_step = nnx.jit(make_train_step(classification_loss), donate_argnums=(0, 1))
       >>> for _ in range(30):
       ...     metrics = train_step(model, optimizer, batch)
       >>> print(sorted(metrics))
       ['accuracy', 'cosine', 'direction_norm', 'grad_norm', 'loss', 'perturbation_norm', 'skipped']
       >>> model.eval()
-      >>> print(nnx.jit(make_eval_step(classification))(model, batch)["accuracy"])
+      >>> print(nnx.jit(make_eval_step(classification_loss))(model, batch)["accuracy"])
       1.0
     """
     with_oracle = functools.partial(

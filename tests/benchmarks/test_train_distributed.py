@@ -25,7 +25,7 @@ from benchmarks.common.models import build as _models
 from benchmarks.train_distributed import engine as _distributed
 from benchmarks.train_distributed.__main__ import build, train
 from benchmarks.train_distributed.options import parse
-from flatreg.linen import TrainState, classification, make_train_step
+from flatreg.linen import TrainState, classification_loss, make_train_step
 from tests.support.problems import assert_close
 
 DEVICES = 8
@@ -94,7 +94,7 @@ def small_step(model, method, axes, devices=DEVICES):
         x = jax.random.normal(jax.random.key(0), (32, 8, 8, 1))
         tx = optax.chain(method, optax.sgd(0.1, momentum=0.9))
         state = TrainState.init(model, tx, jax.random.key(1), x[:1], train=False)
-        step = jax.jit(make_train_step(classification))
+        step = jax.jit(make_train_step(classification_loss))
         yield step, jax.device_put(state, P()), jax.device_put((x, jnp.arange(32) % 3), P("data"))
 
 
@@ -115,7 +115,7 @@ def every_method(mesh):
     """The parameters after 20 steps of each method of the grammar, all in one compiled step."""
     data = digits()
     model = _models.build("mlp", data)
-    step = make_train_step(classification)
+    step = make_train_step(classification_loss)
 
     def state_of(name):
         (method,) = parse_methods(spec(name), "sgd")

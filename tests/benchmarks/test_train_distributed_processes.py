@@ -16,11 +16,11 @@ import jax
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
-from test_distributed import every_method, tolerance
 
 from benchmarks.train_distributed import engine as _distributed
 from benchmarks.train_distributed.__main__ import main, train
 from benchmarks.train_distributed.options import parse
+from tests.benchmarks.test_train_distributed import every_method, tolerance
 from tests.support.problems import assert_close
 
 ROOT = pathlib.Path(__file__).parents[2]

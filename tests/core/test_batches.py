@@ -112,8 +112,8 @@ def test_shards_share_the_steps_of_a_conditional_method():
     off = mean_over_shards(case, logistic_loss, 3, rho=0.0)
     tossed = [bool(jax.random.bernoulli(jax.random.fold_in(coins, t))) for t in range(4)]
     for sometimes, steps in (
-        (flatreg.every(2, case.make()), [True, False, True, False]),
-        (flatreg.randomly(0.5, case.make(), coins), tossed),
+        (flatreg.every(case.make(), 2), [True, False, True, False]),
+        (flatreg.randomly(case.make(), 0.5, coins), tossed),
     ):
         assert set(steps) == {True, False}
         method = flatreg.per_shard(sometimes)

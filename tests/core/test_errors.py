@@ -165,34 +165,34 @@ class TestCombinators:
     @pytest.mark.parametrize("k", [0, -1, 0.5, float("nan")])
     def test_a_period_is_told_to_be_at_least_one(self, k):
         with pytest.raises(ValueError, match=r"k must be .*at least 1"):
-            flatreg.every(k, flatreg.sam())
+            flatreg.every(flatreg.sam(), k)
 
     def test_a_period_is_told_to_be_whole(self):
         with pytest.raises(ValueError, match=r"k must be a whole number, got 2\.5"):
-            flatreg.every(2.5, flatreg.sam())
+            flatreg.every(flatreg.sam(), 2.5)
         curvature = flatreg.CurvatureScale(interval=2.5)
         with pytest.raises(ValueError, match=r"interval must be a whole number, got 2\.5"):
             flatreg.perturbed_gradient(jax.random.key(0), curvature=curvature)
-        flatreg.every(np.int32(2), flatreg.sam())
+        flatreg.every(flatreg.sam(), np.int32(2))
 
     @pytest.mark.parametrize("step", [-1, float("nan")])
     def test_a_first_step_is_told_to_be_at_least_zero(self, step):
         with pytest.raises(ValueError, match=r"step must be .*at least 0"):
-            flatreg.after(step, flatreg.sam())
+            flatreg.after(flatreg.sam(), step)
 
     @pytest.mark.parametrize("probability", [2.0, -0.1, float("nan")])
     def test_a_probability_is_told_its_range(self, probability):
         with pytest.raises(ValueError, match=r"probability must be in \[0, 1\]"):
-            flatreg.randomly(probability, flatreg.sam(), jax.random.key(0))
+            flatreg.randomly(flatreg.sam(), probability, jax.random.key(0))
 
     @pytest.mark.parametrize(
         ("make", "text"),
         [
-            (lambda: flatreg.every(optax.constant_schedule(2), flatreg.sam()), "write k=10"),
-            (lambda: flatreg.after("5", flatreg.sam()), "write step=1000"),
-            (lambda: flatreg.randomly("x", flatreg.sam(), jax.random.key(0)), "probability=0.1"),
+            (lambda: flatreg.every(flatreg.sam(), optax.constant_schedule(2)), "write k=10"),
+            (lambda: flatreg.after(flatreg.sam(), "5"), "write step=1000"),
+            (lambda: flatreg.randomly(flatreg.sam(), "x", jax.random.key(0)), "probability=0.1"),
             (
-                lambda: flatreg.randomly(0.5, flatreg.sam(), jax.random.split(jax.random.key(0))),
+                lambda: flatreg.randomly(flatreg.sam(), 0.5, jax.random.split(jax.random.key(0))),
                 r"flatreg.randomly\(0.5, method, jax.random.key\(0\)\)",
             ),
         ],
@@ -215,9 +215,9 @@ class TestCombinators:
         [
             lambda method: flatreg.combine(flatreg.sam(), method),
             lambda method: flatreg.combine(method),
-            lambda method: flatreg.every(2, method),
-            lambda method: flatreg.after(2, method),
-            lambda method: flatreg.randomly(0.5, method, jax.random.key(0)),
+            lambda method: flatreg.every(method, 2),
+            lambda method: flatreg.after(method, 2),
+            lambda method: flatreg.randomly(method, 0.5, jax.random.key(0)),
             flatreg.per_shard,
             flatreg.observe,
         ],
@@ -232,9 +232,9 @@ class TestCombinators:
         "combination",
         [
             lambda method: flatreg.combine(flatreg.sam(), method),
-            lambda method: flatreg.every(2, method),
-            lambda method: flatreg.after(2, method),
-            lambda method: flatreg.randomly(0.5, method, jax.random.key(0)),
+            lambda method: flatreg.every(method, 2),
+            lambda method: flatreg.after(method, 2),
+            lambda method: flatreg.randomly(method, 0.5, jax.random.key(0)),
         ],
         ids=["combine", "every", "after", "randomly"],
     )

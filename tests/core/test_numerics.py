@@ -222,9 +222,9 @@ def test_mean_over_parts_does_not_overflow_in_float16(option):
     [
         lambda method: method,
         lambda method: flatreg.combine(method, flatreg.asam()),
-        lambda method: flatreg.every(2, method),
-        lambda method: flatreg.after(1, method),
-        lambda method: flatreg.randomly(0.5, method, jax.random.key(0)),
+        lambda method: flatreg.every(method, 2),
+        lambda method: flatreg.after(method, 1),
+        lambda method: flatreg.randomly(method, 0.5, jax.random.key(0)),
     ],
     ids=["alone", "combine", "every", "after", "randomly"],
 )

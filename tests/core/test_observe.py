@@ -62,7 +62,7 @@ def test_perturbation_norm_is_the_distance_of_the_farthest_point(method, expecte
 
 @pytest.mark.parametrize(
     "method",
-    [flatreg.every(2, SAM), flatreg.gam(0.1, 0.5)],
+    [flatreg.every(SAM, 2), flatreg.gam(0.1, 0.5)],
     ids=["in a cond", "in a linearization"],
 )
 def test_a_perturbation_that_cannot_be_seen_is_nan(method):
@@ -75,7 +75,7 @@ def test_observing_is_no_computation_of_nan():
 
 
 def test_observed_inside_of_every_it_keeps_what_the_last_on_step_did():
-    seen = updates(flatreg.every(2, flatreg.observe(SAM)), count=2)
+    seen = updates(flatreg.every(flatreg.observe(SAM), 2), count=2)
     np.testing.assert_allclose(seen, 0.3, rtol=1e-5)
 
 

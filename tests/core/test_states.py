@@ -109,7 +109,7 @@ def test_the_state_of_an_unscheduled_method_holds_no_array(name):
 
 @pytest.mark.parametrize(
     ("tx", "on_steps"),
-    [(flatreg.every(3, flatreg.sam(ramp)), (0, 3)), (flatreg.after(3, flatreg.sam(ramp)), (3, 4))],
+    [(flatreg.every(flatreg.sam(ramp), 3), (0, 3)), (flatreg.after(flatreg.sam(ramp), 3), (3, 4))],
     ids=["every", "after"],
 )
 def test_a_schedule_counts_the_steps_that_the_method_is_on(tx, on_steps):

@@ -103,8 +103,8 @@ def test_state_of_every_combinator_keeps_its_structure_on_any_tree(tree, seed):
     params, schedule = filled(tree, seed), lambda step: 0.1 * step
     method = flatreg.combine(
         flatreg.sam(schedule),
-        flatreg.every(2, flatreg.gam(schedule, 0.5)),
-        flatreg.after(1, flatreg.randomly(schedule, flatreg.asam(0.3), jax.random.key(0))),
+        flatreg.every(flatreg.gam(schedule, 0.5), 2),
+        flatreg.after(flatreg.randomly(flatreg.asam(0.3), schedule, jax.random.key(0)), 1),
     )
     state, grad_fn = method.init(params), jax.grad(loss)
     assert_like(method.init(tree), state)  # from shapes alone

@@ -71,7 +71,7 @@ def test_a_linen_step_is_a_plain_optax_loops(name, scale, options):
         return optax.softmax_cross_entropy_with_integer_labels(logits, batch[1]).mean()
 
     expected = plain_loop(CHAINS[name], loss_fn, state.params, batch)
-    step = jax.jit(flatreg.linen.make_train_step(flatreg.linen.classification, **options))
+    step = jax.jit(flatreg.linen.make_train_step(flatreg.linen.classification_loss, **options))
     for _ in range(STEPS):
         state, _ = step(state, batch)
     assert_same((state.params, state.opt_state), expected)
@@ -90,7 +90,7 @@ def test_an_nnx_step_is_a_plain_optax_loops(name, scale, options):
 
     expected, _ = plain_loop(CHAINS[name], loss_fn, jax.tree.map(jnp.copy, params), batch)
     optimizer = flatreg.nnx.Optimizer(model, CHAINS[name], wrt=nnx.Param, dynamic_scale=scale)
-    step = nnx.jit(flatreg.nnx.make_train_step(flatreg.nnx.classification, **options))
+    step = nnx.jit(flatreg.nnx.make_train_step(flatreg.nnx.classification_loss, **options))
     for _ in range(STEPS):
         step(model, optimizer, batch)
     assert_same(nnx.state(model), expected)
@@ -101,7 +101,7 @@ def test_the_learning_rate_falls_where_the_loss_stays():
     state = linen_models.state_of(
         linen_models.Plain(), CHAINS["reduce_on_plateau"], linen_models.examples()[0]
     )
-    step = jax.jit(flatreg.linen.make_train_step(flatreg.linen.classification))
+    step = jax.jit(flatreg.linen.make_train_step(flatreg.linen.classification_loss))
     for _ in range(STEPS):
         state, _ = step(state, linen_models.examples())
     assert 0 < optax.tree.get(state.opt_state, "scale") < 1

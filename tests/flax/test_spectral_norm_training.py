@@ -55,7 +55,7 @@ def linen_training(batch):
     model = LinenModel()
     variables = jax.jit(functools.partial(model.init, train=False))(jax.random.key(0), batch[0])
     state = flatreg_linen.TrainState.create(apply_fn=model.apply, tx=SAM, **variables)
-    step = jax.jit(flatreg_linen.make_train_step(flatreg_linen.classification))
+    step = jax.jit(flatreg_linen.make_train_step(flatreg_linen.classification_loss))
 
     def run(state):
         state, metrics = step(state, batch)
@@ -68,7 +68,7 @@ def nnx_training(batch):
     """The same."""
     model = NNXModel(batch[0], nnx.Rngs(0))
     graphdef, state = nnx.split((model, nnx.Optimizer(model, SAM, wrt=nnx.Param)))
-    step = flatreg_nnx.make_train_step(flatreg_nnx.classification)
+    step = flatreg_nnx.make_train_step(flatreg_nnx.classification_loss)
 
     @jax.jit
     def run(state):

@@ -1,6 +1,5 @@
 """Checkpoints hold the whole training state; training goes on from them as if nothing had been."""
 
-import os
 import pathlib
 import shutil
 import signal
@@ -19,16 +18,16 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 import flatreg
 from flatreg import checkpoint
-from flatreg.linen import classification, make_train_step
+from flatreg.linen import classification_loss, make_train_step
 from tests.support.linen_models import Noisy, Plain, assert_close, assert_equal, examples, state_of
 
 STEPS = 10
 MODEL = Noisy()
 METHOD = flatreg.randomly(
-    0.5, flatreg.sam(optax.linear_schedule(0.0, 0.3, STEPS)), jax.random.key(6)
+    flatreg.sam(optax.linear_schedule(0.0, 0.3, STEPS)), 0.5, jax.random.key(6)
 )
 TX = optax.chain(flatreg.observe(METHOD), optax.adamw(optax.cosine_decay_schedule(0.1, STEPS)))
-STEP = jax.jit(make_train_step(classification))
+STEP = jax.jit(make_train_step(classification_loss))
 
 
 def start():

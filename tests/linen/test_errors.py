@@ -13,7 +13,7 @@ from flax.training import train_state
 
 import flatreg
 from flatreg import lipschitz
-from flatreg.linen import TrainState, classification, make_eval_step, make_train_step
+from flatreg.linen import TrainState, classification_loss, make_eval_step, make_train_step
 from tests.support.linen_models import Mask, Noisy, Plain, chain, examples, state_of
 
 SAM, CLIP = flatreg.sam(0.05), optax.clip(1.0)
@@ -43,7 +43,7 @@ def test_tx_that_is_no_transformation(tx):
     [
         SAM,
         flatreg.observe(SAM),
-        flatreg.every(2, SAM),
+        flatreg.every(SAM, 2),
         flatreg.combine(SAM, flatreg.gam(0.1, 1.0)),
         flatreg.per_shard(SAM),
         optax.chain(optax.sgd(0.1), SAM),
@@ -65,7 +65,7 @@ def test_a_method_without_an_optimizer_behind_it(tx):
     "tx",
     [
         optax.chain(optax.adamw(0.1), SAM, optax.ema(0.9)),
-        optax.chain(optax.chain(optax.clip(1.0), optax.lion(0.1)), flatreg.every(2, SAM), CLIP),
+        optax.chain(optax.chain(optax.clip(1.0), optax.lion(0.1)), flatreg.every(SAM, 2), CLIP),
         optax.chain(optax.apply_if_finite(optax.rmsprop(0.1), 3), flatreg.observe(SAM), CLIP),
         optax.chain(optax.inject_hyperparams(optax.adam)(0.1), flatreg.combine(SAM, SAM), CLIP),
         optax.named_chain(("optimizer", optax.adam(0.1)), ("method", SAM), ("clip", CLIP)),
@@ -93,7 +93,7 @@ def ascent_by_adam():
     "tx",
     [
         optax.sgd(0.1),
-        chain(flatreg.observe(flatreg.every(2, SAM))),
+        chain(flatreg.observe(flatreg.every(SAM, 2))),
         optax.chain(SAM, optax.MultiSteps(optax.sgd(0.1), 2).gradient_transformation()),
         optax.apply_if_finite(chain(SAM), 3),
         optax.chain(optax.inject_hyperparams(flatreg.sam)(rho=0.1), optax.adam(0.1)),
@@ -107,7 +107,7 @@ def ascent_by_adam():
             lipschitz.orthogonality_penalty(0.1),
             SAM,
             optax.partition({"all": optax.adam(0.1)}, lambda params: "all"),
-            flatreg.every(2, lipschitz.project_spectral_norm(1.0)),
+            flatreg.every(lipschitz.project_spectral_norm(1.0), 2),
         ),
         optax.chain(SAM, optax.adamw(0.1), optax.contrib.reduce_on_plateau()),
     ],
@@ -117,14 +117,14 @@ def ascent_by_adam():
     ],
 )
 def test_a_chain_that_is_right(tx):
-    step(classification, plain_state(tx), examples())
+    step(classification_loss, plain_state(tx), examples())
 
 
 def test_a_batch_that_is_no_pair():
     x, labels = examples()
     for batch in ({"image": x, "label": labels}, x, (x, labels, x)):
         with pytest.raises(TypeError, match=r"batch = \(x, labels\).*batch\[\"image\"\]"):
-            step(classification, plain_state(), batch)
+            step(classification_loss, plain_state(), batch)
 
 
 def test_the_state_comes_first_and_is_flatregs():
@@ -132,7 +132,7 @@ def test_the_state_comes_first_and_is_flatregs():
     flaxs = train_state.TrainState.create(
         apply_fn=state.apply_fn, params=state.params, tx=optax.sgd(0.1)
     )
-    for run in (make_train_step(classification), make_eval_step(classification)):
+    for run in (make_train_step(classification_loss), make_eval_step(classification_loss)):
         for arguments in ((batch, state), (flaxs, batch)):
             with pytest.raises(TypeError, match=r"TrainState\.init\(model.*_step\(state, batch\)"):
                 run(*arguments)
@@ -148,7 +148,7 @@ def test_two_observations():
     tx = chain(flatreg.combine(flatreg.observe(SAM), flatreg.observe(flatreg.gam(0.1, 1.0))))
     state = state_of(Plain(), tx, examples()[0])
     with pytest.raises(ValueError, match=r"observe\(flatreg\.combine"):
-        make_train_step(classification)(state, examples())
+        make_train_step(classification_loss)(state, examples())
 
 
 def test_a_loss_that_is_not_scalar():
@@ -196,27 +196,27 @@ def test_a_loss_that_calls_the_model_itself():
 @pytest.mark.parametrize("options", [{"shards": 3}, {"microbatches": 5}], ids=str)
 def test_a_batch_that_does_not_divide(options):
     with pytest.raises(ValueError, match=r"cannot share a batch of 16 examples equally: choose"):
-        step(classification, plain_state(), examples(), **options)
+        step(classification_loss, plain_state(), examples(), **options)
 
 
 def test_shards_without_per_shard_and_the_other_way_round():
     with pytest.raises(TypeError, match="shards=m"):
-        step(classification, plain_state(chain(flatreg.per_shard(SAM))), examples())
+        step(classification_loss, plain_state(chain(flatreg.per_shard(SAM))), examples())
 
 
 def test_options_out_of_range_are_refused_when_the_step_is_made():
     with pytest.raises(ValueError, match="microbatches must be a whole number"):
-        make_train_step(classification, microbatches=0)
+        make_train_step(classification_loss, microbatches=0)
     with pytest.raises(ValueError, match="shards and ascent_fraction exclude each other"):
-        make_train_step(classification, shards=2, ascent_fraction=0.1)
+        make_train_step(classification_loss, shards=2, ascent_fraction=0.1)
 
 
 def test_batchnorm_without_statistics():
     batch = examples()
     state = state_of(Noisy(), chain(SAM), batch[0]).replace(batch_stats={})
     for attempt in (
-        lambda: step(classification, state, batch),
-        lambda: make_eval_step(classification)(state, batch),
+        lambda: step(classification_loss, state, batch),
+        lambda: make_eval_step(classification_loss)(state, batch),
     ):
         with pytest.raises(errors.ScopeCollectionNotFound, match="batch_stats") as raised:
             attempt()
@@ -227,16 +227,16 @@ def test_dropout_without_a_key():
     batch = examples()
     state = state_of(Noisy(), chain(SAM), batch[0]).replace(key=None)
     with pytest.raises(errors.InvalidRngError) as raised:
-        step(classification, state, batch)
+        step(classification_loss, state, batch)
     assert "key=jax.random.key(0)" in notes(raised)
     with pytest.raises(errors.InvalidRngError) as raised:
-        step(classification, state.replace(key=jax.random.key(0)), batch, rngs="noise")
+        step(classification_loss, state.replace(key=jax.random.key(0)), batch, rngs="noise")
     assert 'make_train_step(loss_fn, rngs=("dropout",))' in notes(raised)
 
 
 def test_a_model_that_trains_in_evaluation():
     def always(apply, batch, train):
-        return classification(lambda x, train: apply(x, train=True), batch, train)
+        return classification_loss(lambda x, train: apply(x, train=True), batch, train)
 
     batch = examples()
     with pytest.raises(errors.FlaxError) as raised:
@@ -247,14 +247,14 @@ def test_a_model_that_trains_in_evaluation():
 def test_a_model_without_train():
     state = TrainState.init(nn.Dense(3), chain(SAM), jax.random.key(0), examples()[0])
     with pytest.raises(TypeError, match="unexpected keyword argument 'train'") as raised:
-        step(classification, state, examples())
+        step(classification_loss, state, examples())
     assert "def loss_fn(apply, batch, train)" in notes(raised)
 
 
 def gradient_penalty(apply, batch, train, **kwargs):
     """With the gradient by the inputs, in training mode."""
     slope = jax.grad(lambda x: apply(x, train=train, **kwargs).sum())(batch[0])
-    loss, metrics = classification(apply, batch, train)
+    loss, metrics = classification_loss(apply, batch, train)
     return loss + jnp.mean(slope**2), metrics
 
 

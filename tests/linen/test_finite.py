@@ -10,7 +10,7 @@ from flax.training.dynamic_scale import DynamicScale
 
 import flatreg
 from flatreg._flax.guard import all_finite
-from flatreg.linen import classification, make_train_step
+from flatreg.linen import classification_loss, make_train_step
 from tests.support.cases import CASES
 from tests.support.linen_models import (
     Plain,
@@ -96,7 +96,7 @@ def test_a_bad_hessian_skips_the_step():
 @pytest.mark.parametrize("options", [{}, {"microbatches": 2}, {"shards": 2}], ids=str)
 def test_a_bad_part_of_the_batch_shows_through_combinators_and_clipping(options):
     """The last example is NaN, in the shifted pass only."""
-    method = flatreg.every(2, flatreg.sam(0.3))
+    method = flatreg.every(flatreg.sam(0.3), 2)
 
     def fragile(apply, batch, train):
         x, begin, trap = batch
@@ -178,7 +178,7 @@ def scaled(case_or_tx, scale, **fields):
 def test_a_power_of_two_as_loss_scale_changes_nothing_in_float32(name):
     case = {case.name: case for case in CASES}.get(name)
     method = case.make() if case else flatreg.per_shard(flatreg.sam(0.3))
-    step = jax.jit(make_train_step(classification, shards=1 if case else 2))
+    step = jax.jit(make_train_step(classification_loss, shards=1 if case else 2))
     batches = [examples(seed=seed) for seed in range(3)]
     tx = chain(method)
     plain = trained(step, state_of(Plain(), tx, batches[0][0]), batches)
@@ -241,11 +241,11 @@ def test_every_product_meets_gradients_that_were_unscaled_in_float32(hvp):
     batch = examples(jnp.float16)
     tx = optax.chain(flatreg.gradient_norm_penalty(0.1, hvp=hvp), optax.sgd(0.1))
     state = state_of(Plain(), tx, batch[0], dynamic_scale=DynamicScale(scale=8.0))
-    new, metrics = jax.jit(make_train_step(classification))(state, batch)
+    new, metrics = jax.jit(make_train_step(classification_loss))(state, batch)
     assert not metrics["skipped"]
     wide = jax.tree.map(lambda w: w.astype(jnp.float32), state.params)
     batch = batch[0].astype(jnp.float32), batch[1]
-    loss_fn = lambda params: classification(  # noqa: E731
+    loss_fn = lambda params: classification_loss(  # noqa: E731
         lambda x, train: Plain().apply({"params": params}, x, train=train), batch, True
     )[0]
     penalized = lambda params: loss_fn(params) + 0.1 * optax.tree.norm(jax.grad(loss_fn)(params))  # noqa: E731
@@ -258,7 +258,7 @@ def test_float16_and_bfloat16_train_float32_parameters():
     batch = examples()
     for dtype, scale in ((jnp.float16, DynamicScale()), (jnp.bfloat16, None)):
         state = state_of(Plain(dtype=dtype), chain(flatreg.sam()), batch[0], dynamic_scale=scale)
-        step = jax.jit(make_train_step(classification))
+        step = jax.jit(make_train_step(classification_loss))
         losses = []
         for _ in range(50):
             state, metrics = step(state, batch)

@@ -8,7 +8,7 @@ import optax
 import pytest
 
 import flatreg
-from flatreg.linen import classification, make_eval_step, make_train_step
+from flatreg.linen import classification_loss, make_eval_step, make_train_step
 from tests.support.linen_models import (
     Mask,
     Noisy,
@@ -92,13 +92,13 @@ def test_a_call_that_is_not_mutable_leaves_the_statistics_alone():
     state = state_of(Noisy(), chain(flatreg.sam(0.3)), batch[0])
 
     def with_an_aside(apply, batch, train):
-        loss, metrics = classification(apply, batch, train)
+        loss, metrics = classification_loss(apply, batch, train)
         aside = apply(7 * batch[0], train=train, mutable=False)
         return loss + 0 * aside.sum(), metrics
 
     once, twice = (
         trained(jax.jit(make_train_step(loss_fn)), state, [batch])
-        for loss_fn in (classification, with_an_aside)
+        for loss_fn in (classification_loss, with_an_aside)
     )
     assert_close(once.batch_stats, twice.batch_stats, 1e-6)
 
@@ -108,7 +108,7 @@ def test_statistics_of_parts_are_averaged_and_each_part_has_its_own_mask(option)
     x, labels = examples()
     method = flatreg.sam(0.3) if option == "microbatches" else flatreg.per_shard(flatreg.sam(0.3))
     state = state_of(Noisy(), chain(method), x)
-    new, metrics = jax.jit(make_train_step(classification, **{option: 4}))(state, (x, labels))
+    new, metrics = jax.jit(make_train_step(classification_loss, **{option: 4}))(state, (x, labels))
     order = np.arange(16).reshape(4, 4)
     parts = order.T if option == "microbatches" else order
     of_step = jax.random.fold_in(state.key, state.step)
@@ -189,5 +189,5 @@ def test_raw_keys_work_as_typed_ones():
     batch = examples()
     typed = state_of(Noisy(), chain(flatreg.sam()), batch[0])
     raw = typed.replace(key=jax.random.key_data(typed.key))
-    step = jax.jit(make_train_step(classification))
+    step = jax.jit(make_train_step(classification_loss))
     assert_equal(trained(step, typed, [batch]).params, trained(step, raw, [batch]).params)

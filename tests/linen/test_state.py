@@ -11,7 +11,7 @@ from flax.training import train_state
 from flax.training.dynamic_scale import DynamicScale
 
 import flatreg
-from flatreg.linen import TrainState, classification, make_train_step
+from flatreg.linen import TrainState, classification_loss, make_train_step
 from tests.support.linen_models import (
     Noisy,
     Plain,
@@ -27,7 +27,7 @@ KEY = jax.random.key(1)
 
 
 def flops(state, batch):
-    step = jax.jit(make_train_step(classification))
+    step = jax.jit(make_train_step(classification_loss))
     return step.lower(state, batch).compile().cost_analysis()["flops"]
 
 
@@ -43,7 +43,7 @@ def test_frozen_parameters_stay_and_cost_no_gradient():
     assert list(head.params) == ["head"]
     assert len(jax.tree.leaves(head.opt_state)) == len(jax.tree.leaves(head.params))
 
-    new = trained(jax.jit(make_train_step(classification)), head, [batch] * 2)
+    new = trained(jax.jit(make_train_step(classification_loss)), head, [batch] * 2)
     assert_equal(new.frozen, head.frozen)
     assert np.any(new.params["head"]["kernel"] != head.params["head"]["kernel"])
     assert flops(head, batch) < 0.75 * flops(whole, batch)
@@ -55,7 +55,9 @@ def test_frozen_parameters_stay_and_cost_no_gradient():
         params=head.params["head"],
         tx=tx,
     )
-    alone = trained(jax.jit(make_train_step(classification)), alone, [(features, batch[1])] * 2)
+    alone = trained(
+        jax.jit(make_train_step(classification_loss)), alone, [(features, batch[1])] * 2
+    )
     assert_close(new.params["head"], alone.params, 1e-5)
 
 
@@ -73,9 +75,9 @@ def test_low_rank_fine_tuning_picks_parameters_by_their_path():
     batch = examples()
     state = initialized(Adapted(), chain(flatreg.sam()), batch[0], trainable=lambda p: "lora" in p)
     assert (set(state.params), set(state.frozen)) == ({"lora_down", "lora_up"}, {"dense"})
-    new = trained(jax.jit(make_train_step(classification)), state, [batch] * 30)
+    new = trained(jax.jit(make_train_step(classification_loss)), state, [batch] * 30)
     losses = [
-        classification(lambda x, train: s.apply_fn(s.variables, x, train), batch, False)[0]  # noqa: B023
+        classification_loss(lambda x, train: s.apply_fn(s.variables, x, train), batch, False)[0]  # noqa: B023
         for s in (state, new)
     ]
     assert losses[1] < 0.9 * losses[0]
@@ -96,7 +98,7 @@ def test_the_whole_state_is_donated_and_no_buffer_is_left_over(recwarn):
     state = initialized(
         Noisy(), tx, batch[0], trainable=lambda p: "Dense_1" in p, dynamic_scale=DynamicScale()
     )
-    new, _ = jax.jit(make_train_step(classification), donate_argnums=0)(state, batch)
+    new, _ = jax.jit(make_train_step(classification_loss), donate_argnums=0)(state, batch)
     assert all(x.is_deleted() for x in jax.tree.leaves(state))
     assert not any(x.is_deleted() for x in jax.tree.leaves(new))
     assert not [w for w in recwarn if "donated" in str(w.message)]
@@ -116,7 +118,7 @@ def test_steps_live_in_a_scan_with_float32_statistics_of_a_float64_network():
             Noisy(), chain(flatreg.sam(optax.linear_schedule(0, 1, 9))), batches[0][0]
         )
         state = state.replace(dynamic_scale=None)
-        step = make_train_step(classification)
+        step = make_train_step(classification_loss)
         assert state.batch_stats["BatchNorm_0"]["mean"].dtype == jnp.float32
         end, metrics = jax.jit(lambda s, b: jax.lax.scan(step, s, b))(state, batches)
         assert end.step == len(metrics["loss"]) == 3
@@ -125,7 +127,7 @@ def test_steps_live_in_a_scan_with_float32_statistics_of_a_float64_network():
 def test_an_average_of_the_parameters_composes():
     batches = [examples(seed=seed) for seed in range(4)]
     state = state_of(Plain(), chain(flatreg.sam()), batches[0][0])
-    step = make_train_step(classification)
+    step = make_train_step(classification_loss)
 
     @jax.jit
     def averaged(state, average, batch):
@@ -138,7 +140,7 @@ def test_an_average_of_the_parameters_composes():
         plain = trained(jax.jit(step), plain, [batch])
         expected = jax.tree.map(lambda a, w: 0.9 * a + 0.1 * w, expected, plain.params)
     assert_close(average, expected, 1e-6)
-    evaluate = jax.jit(flatreg.linen.make_eval_step(classification))
+    evaluate = jax.jit(flatreg.linen.make_eval_step(classification_loss))
     assert evaluate(state.replace(params=average), batches[0])["loss"] > 0
 
 
@@ -172,7 +174,7 @@ def test_scales_of_8_bit_layers_are_overwritten_by_the_clean_pass_and_perturbed_
     batch = x, jnp.arange(16)
     method = flatreg.sam(0.3) if shards == 1 else flatreg.per_shard(flatreg.sam(0.3))
     state = initialized(Eighths(), chain(method), x)
-    step = jax.jit(make_train_step(classification, shards=shards))
+    step = jax.jit(make_train_step(classification_loss, shards=shards))
     new = trained(step, state, [batch] * 3)
     history = new.params[OVERWRITE_WITH_GRADIENT]["Dense_0"]["Fp8DirectDotGeneralOp_0"]
     largest = float(jnp.max(jnp.abs(x)))
@@ -201,7 +203,7 @@ def test_parameters_with_flaxs_partitioning_stay_where_they_are():
     state = jax.jit(init, out_shardings=shardings)()
     kernel = state.params["Dense_0"]["kernel"].value
     assert kernel.addressable_shards[0].data.shape == (4, 2)
-    step = make_train_step(classification)
+    step = make_train_step(classification_loss)
     new = trained(jax.jit(step, out_shardings=(shardings, None)), state, [batch] * 3)
     for x, y in zip(jax.tree.leaves(new), jax.tree.leaves(state), strict=True):
         assert x.sharding.is_equivalent_to(y.sharding, x.ndim)

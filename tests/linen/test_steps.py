@@ -8,7 +8,7 @@ import pytest
 from jax import export
 
 import flatreg
-from flatreg.linen import classification, make_eval_step, make_train_step
+from flatreg.linen import classification_loss, make_eval_step, make_train_step
 from tests.support.cases import CASES
 from tests.support.linen_models import (
     Noisy,
@@ -45,7 +45,7 @@ def test_twenty_steps_with_one_trace_are_a_plain_optax_loops(case):
 
     def loss_fn(apply, batch, train):
         traces.append(train)
-        return classification(apply, batch, train)
+        return classification_loss(apply, batch, train)
 
     batches = [examples(jnp.float64, seed=seed) for seed in range(STEPS)]
     step = jax.jit(make_train_step(loss_fn))
@@ -66,7 +66,7 @@ def test_statistics_and_loss_are_one_clean_forwards_exactly(name):
     (case,) = [case for case in CASES if case.name == name]
     batch = examples()
     state = state_of(Noisy(), chain(case.make()), batch[0])
-    new, metrics = jax.jit(make_train_step(classification))(state, batch)
+    new, metrics = jax.jit(make_train_step(classification_loss))(state, batch)
     assert np.any(new.batch_stats["BatchNorm_0"]["mean"] != 0)
     variables = state.replace(tx=None, opt_state=None)
     loss, batch_stats = jax.jit(clean_forward)(variables, state.params, batch)
@@ -77,7 +77,7 @@ def test_statistics_and_loss_are_one_clean_forwards_exactly(name):
 def test_the_whole_step_lowers_to_tpu_and_cuda(case):
     batch = examples()
     state = state_of(Noisy(), chain(flatreg.observe(case.make())), batch[0])
-    step = jax.jit(make_train_step(classification), donate_argnums=0)
+    step = jax.jit(make_train_step(classification_loss), donate_argnums=0)
     exported = export.export(step, platforms=("tpu", "cuda"))(state, batch)
     assert exported.platforms == ("tpu", "cuda")
 
@@ -88,7 +88,7 @@ def test_four_microbatches_train_like_one(case):
     batches = [examples(jnp.float64, seed=seed) for seed in range(STEPS)]
     state = state_of(Plain(), chain(case.make()), batches[0][0])
     one, four = (
-        trained(jax.jit(make_train_step(classification, microbatches=k)), state, batches)
+        trained(jax.jit(make_train_step(classification_loss, microbatches=k)), state, batches)
         for k in (1, 4)
     )
     assert_close(four.params, one.params, 1e-9)
@@ -99,7 +99,7 @@ def test_four_microbatches_need_less_than_two_fifths_of_the_memory():
     state = state_of(Plain(width=64), chain(flatreg.sam()), jnp.ones((1, 4)))
 
     def temporary_bytes(microbatches):
-        step = jax.jit(make_train_step(classification, microbatches=microbatches))
+        step = jax.jit(make_train_step(classification_loss, microbatches=microbatches))
         return step.lower(state, batch).compile().memory_analysis().temp_size_in_bytes
 
     assert temporary_bytes(4) < 0.4 * temporary_bytes(1)
@@ -119,7 +119,7 @@ def sam_by_hand(params, uphill, oracle, rho):
 def test_each_shard_has_its_own_perturbation():
     x, labels = examples(jnp.float64)
     state = state_of(Plain(), optax.chain(flatreg.per_shard(flatreg.sam(0.3)), optax.sgd(1.0)), x)
-    new, _ = jax.jit(make_train_step(classification, shards=4))(state, (x, labels))
+    new, _ = jax.jit(make_train_step(classification_loss, shards=4))(state, (x, labels))
     oracles = [plain_gradient(state, (x[i : i + 4], labels[i : i + 4])) for i in range(0, 16, 4)]
     directions = [
         sam_by_hand(state.params, oracle(state.params), oracle, 0.3) for oracle in oracles
@@ -132,7 +132,7 @@ def test_each_shard_has_its_own_perturbation():
 def test_a_cheap_ascent_climbs_on_the_first_examples_and_reports_them():
     x, labels = examples(jnp.float64)
     state = state_of(Plain(), optax.chain(flatreg.sam(0.3), optax.sgd(1.0)), x)
-    step = jax.jit(make_train_step(classification, ascent_fraction=0.25))
+    step = jax.jit(make_train_step(classification_loss, ascent_fraction=0.25))
     new, metrics = step(state, (x, labels))
     uphill = plain_gradient(state, (x[:4], labels[:4]))(state.params)
     d = sam_by_hand(state.params, uphill, plain_gradient(state, (x, labels)), 0.3)
@@ -145,7 +145,7 @@ def test_metrics_are_the_clean_passes_with_what_observe_saw():
     batch = examples()
     tx = optax.chain(flatreg.observe(flatreg.sam(0.3)), optax.sgd(1.0))
     state = state_of(Plain(), tx, batch[0])
-    new, metrics = jax.jit(make_train_step(classification))(state, batch)
+    new, metrics = jax.jit(make_train_step(classification_loss))(state, batch)
     assert metrics.keys() == {
         "loss",
         "accuracy",
@@ -174,8 +174,8 @@ def test_metrics_are_the_clean_passes_with_what_observe_saw():
 def test_evaluation_moves_no_statistics_and_draws_no_mask():
     batch = examples()
     state = state_of(Noisy(), chain(flatreg.sam()), batch[0])
-    state = trained(jax.jit(make_train_step(classification)), state, [batch] * 3)
-    metrics = jax.jit(make_eval_step(classification))(state, batch)
+    state = trained(jax.jit(make_train_step(classification_loss)), state, [batch] * 3)
+    metrics = jax.jit(make_eval_step(classification_loss))(state, batch)
     logits = state.apply_fn(state.variables, batch[0], train=False)
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch[1]).mean()
     assert_close(metrics["loss"], loss, 1e-6)

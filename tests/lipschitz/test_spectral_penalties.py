@@ -147,7 +147,7 @@ class TestProjection:
 
     def test_every_other_step_projects_on_every_other_step(self):
         tx = lipschitz.project_spectral_norm(1.5, norm="upper_bound", operators=OPERATORS)
-        _, seen = train(flatreg.every(2, tx), 100, after_step=norms)
+        _, seen = train(flatreg.every(tx, 2), 100, after_step=norms)
         above = [bool(max(found.values()) > 1.5 * (1 + 1e-5)) for found in seen]
         assert not any(above[::2])
         assert all(above[51::2])

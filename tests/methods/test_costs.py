@@ -62,9 +62,9 @@ def test_method_traces_the_oracle_as_often_as_it_declares(case: Case):
 @every_case
 def test_methods_of_methods_trace_the_oracle_no_more_often(case: Case):
     for wrapped, calls in (
-        (flatreg.every(3, case.make()), case.calls),
-        (flatreg.after(3, case.make()), case.calls),
-        (flatreg.randomly(0.5, case.make(), jax.random.key(0)), case.calls),
+        (flatreg.every(case.make(), 3), case.calls),
+        (flatreg.after(case.make(), 3), case.calls),
+        (flatreg.randomly(case.make(), 0.5, jax.random.key(0)), case.calls),
         (flatreg.combine(case.make(), flatreg.sam(0.1)), case.calls + 1),
     ):
         oracle = Counter()
@@ -74,7 +74,7 @@ def test_methods_of_methods_trace_the_oracle_no_more_often(case: Case):
 
 
 def test_every_runs_the_oracle_on_no_off_step_of_a_jitted_loop():
-    method, oracle, w = flatreg.every(5, flatreg.sam(0.1)), Counter(), START
+    method, oracle, w = flatreg.every(flatreg.sam(0.1), 5), Counter(), START
     update = jax.jit(lambda g, state, w: method.update(g, state, w, grad_fn=oracle))
     state = method.init(w)
     for step in range(11):
@@ -85,12 +85,12 @@ def test_every_runs_the_oracle_on_no_off_step_of_a_jitted_loop():
 
 def test_every_runs_the_oracle_on_no_off_step_of_a_scan():
     oracle = Counter()
-    jax.jit(lambda: walk(flatreg.every(5, flatreg.sam(0.1)), oracle, steps=12))()
+    jax.jit(lambda: walk(flatreg.every(flatreg.sam(0.1), 5), oracle, steps=12))()
     assert oracle.runs() == 3
 
 
 def test_every_runs_the_oracle_on_no_off_step_of_seeds_under_lax_map():
-    oracle, method = Counter(), flatreg.every(5, flatreg.sam(0.1))
+    oracle, method = Counter(), flatreg.every(flatreg.sam(0.1), 5)
     starts = np.stack([START, 2 * START])
     jax.lax.map(lambda w: walk(method, oracle, steps=12, w=w), starts)
     assert oracle.runs() == 2 * 3
@@ -98,14 +98,14 @@ def test_every_runs_the_oracle_on_no_off_step_of_seeds_under_lax_map():
 
 def test_every_shares_its_steps_among_all_its_methods():
     oracle = Counter()
-    walk(flatreg.every(4, flatreg.gam_accelerated()), oracle, steps=8)
+    walk(flatreg.every(flatreg.gam_accelerated(), 4), oracle, steps=8)
     assert oracle.runs() == 2 * 3
 
 
 @pytest.mark.parametrize("k", [1, 2, 5])
 def test_every_is_the_method_on_its_steps_and_plain_on_the_others(k):
     method, plain = flatreg.sam(0.1), jax.grad(loss_fn)
-    directions = walk(flatreg.every(k, method), plain, steps=6)
+    directions = walk(flatreg.every(method, k), plain, steps=6)
     w = START
     for step, d in enumerate(directions):
         g = plain(w)
@@ -117,7 +117,7 @@ def test_every_is_the_method_on_its_steps_and_plain_on_the_others(k):
 @pytest.mark.parametrize("first", [0, 3])
 def test_after_runs_the_oracle_from_its_first_step_on(first):
     oracle = Counter()
-    directions = walk(flatreg.after(first, flatreg.sam(0.1)), oracle, steps=8)
+    directions = walk(flatreg.after(flatreg.sam(0.1), first), oracle, steps=8)
     assert oracle.runs() == 8 - first
     plain = walk(optax.with_extra_args_support(optax.identity()), oracle, steps=8)
     np.testing.assert_array_equal(directions[:first], plain[:first])
@@ -127,7 +127,7 @@ def test_after_runs_the_oracle_from_its_first_step_on(first):
 def coins(probability, key, steps):
     """On which steps the method was on."""
     mark = flatreg.from_direction(lambda grad_fn, params, g: jnp.ones_like(params))
-    method, w = flatreg.randomly(probability, mark, key), jnp.zeros(())
+    method, w = flatreg.randomly(mark, probability, key), jnp.zeros(())
 
     def step(state, _):
         d, state = method.update(w, state, w, grad_fn=lambda w: w)
@@ -152,7 +152,7 @@ def test_randomly_repeats_itself_by_its_key():
     tossed = [jax.random.bernoulli(jax.random.fold_in(jax.random.key(1), t)) for t in range(8)]
     np.testing.assert_array_equal(first[:8], tossed)
     with pytest.raises(TypeError):
-        flatreg.randomly(0.5, flatreg.sam())
+        flatreg.randomly(flatreg.sam(), 0.5)
 
 
 def test_randomly_follows_a_scheduled_probability():
@@ -162,16 +162,16 @@ def test_randomly_follows_a_scheduled_probability():
 
 def test_randomly_runs_the_oracle_on_no_off_step():
     oracle, key = Counter(), jax.random.key(1)
-    walk(flatreg.randomly(0.5, flatreg.sam(0.1), key), oracle, steps=20)
+    walk(flatreg.randomly(flatreg.sam(0.1), 0.5, key), oracle, steps=20)
     assert oracle.runs() == coins(0.5, key, 20).sum()
 
 
 @pytest.mark.parametrize(
     ("wrap", "on"),
     [
-        (lambda method: flatreg.every(3, method), [1, 0, 0, 1, 0, 0, 1]),
-        (lambda method: flatreg.after(4, method), [0, 0, 0, 0, 1, 1, 1]),
-        (lambda method: flatreg.randomly(0.5, method, jax.random.key(1)), None),
+        (lambda method: flatreg.every(method, 3), [1, 0, 0, 1, 0, 0, 1]),
+        (lambda method: flatreg.after(method, 4), [0, 0, 0, 0, 1, 1, 1]),
+        (lambda method: flatreg.randomly(method, 0.5, jax.random.key(1)), None),
     ],
     ids=["every", "after", "randomly"],
 )

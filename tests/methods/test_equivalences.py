@@ -124,7 +124,7 @@ def test_combined_methods_each_keep_their_own_state():
     rhos, mus = jnp.array([0.1, 0.2, 0.4]), jnp.array([0.3, 0.2, 0.1])
     method = flatreg.combine(
         flatreg.sam(lambda step: rhos[step]),
-        flatreg.every(2, flatreg.gradient_regularization(lambda step: mus[step])),
+        flatreg.every(flatreg.gradient_regularization(lambda step: mus[step]), 2),
     )
     state, grad_fn = method.init(w), jax.grad(loss)
     g, hessian = np.asarray(grad_fn(w)), np.asarray(jax.hessian(loss)(w))
@@ -199,7 +199,7 @@ WARM_UPS = {
         lambda t: (R, ALPHA * min(1, t / T)),
     ),
     "zero-warm-up": (
-        lambda: flatreg.after(T, flatreg.penalized_gradient(r=R, alpha=ALPHA)),
+        lambda: flatreg.after(flatreg.penalized_gradient(r=R, alpha=ALPHA), T),
         lambda t: (R, ALPHA if t >= T else 0.0),
     ),
 }

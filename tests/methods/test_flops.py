@@ -11,7 +11,7 @@ import optax
 import pytest
 
 import flatreg
-from flatreg.linen import TrainState, classification, make_train_step
+from flatreg.linen import TrainState, classification_loss, make_train_step
 from tests.support import models
 
 EXAMPLES = 128
@@ -93,7 +93,9 @@ def test_a_train_step_drops_the_clean_backward_pass_where_the_method_does_not_us
     _, _, batch, key = problem("mlp")
     tx = optax.chain(flatreg.perturbed_gradient(key), optax.sgd(0.1))
     state = TrainState.init(models.MLP(), tx, key, batch[0], train=False)
-    assert flops(make_train_step(classification), state, batch) <= 1.6 * flops_of_gradient("mlp")
+    assert flops(make_train_step(classification_loss), state, batch) <= 1.6 * flops_of_gradient(
+        "mlp"
+    )
 
 
 @every_model

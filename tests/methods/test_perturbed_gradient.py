@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from test_costs import Counter
 
 import flatreg
 from flatreg import CurvatureScale
+from tests.methods.test_costs import Counter
 from tests.support.problems import assert_equal, direction, tanh_net
 
 KEY = jax.random.key(3)

@@ -8,10 +8,10 @@ from flax.training.dynamic_scale import DynamicScale
 
 import flatreg
 from flatreg import checkpoint
-from flatreg.nnx import Optimizer, classification, make_train_step
+from flatreg.nnx import Optimizer, classification_loss, make_train_step
 from tests.support.nnx_models import CLASSES, Plain, arrays, chain, examples
 
-STEP = nnx.jit(make_train_step(classification))
+STEP = nnx.jit(make_train_step(classification_loss))
 
 
 def start():

@@ -8,7 +8,7 @@ from flax.training.dynamic_scale import DynamicScale
 from jax import export
 
 import flatreg
-from flatreg.nnx import Optimizer, classification, make_train_step
+from flatreg.nnx import Optimizer, classification_loss, make_train_step
 from tests.support.cases import CASES
 from tests.support.nnx_models import (
     Adapted,
@@ -33,7 +33,7 @@ def test_a_step_is_traced_once_and_its_buffers_are_donated(mode):
 
     def step(model, optimizer, batch):
         traces.append(batch)
-        return make_train_step(classification)(model, optimizer, batch)
+        return make_train_step(classification_loss)(model, optimizer, batch)
 
     donating = nnx.jit(step, donate_argnums=(0, 1), **mode)
     for seed in range(3):
@@ -100,6 +100,6 @@ def test_four_microbatches_need_less_than_two_fifths_of_the_memory(method):
 def test_the_whole_step_lowers_to_tpu_and_cuda(case):
     model = Noisy(nnx.Rngs(0))
     optimizer = Optimizer(model, chain(flatreg.observe(case.make())), wrt=nnx.Param)
-    step, state = pure(make_train_step(classification), model, optimizer)
+    step, state = pure(make_train_step(classification_loss), model, optimizer)
     exported = export.export(jax.jit(step), platforms=("tpu", "cuda"))(state, examples())
     assert exported.platforms == ("tpu", "cuda")

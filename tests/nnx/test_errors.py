@@ -6,13 +6,13 @@ import pytest
 from flax import nnx
 
 import flatreg
-from flatreg.nnx import Optimizer, classification, make_eval_step, make_train_step
+from flatreg.nnx import Optimizer, classification_loss, make_eval_step, make_train_step
 from tests.support.nnx_models import HAS_TREE_MODE, Plain, Tied, chain, examples
 
 SAM = chain(flatreg.sam(0.1))
 
 
-def run(loss_fn=classification, tx=SAM, wrt=nnx.Param, batch=None, **options):
+def run(loss_fn=classification_loss, tx=SAM, wrt=nnx.Param, batch=None, **options):
     model = Plain(nnx.Rngs(0))
     optimizer = nnx.Optimizer(model, tx, wrt=wrt)
     return make_train_step(loss_fn, **options)(model, optimizer, batch or examples())
@@ -45,7 +45,7 @@ def test_a_filter_must_pick_something():
     [
         flatreg.sam(0.1),
         optax.chain(optax.clip(1.0), flatreg.observe(flatreg.gam(0.1, 1.0))),
-        flatreg.every(2, flatreg.sam(0.1)),
+        flatreg.every(flatreg.sam(0.1), 2),
     ],
     ids=["sam", "gam", "every"],
 )
@@ -78,7 +78,7 @@ def test_accumulation_around_a_method_is_refused():
 def test_the_optimizer_comes_second():
     model = Plain(nnx.Rngs(0))
     optimizer = Optimizer(model, SAM, wrt=nnx.Param)
-    step = make_train_step(classification)
+    step = make_train_step(classification_loss)
     for arguments in ((model, model), (optimizer, model), (model, SAM)):
         with pytest.raises(TypeError, match=r"train_step\(model, optimizer, batch\)"):
             step(*arguments, examples())
@@ -94,9 +94,9 @@ def test_a_batch_must_divide(option):
 
 def test_options_are_checked_before_the_first_step():
     with pytest.raises(ValueError, match="microbatches must be"):
-        make_train_step(classification, microbatches=0)
+        make_train_step(classification_loss, microbatches=0)
     with pytest.raises(ValueError, match="ascent_fraction must lie"):
-        make_train_step(classification, ascent_fraction=0.0)
+        make_train_step(classification_loss, ascent_fraction=0.0)
 
 
 @pytest.mark.filterwarnings("ignore:Using 'Module.sow")
@@ -107,14 +107,14 @@ def test_what_a_loss_sows_it_must_take_out():
             return super().__call__(x)
 
     def popping(model, batch):
-        loss, metrics = classification(model, batch)
+        loss, metrics = classification_loss(model, batch)
         sown = nnx.pop(model, nnx.Intermediate)
         return loss, metrics | {"sown": sown["x"][0].sum()}
 
     model = Sowing(nnx.Rngs(0))
     optimizer = Optimizer(model, SAM, wrt=nnx.Param)
     with pytest.raises(ValueError, match=r"nnx\.pop\(model, nnx\.Intermediate\)"):
-        make_train_step(classification)(model, optimizer, examples())
+        make_train_step(classification_loss)(model, optimizer, examples())
     metrics = make_train_step(popping)(model, optimizer, examples())
     assert metrics["sown"] == examples()[0].sum()
 
@@ -130,4 +130,4 @@ def test_shared_modules_need_graph_mode():
     model = Tied(nnx.Rngs(0))
     optimizer = Optimizer(model, SAM, wrt=nnx.Param)
     with pytest.raises(ValueError, match="graph=True"):  # Flax's own
-        nnx.jit(make_train_step(classification), graph=False)(model, optimizer, examples())
+        nnx.jit(make_train_step(classification_loss), graph=False)(model, optimizer, examples())

@@ -9,7 +9,7 @@ from flax import nnx
 from flax.training.dynamic_scale import DynamicScale
 
 import flatreg
-from flatreg.nnx import Optimizer, classification, make_train_step
+from flatreg.nnx import Optimizer, classification_loss, make_train_step
 from tests.support.nnx_models import Plain, arrays, chain, examples, in_both_modes
 
 
@@ -164,7 +164,7 @@ def test_float16_trains_like_float32(mode):
         for dtype, scale in ((jnp.float32, None), (jnp.float16, DynamicScale(scale=256.0))):
             model = Plain(nnx.Rngs(0), dtype)
             optimizer = Optimizer(model, chain(method), wrt=nnx.Param, dynamic_scale=scale, **mode)
-            step = nnx.jit(make_train_step(classification, shards=shards), **mode)
+            step = nnx.jit(make_train_step(classification_loss, shards=shards), **mode)
             for _ in range(5):
                 assert not step(model, optimizer, examples())["skipped"]
             ends.append(arrays(model))
@@ -178,7 +178,7 @@ def test_bfloat16_computes_with_float32_parameters(mode):
     for dtype in (jnp.float32, jnp.bfloat16):
         model = Plain(nnx.Rngs(0), dtype)
         optimizer = Optimizer(model, chain(flatreg.sam(0.1)), wrt=nnx.Param, **mode)
-        step = nnx.jit(make_train_step(classification), **mode)
+        step = nnx.jit(make_train_step(classification_loss), **mode)
         for _ in range(5):
             metrics = step(model, optimizer, examples())
         assert metrics["loss"].dtype == jnp.float32

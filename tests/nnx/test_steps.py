@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 import flatreg
-from flatreg.nnx import Optimizer, classification, make_eval_step, make_train_step
+from flatreg.nnx import Optimizer, classification_loss, make_eval_step, make_train_step
 from tests.support.cases import CASES
 from tests.support.nnx_models import (
     MODES,
@@ -52,7 +52,7 @@ def assert_equal(actual, expected):
     jax.tree.map(np.testing.assert_array_equal, actual, expected)
 
 
-def trained(model, tx, batches, loss_fn=classification, mode=(), **options):
+def trained(model, tx, batches, loss_fn=classification_loss, mode=(), **options):
     """The model, its optimizer and the last metrics after a step on each batch."""
     optimizer = Optimizer(model, tx, wrt=nnx.Param, **dict(mode))
     step = nnx.jit(make_train_step(loss_fn, **options), **dict(mode))
@@ -72,7 +72,7 @@ def batches_in_float64():
 @functools.cache
 def clean_forward():
     """The loss of the noisy network on the first batch, and its state afterwards; jitted."""
-    loop = PlainLoop(noisy(), optax.identity(), classification)
+    loop = PlainLoop(noisy(), optax.identity(), classification_loss)
     loss, rest = jax.jit(loop.clean_pass)(loop.params, loop.rest, batches_in_float64()[0])
     return loss, loop.rest_def.unflatten(rest)
 
@@ -83,11 +83,11 @@ def test_twenty_steps_are_a_plain_optax_loops_with_exact_statistics_in_both_mode
     """On a network with BatchNorm and dropout."""
     loss, rest = clean_forward()
     first, *others = batches_in_float64()
-    loop = PlainLoop(noisy(), chain(case.make()), classification).run(first, *others)
+    loop = PlainLoop(noisy(), chain(case.make()), classification_loss).run(first, *others)
     for mode in MODES:
         model = noisy()
         optimizer = Optimizer(model, chain(case.make()), wrt=nnx.Param, **mode)
-        step = nnx.jit(make_train_step(classification), **mode)
+        step = nnx.jit(make_train_step(classification_loss), **mode)
         metrics = step(model, optimizer, first)
         assert metrics["loss"] == loss
         for kind in (nnx.BatchStat, nnx.RngState):
@@ -109,7 +109,7 @@ def test_without_a_method_it_is_flax_s_own_loop(mode):
     model, _, _ = trained(in_float64(Plain(nnx.Rngs(0))), optax.adam(0.1), batches, mode=mode)
     expected = in_float64(Plain(nnx.Rngs(0)))
     optimizer = nnx.Optimizer(expected, optax.adam(0.1), wrt=nnx.Param)
-    gradient = nnx.jit(nnx.grad(classification, has_aux=True))
+    gradient = nnx.jit(nnx.grad(classification_loss, has_aux=True))
     for batch in batches:
         optimizer.update(expected, gradient(expected, batch)[0])
     assert_close(arrays(model), arrays(expected))
@@ -174,7 +174,7 @@ def test_four_microbatches_train_like_one(case):
 
 def gradient_of(model, batch):
     """∇L of a network without BatchNorm and dropout, at any parameters."""
-    loop = PlainLoop(model, optax.identity(), classification)
+    loop = PlainLoop(model, optax.identity(), classification_loss)
     gradient = jax.grad(loop.clean_pass, has_aux=True)
     return lambda params: gradient(params, loop.rest, batch)[0]
 
@@ -203,7 +203,7 @@ def test_a_cheap_ascent_climbs_on_the_first_examples_and_reports_them(mode):
     x, labels = examples(dtype=jnp.float64)
     first = x[:4], labels[:4]
     model = in_float64(Plain(nnx.Rngs(0)))
-    params, (loss, _) = arrays(model), classification(model, first)
+    params, (loss, _) = arrays(model), classification_loss(model, first)
     uphill = gradient_of(model, first)(params)
     d = sam_by_hand(params, uphill, gradient_of(model, (x, labels)), 0.3)
     tx = optax.chain(flatreg.sam(0.3), optax.sgd(1.0))
@@ -215,7 +215,7 @@ def test_a_cheap_ascent_climbs_on_the_first_examples_and_reports_them(mode):
 @in_both_modes
 def test_metrics_are_the_clean_passes_with_what_observe_saw(mode):
     batch, model = examples(), Plain(nnx.Rngs(0))
-    params, (loss, own) = arrays(model), classification(model, batch)
+    params, (loss, own) = arrays(model), classification_loss(model, batch)
     g = gradient_of(model, batch)(params)
     tx = optax.chain(flatreg.observe(flatreg.sam(0.3)), optax.sgd(1.0))
     _, _, metrics = trained(model, tx, [batch], mode=mode)
@@ -256,13 +256,13 @@ def test_evaluation_leaves_the_model_as_it_is_even_in_training_mode(mode):
     batch, model = examples(), Noisy(nnx.Rngs(0))
     trained(model, chain(flatreg.sam()), [batch] * 3, mode=mode)
     before = arrays(model)
-    eval_step = nnx.jit(make_eval_step(classification), **mode)
+    eval_step = nnx.jit(make_eval_step(classification_loss), **mode)
     in_training_mode = eval_step(model, batch)
     assert_equal(arrays(model), before)
     model.eval()
     metrics = eval_step(model, batch)
     assert_equal(arrays(model), before)
-    loss, own = classification(model, batch)
+    loss, own = classification_loss(model, batch)
     assert_close(metrics, {"loss": loss, **own}, 1e-6)
     assert metrics["loss"] != in_training_mode["loss"]
 
@@ -270,7 +270,7 @@ def test_evaluation_leaves_the_model_as_it_is_even_in_training_mode(mode):
 @x64
 def test_shared_modules_train_as_one_in_graph_mode():
     batch = examples(dtype=jnp.float64)
-    loop = PlainLoop(in_float64(Tied(nnx.Rngs(0))), chain(flatreg.sam(0.3)), classification)
+    loop = PlainLoop(in_float64(Tied(nnx.Rngs(0))), chain(flatreg.sam(0.3)), classification_loss)
     model, _, _ = trained(in_float64(Tied(nnx.Rngs(0))), chain(flatreg.sam(0.3)), [batch] * 3)
     assert_close(arrays(model), loop.run(*[batch] * 3).params)
     assert model.first is model.second

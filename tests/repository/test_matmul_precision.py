@@ -45,7 +45,7 @@ PRODUCTS = {
     "spectral_norm_penalty": lambda: updated(lipschitz.spectral_norm_penalty(1.0, KEY), KERNELS),
     "orthogonality_penalty": lambda: updated(lipschitz.orthogonality_penalty(1.0), KERNELS),
     "project_spectral_norm": lambda: updated(lipschitz.project_spectral_norm(1.0), KERNELS),
-    "lipschitz_lower_bound": lambda: lipschitz.lipschitz_lower_bound(f, X, KEY),
+    "lipschitz_lower_bound": lambda: lipschitz.lipschitz_lower_bound(lambda _, x: f(x), (), X, KEY),
     "input_sensitivity": lambda: lipschitz.input_sensitivity(f, X),
 }
 

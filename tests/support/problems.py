@@ -36,10 +36,10 @@ METHODS: dict[str, Callable[[], optax.GradientTransformationExtraArgs]] = {
     "gam_forward": lambda: flatreg.gam(0.3, 0.5, hvp=flatreg.forward_hvp),
     "gam_reverse": lambda: flatreg.gam(0.3, 0.5, hvp=flatreg.reverse_hvp),
     "gam_difference": lambda: flatreg.gam(0.3, 0.5, ascent_hvp=flatreg.finite_difference_hvp(0.05)),
-    "every": lambda: flatreg.every(2, flatreg.sam(ramp)),
-    "after": lambda: flatreg.after(1, flatreg.gam(0.3, 0.5)),
-    "randomly": lambda: flatreg.randomly(0.5, flatreg.sam(0.3), jax.random.key(1)),
-    "nested": lambda: flatreg.combine(flatreg.sam(ramp), flatreg.every(2, flatreg.asam(0.3))),
+    "every": lambda: flatreg.every(flatreg.sam(ramp), 2),
+    "after": lambda: flatreg.after(flatreg.gam(0.3, 0.5), 1),
+    "randomly": lambda: flatreg.randomly(flatreg.sam(0.3), 0.5, jax.random.key(1)),
+    "nested": lambda: flatreg.combine(flatreg.sam(ramp), flatreg.every(flatreg.asam(0.3), 2)),
     "perturbed_normal": lambda: flatreg.perturbed_gradient(
         jax.random.key(1), ramp, distribution="normal"
     ),

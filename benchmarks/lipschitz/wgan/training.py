@@ -153,7 +153,7 @@ def measure(critic: Any, generator: Any, key: jax.Array) -> dict[str, Any]:
     x, made = real(keys[0], MEASURED), fake(generator, keys[1], MEASURED)
     upper = lipschitz.lipschitz_bound(value, critic, x).upper
     starts = jnp.concatenate([x[:8], made[:8]])
-    lower = lipschitz.lipschitz_lower_bound(lambda x: value(critic, x), starts, keys[2]).lower
+    lower = lipschitz.lipschitz_lower_bound(value, critic, starts, keys[2]).lower
     apart = value(critic, x).mean() - value(critic, made).mean()
     return {"real": x, "fake": made, "apart": apart, "lower": lower, "upper": upper}
 

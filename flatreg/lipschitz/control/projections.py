@@ -46,7 +46,7 @@ def project_spectral_norm(
         that a norm may exceed the bound a little until the iteration has caught up. Or
         "upper_bound", :func:`spectral_norm_upper_bound`: a guarantee after every step; it shrinks
         kernels of strided convolutions somewhat too much. Its cost is of the order of out³ for a
-        dense kernel and does not depend on the batch; ``flatreg.every(10, …)`` makes it a tenth.
+        dense kernel and does not depend on the batch; ``flatreg.every(…, 10)`` makes it a tenth.
       key: draws the start of the power iteration; ``jax.random.key(0)`` if None.
       operators: as for :func:`spectral_norm_penalty`. Without them "upper_bound" holds for
         convolutions with zero or circular padding of any stride.

@@ -1,13 +1,16 @@
 """A lower bound on a function's Lipschitz constant: the largest ‖J(x)‖₂ that a search finds."""
 
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from flatreg._core.tree import matmul, unit, widened
-from flatreg.lipschitz.inputs.gradient_penalties import BatchFn, check_inputs, root
+from flatreg.lipschitz.inputs.gradient_penalties import check_inputs, root
 from flatreg.lipschitz.inputs.sensitivity import jacobian, top_output, top_singular_value
+from flatreg.typing import Params
 
 POWER_ITERATIONS = 2  # at a trial, from the direction of the point before
 LEAST_RADIUS = 1e-3  # of the search, relative to its first
@@ -26,7 +29,12 @@ class LipschitzLowerBound(NamedTuple):
 
 
 def lipschitz_lower_bound(
-    f: BatchFn, x: jax.Array, key: jax.Array, *, steps: int = 100
+    function: Callable[[Params, jax.Array], jax.Array],
+    params: Params,
+    x: jax.Array,
+    key: jax.Array,
+    *,
+    steps: int = 100,
 ) -> LipschitzLowerBound:
     r"""The largest spectral norm of J = ∂f/∂x found by ascent from given points.
 
@@ -35,8 +43,9 @@ def lipschitz_lower_bound(
     what is higher. So the result is at least the largest ‖J‖₂ at the points themselves.
 
     Args:
-      f: maps a batch to (batch,) or (batch, outputs), in evaluation mode; it is called with one
-        example at a time under ``vmap``.
+      function: ``function(params, x)`` maps a batch to (batch,) or (batch, outputs), in evaluation
+        mode. It is called with one example at a time under ``vmap``.
+      params: the first argument of ``function``.
       x: where to start, (points, …): some examples of the data, say.
       key: draws the noise.
       steps: of the search; each costs three forward and three backward passes or so, for all
@@ -52,9 +61,9 @@ def lipschitz_lower_bound(
     Examples:
       >>> import jax, jax.numpy as jnp
       >>> from flatreg import lipschitz
-      >>> f = lambda x: jnp.tanh(2 * x[:, 0])  # steepest at 0
+      >>> f = lambda w, x: jnp.tanh(w * x[:, 0])  # steepest at 0
       >>> start = jnp.ones((1, 1))
-      >>> found = lipschitz.lipschitz_lower_bound(f, start, jax.random.key(0))
+      >>> found = lipschitz.lipschitz_lower_bound(f, 2.0, start, jax.random.key(0))
       >>> print(f"{found.lower:.2f}")
       2.00
 
@@ -65,7 +74,7 @@ def lipschitz_lower_bound(
     check_inputs(x)
     if steps < 0:
         raise ValueError(f"steps must be at least 0, got {steps}.")
-    x = widened(x)
+    x, f = widened(x), functools.partial(function, params)
 
     def one(x: jax.Array) -> jax.Array:
         return f(x[None])[0].reshape(-1)
