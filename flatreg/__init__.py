@@ -1,54 +1,58 @@
 """Training at flat minima with JAX and Optax.
 
-A method is a *direction*: a pure function ``(grad_fn, params, g) -> d``, built from gradients and
-Hessian-vector products of one oracle ``grad_fn``. It replaces the gradient as the first link of an
-Optax chain::
+A method is a *direction*: a pure function ``(grad_fn, params, g) -> d`` of the parameters, the
+gradient g, and a gradient oracle ``grad_fn``, which computes the gradient of the same loss on the
+same batch at other parameters. The direction d replaces the gradient as the first link of an Optax
+chain::
 
-    tx = optax.chain(flatreg.sam(rho=0.05), optax.sgd(0.1, momentum=0.9))
+    tx = optax.chain(flatreg.sam(rho=0.05), optax.sgd(0.1))
     loss, grads, grad_fn = flatreg.value_and_grad_fn(loss_fn)(params, batch)
     updates, opt_state = tx.update(grads, opt_state, params, grad_fn=grad_fn)
     params = optax.apply_updates(params, updates)
 
-The packages beside it load when they are first named, for some of them need more than JAX and
-Optax: ``flatreg.linen``, ``flatreg.nnx``, ``flatreg.measures``, ``flatreg.lipschitz``,
-``flatreg.plots``, ``flatreg.checkpoint``.
+This module contains the methods, the combinators and the gradient oracle. The packages below are
+imported lazily, when they are first accessed as an attribute of ``flatreg``, because some of them
+require more than JAX and Optax:
+
+- ``flatreg.measures``: flatness, curvature and generalization measures of a trained model.
+- ``flatreg.lipschitz``: Lipschitz bounds of layers and networks, and ways to control them.
+- ``flatreg.linen`` and ``flatreg.nnx``: train states and train steps for both APIs of Flax.
+- ``flatreg.checkpoint``: save and restore train states.
+- ``flatreg.plots``: figures of the measures.
+
+The types are in ``flatreg.typing``. The methods are in ``flatreg.methods``, one file per paper.
 """
 
 from typing import TYPE_CHECKING
 
-from flatreg._core.combinators import after as after
-from flatreg._core.combinators import combine as combine
-from flatreg._core.combinators import every as every
-from flatreg._core.combinators import randomly as randomly
-from flatreg._core.directions import DirectionState as DirectionState
-from flatreg._core.directions import from_direction as from_direction
-from flatreg._core.directions import from_stateful_direction as from_stateful_direction
-from flatreg._core.hvp import exact_hvp as exact_hvp
-from flatreg._core.hvp import finite_difference_hvp as finite_difference_hvp
-from flatreg._core.hvp import forward_hvp as forward_hvp
-from flatreg._core.hvp import reverse_hvp as reverse_hvp
-from flatreg._core.observe import Observation as Observation
-from flatreg._core.observe import observe as observe
-from flatreg._core.oracle import value_and_grad_fn as value_and_grad_fn
-from flatreg._core.per_shard import per_shard as per_shard
-from flatreg.methods._gam import gam as gam
-from flatreg.methods._gam import gam_accelerated as gam_accelerated
-from flatreg.methods._gradient_regularization import (
-    gradient_regularization as gradient_regularization,
+from flatreg._core.combinators import after, combine, every, randomly
+from flatreg._core.directions import DirectionState, from_direction, from_stateful_direction
+from flatreg._core.hvp import exact_hvp, finite_difference_hvp, forward_hvp, reverse_hvp
+from flatreg._core.observe import Observation, observe
+from flatreg._core.oracle import value_and_grad_fn
+from flatreg._core.per_shard import per_shard
+from flatreg._core.scale import on
+from flatreg.methods import (
+    CurvatureScale,
+    CurvatureState,
+    asam,
+    gam,
+    gam_accelerated,
+    gradient_norm_penalty,
+    gradient_regularization,
+    penalized_gradient,
+    perturbed_gradient,
+    sam,
 )
-from flatreg.methods._penalized_gradient import gradient_norm_penalty as gradient_norm_penalty
-from flatreg.methods._penalized_gradient import penalized_gradient as penalized_gradient
-from flatreg.methods._perturbed_gradient import CurvatureScale as CurvatureScale
-from flatreg.methods._perturbed_gradient import CurvatureState as CurvatureState
-from flatreg.methods._perturbed_gradient import perturbed_gradient as perturbed_gradient
-from flatreg.methods._sam import asam as asam
-from flatreg.methods._sam import sam as sam
-from flatreg.typing import Direction as Direction
-from flatreg.typing import GradFn as GradFn
-from flatreg.typing import Hvp as Hvp
-from flatreg.typing import ScalarOrSchedule as ScalarOrSchedule
-from flatreg.typing import Scale as Scale
-from flatreg.typing import StatefulDirection as StatefulDirection
+from flatreg.typing import (
+    Direction,
+    GradFn,
+    Hvp,
+    Method,
+    ScalarOrSchedule,
+    Scale,
+    StatefulDirection,
+)
 
 if TYPE_CHECKING:
     from flatreg import checkpoint as checkpoint
@@ -57,7 +61,7 @@ if TYPE_CHECKING:
     from flatreg import measures as measures
     from flatreg import nnx as nnx
     from flatreg import plots as plots
-else:  # Type checkers would take every name for one of these.
+else:  # Hidden from type checkers, which would otherwise accept every attribute.
 
     def __getattr__(name):
         if name not in _PACKAGES:
@@ -69,8 +73,56 @@ else:  # Type checkers would take every name for one of these.
 
 __version__ = "0.2.0"
 
-_PACKAGES = {"checkpoint", "linen", "lipschitz", "measures", "nnx", "plots"}
+__all__ = [
+    "CurvatureScale",
+    "CurvatureState",
+    "Direction",
+    "DirectionState",
+    "GradFn",
+    "Hvp",
+    "Method",
+    "Observation",
+    "ScalarOrSchedule",
+    "Scale",
+    "StatefulDirection",
+    "__version__",
+    "after",
+    "asam",
+    "combine",
+    "every",
+    "exact_hvp",
+    "finite_difference_hvp",
+    "forward_hvp",
+    "from_direction",
+    "from_stateful_direction",
+    "gam",
+    "gam_accelerated",
+    "gradient_norm_penalty",
+    "gradient_regularization",
+    "observe",
+    "on",
+    "penalized_gradient",
+    "per_shard",
+    "perturbed_gradient",
+    "randomly",
+    "reverse_hvp",
+    "sam",
+    "value_and_grad_fn",
+]
+
+# The packages that are imported lazily, and the module that must be installed for each of them.
+_PACKAGES = {
+    "checkpoint": "orbax",
+    "linen": "flax",
+    "lipschitz": "jax",
+    "measures": "jax",
+    "nnx": "flax",
+    "plots": "matplotlib",
+}
 
 
 def __dir__() -> list[str]:
-    return sorted((globals().keys() | _PACKAGES) - {"TYPE_CHECKING"})
+    from importlib.util import find_spec
+
+    installed = {name for name, needs in _PACKAGES.items() if find_spec(needs)}
+    return sorted({*__all__, *installed, "methods", "typing", "__all__", "__doc__"})

@@ -1,6 +1,6 @@
-"""Eight CPU devices, and float64 by request: a test that takes ``x64`` runs in double precision.
+"""Configures JAX for the tests: eight CPU devices, and the fixture ``x64`` for double precision.
 
-A test compiles many small programs and runs each of them once, so XLA is told to compile fast.
+The tests compile many small programs and run each of them once, so XLA is set to compile fast.
 """
 
 import os
@@ -13,12 +13,12 @@ import jax
 import jax.experimental
 import pytest
 
-# Before anything starts the backend:
+# This must come before anything starts the backend.
 jax.config.update("jax_num_cpu_devices", 8)
-if jax.__version_info__ < (0, 11):  # Newer XLA compiles as fast without this flag, and has it not.
+if jax.__version_info__ < (0, 11):  # Newer XLA does not have this flag.
     flags = os.environ.get("XLA_FLAGS", "")
     os.environ["XLA_FLAGS"] = f"--xla_cpu_use_fusion_emitters=false {flags}"
-if not hasattr(jax, "enable_x64"):  # Before 0.8.
+if not hasattr(jax, "enable_x64"):  # JAX before 0.8
     jax.enable_x64 = jax.experimental.enable_x64
 
 hypothesis.settings.register_profile(
@@ -38,7 +38,10 @@ def x64():
 
 @pytest.fixture(autouse=True, scope="module")
 def _few_memory_maps():
-    """Programs that XLA compiled hold memory maps, of which Linux grants a process some 65,000."""
+    """Clears the caches of JAX before the process reaches Linux's limit of about 65,000 mappings.
+
+    Every program that XLA compiles holds memory mappings.
+    """
     yield
     maps = pathlib.Path("/proc/self/maps")
     if maps.exists() and maps.read_bytes().count(b"\n") > 20_000:

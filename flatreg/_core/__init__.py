@@ -1,1 +1,1 @@
-"""The core: gradient oracles, directions, combinators and Hessian-vector products."""
+"""The core of the library: gradient oracles, directions, combinators, Hessian-vector products."""

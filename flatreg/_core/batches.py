@@ -1,7 +1,8 @@
-"""How a batch falls into parts: microbatches one after another, shards side by side.
+"""Splits a batch into microbatches, evaluated in sequence, or into shards, evaluated in parallel.
 
-The parts of a call's arguments are a tree with a leading axis, one entry a part, and ``args_of``
-puts one part back among the arguments: its examples, and its keys ``fold_in(key, i)``.
+Both are called parts. One :class:`Part` stores all of them: its leaves have a leading axis with one
+entry per part. The function ``args_of`` maps entry i to the arguments of the loss. In these, each
+batch is replaced by the examples of part i, and each random key by ``fold_in(key, i)``.
 """
 
 import dataclasses
@@ -17,77 +18,92 @@ from flatreg._core.tree import mix
 from flatreg.typing import GradFn, Grads, Params
 
 Args: TypeAlias = tuple[Any, ...]
-ArgsOf: TypeAlias = Callable[[Any], Args]
 ValueAndAux: TypeAlias = tuple[jax.Array, Any]
 Evaluate: TypeAlias = Callable[[Params, Args], tuple[ValueAndAux, Grads]]
-"""(params, args) ↦ (value, aux), ∇L: one pass."""
+"""One pass: ``evaluate(params, args) -> (value, aux), ∇L``."""
 
 
 class Roles(NamedTuple):
-    """Which of ``args`` are batches and which are keys, counted from 0."""
+    """The positions of the batches and of the keys in ``args``, counted from 0."""
 
     batches: tuple[int, ...]
     keys: tuple[int, ...]
 
 
-@dataclasses.dataclass(frozen=True, eq=False)  # so that jax.jit can hash it
-class ShardedGradFn:
-    """The oracle over m shards of a batch, which also knows each shard's gradient and oracle.
+class Part(NamedTuple):
+    """One microbatch or shard, or all of them stacked along a leading axis.
 
     Attributes:
-      shards: what tells the shards apart, a tree with a leading axis m.
-      grads: the gradient on each shard, with a leading axis m.
-      on_shard: the oracle on one of ``shards``.
+      batches: the examples of the part, one tree per batch argument.
+      number: the index i of the part, counted from 0, which is folded into its random keys.
     """
 
-    shards: Any
+    batches: list[Any]
+    number: jax.Array
+
+
+ArgsOf: TypeAlias = Callable[[Part], Args]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)  # eq=False makes it hashable for jax.jit
+class ShardedGradFn:
+    """The gradient oracle of a batch that is split into m shards.
+
+    It also provides the gradient and the gradient oracle of each shard.
+
+    Attributes:
+      shards: the examples and the number of each shard, with a leading axis m.
+      grads: the gradient on each shard, a tree with a leading axis m.
+      on_shard: a function from one entry of ``shards`` to the gradient oracle of that shard.
+    """
+
+    shards: Part
     grads: Grads
-    on_shard: Callable[[Any], GradFn]
+    on_shard: Callable[[Part], GradFn]
 
     def __call__(self, params: Params) -> Grads:
-        """∇L(params), the mean over the shards."""
+        """Returns ∇L(params), the mean of the gradients of all shards."""
         return mean_of(jax.vmap(lambda shard: self.on_shard(shard)(params))(self.shards))
 
 
 def interleaved(x: jax.Array, count: int) -> jax.Array:
-    """Part i holds the examples i, i + count, …: a part of every device's block."""
+    """Part i has the examples i, i + count, …, so every part has examples from every device."""
     return jnp.moveaxis(x.reshape(-1, count, *x.shape[1:]), 1, 0)
 
 
 def contiguous(x: jax.Array, count: int) -> jax.Array:
-    """Part i holds the i-th block: device i's, if there are as many devices."""
+    """Part i is the i-th block of examples. With ``count`` devices it is the block of device i."""
     return x.reshape(count, -1, *x.shape[1:])
 
 
 def split(
     roles: Roles, args: Args, count: int, layout: Callable[[jax.Array, int], jax.Array]
-) -> tuple[Any, ArgsOf]:
-    """The parts of the arguments, and how one part is put back among them."""
+) -> tuple[Part, ArgsOf]:
+    """Returns the parts, and the function ``args_of`` from one part to the loss's arguments."""
     batches = [
         jax.tree.map(lambda x: layout(jnp.asarray(x), count), args[i]) for i in roles.batches
     ]
 
-    def args_of(part: tuple[list[Any], jax.Array]) -> Args:
-        batches, index = part
-        keys = [jax.random.fold_in(args[i], index) for i in roles.keys]
-        return _replace(args, roles.batches + roles.keys, batches + keys)
+    def args_of(part: Part) -> Args:
+        keys = [jax.random.fold_in(args[i], part.number) for i in roles.keys]
+        return _replace(args, roles.batches + roles.keys, part.batches + keys)
 
-    return (batches, _indices(jax.tree.leaves(batches)[0])), args_of
+    return Part(batches, _indices(jax.tree.leaves(batches)[0])), args_of
 
 
 def take_first(roles: Roles, args: Args, count: int) -> Args:
-    """The arguments with the first ``count`` examples only."""
+    """Returns the arguments with only the first ``count`` examples of each batch."""
     first = lambda x: jax.lax.slice_in_dim(x, 0, count)  # noqa: E731
     batches = [jax.tree.map(first, args[i]) for i in roles.batches]
     return _replace(args, roles.batches, batches)
 
 
 def scan_parts(
-    evaluate: Evaluate, params: Params, parts: Any, args_of: ArgsOf
+    evaluate: Evaluate, params: Params, parts: Part, args_of: ArgsOf
 ) -> tuple[ValueAndAux, Grads]:
-    """The mean over the parts, one after another, with the memory of one."""
+    """Evaluates the parts in sequence, with the memory of one part, and returns the means."""
 
-    def add(total: Grads, part: Any) -> tuple[Grads, ValueAndAux]:
+    def add(total: Grads, part: Part) -> tuple[Grads, ValueAndAux]:
         out, grads = evaluate(params, args_of(part))
         return mix((1, total), (1, grads)), out
 
@@ -97,12 +113,12 @@ def scan_parts(
 
 
 def vmap_parts(
-    evaluate: Evaluate, params: Params, parts: Any, args_of: ArgsOf
+    evaluate: Evaluate, params: Params, parts: Part, args_of: ArgsOf
 ) -> tuple[ValueAndAux, Grads, ShardedGradFn]:
-    """The mean over the parts, side by side, and the oracle that remembers them."""
+    """Evaluates the parts in parallel, and returns the means and the oracle of all parts."""
     outs, grads = jax.vmap(lambda part: evaluate(params, args_of(part)))(parts)
 
-    def on_shard(part: Any) -> GradFn:
+    def on_shard(part: Part) -> GradFn:
         return lambda params: evaluate(params, args_of(part))[1]
 
     return _merge(outs), mean_of(grads), ShardedGradFn(parts, grads, on_shard)
@@ -114,37 +130,38 @@ def mean_of(stacked: Any) -> Any:
 
 
 def count_examples(roles: Roles, args: Args, parts: int) -> int:
-    """The size of the batch among the arguments, which ``parts`` parts share equally."""
+    """The number of examples in the batch arguments, after checking that ``parts`` divides it."""
     if max(roles.batches + roles.keys, default=-1) >= len(args):
         raise ValueError(
             f"batch_argnums and key_argnums name argument {max(roles.batches + roles.keys) + 1} of "
             f"the loss, but f(params, *args) was called with {len(args)} after params: pass the "
-            "batch and the key by position, or change batch_argnums and key_argnums."
+            "batch and the key as positional arguments, or change batch_argnums and key_argnums."
         )
     return leading_axis([args[i] for i in roles.batches], parts)
 
 
 def leading_axis(batch: Any, parts: int = 1) -> int:
-    """How many examples a batch has, which ``parts`` parts share equally."""
+    """The number of examples in a batch, after checking that ``parts`` divides it."""
     shapes = [jnp.shape(x) for x in jax.tree.leaves(batch)]
     sizes = {shape[0] if shape else None for shape in shapes}
     if len(sizes) != 1 or None in sizes:
         raise ValueError(
-            "every leaf of the batch needs the examples as its leading axis, all the same number, "
-            f"but the shapes are {shapes}: name the batch in batch_argnums, and pass what is no "
-            "batch as another argument of the loss."
+            "every leaf of the batch must have the examples along its leading axis, and all leaves "
+            f"must have the same number of examples, but the shapes are {shapes}: name the batch "
+            "in batch_argnums, and pass everything else as another argument of the loss."
         )
     (examples,) = sizes
     if not examples or examples % parts:
         raise ValueError(
-            f"{parts} microbatches or shards cannot share a batch of {examples} examples equally: "
-            "choose a number that divides it, and drop or pad a ragged last batch."
+            f"a batch of {examples} examples cannot be split equally into {parts} microbatches or "
+            "shards: choose a number that divides the batch size, and drop or pad an incomplete "
+            "last batch."
         )
     return examples
 
 
 def explicit_devices(roles: Roles, args: Args) -> int:
-    """Over how many devices of an Explicit mesh the examples are sharded."""
+    """The number of devices over which an Explicit mesh shards the examples."""
 
     def devices(x: jax.Array) -> int:
         sharding = jax.typeof(x).sharding
@@ -156,13 +173,13 @@ def explicit_devices(roles: Roles, args: Args) -> int:
 
 
 def _indices(parts: jax.Array) -> jax.Array:
-    """0, 1, …, one a part, laid over the devices as the parts are."""
+    """The indices 0, 1, …, one per part, sharded in the same way as the parts."""
     sharding = jax.typeof(parts).sharding
     return jnp.arange(len(parts), out_sharding=sharding.update(spec=sharding.spec[:1]))
 
 
 def _merge(outs: Any) -> Any:
-    """The means of floating-point leaves, the last of all others."""
+    """Averages floating-point leaves over the parts. All other leaves come from the last part."""
 
     def merge(x: jax.Array) -> jax.Array:
         return jnp.mean(x, axis=0) if jnp.issubdtype(x.dtype, jnp.inexact) else x[-1]
@@ -170,6 +187,7 @@ def _merge(outs: Any) -> Any:
     return jax.tree.map(merge, outs)
 
 
-def _replace(args: Args, places: Sequence[int], values: Sequence[Any]) -> Args:
-    new = dict(zip(places, values, strict=True))
+def _replace(args: Args, positions: Sequence[int], values: Sequence[Any]) -> Args:
+    """The arguments with new values at some positions."""
+    new = dict(zip(positions, values, strict=True))
     return tuple(new.get(i, arg) for i, arg in enumerate(args))

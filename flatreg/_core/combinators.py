@@ -1,10 +1,10 @@
-"""Methods of methods: several at once, or one on some steps only.
+"""Combinators: functions that add up several methods, or apply a method only on some steps.
 
-All of them take transformations made by :func:`flatreg.from_direction` (or by one another) and
-return one, so they nest: ``combine(sam(), every(gam(0.1, 1.0), 5))``.
+Each combinator takes methods made by :func:`flatreg.from_direction`, or by other combinators, and
+returns a method. Combinators can therefore be nested: ``combine(sam(), every(gam(0.1, 1.0), 5))``.
 """
 
-from typing import Any, TypeAlias
+from typing import Any
 
 import jax
 import optax
@@ -20,25 +20,26 @@ from flatreg._core.checks import (
 )
 from flatreg._core.directions import holds_optimizer
 from flatreg._core.tree import mix
-from flatreg.typing import Grads, Params, ScalarOrSchedule
-
-Method: TypeAlias = optax.GradientTransformationExtraArgs
+from flatreg.typing import Grads, Method, Params, ScalarOrSchedule
 
 
 def combine(*methods: Method) -> Method:
-    r"""Descends several penalties at once: d = g + Σᵢ (dᵢ − g).
+    r"""Adds up several methods: d = g + Σᵢ (dᵢ − g).
 
-    Each method sees the gradient g that came down the chain and keeps its own state; the sum is
-    accumulated in at least float32. One method alone comes back as it is.
+    Each method gets the incoming gradient g, computes its direction dᵢ and keeps its own state. The
+    sum is accumulated in at least float32. A single method is returned unchanged.
 
     Args:
-      *methods: one or more transformations, such as ``sam(0.05), gam(0.1, 1.0)``.
+      *methods: one or more methods, such as ``sam(0.05), gam(0.1, 1.0)``.
 
     Returns:
-      A transformation whose state is the tuple of theirs. It costs Σᵢ (costᵢ − 1) + 1 gradients.
+      A transformation whose state is the tuple of the methods' states. A step costs
+      Σᵢ (costᵢ − 1) + 1 gradients, where costᵢ is the cost of method i alone.
 
     Raises:
-      ValueError: if there is no method; in ``init``, if one of them holds an optimizer.
+      TypeError: if an argument is not a transformation.
+      ValueError: if called without a method; in ``init``, if a method contains an adaptive
+        optimizer, such as ``optax.adam``.
 
     Examples:
       >>> import jax, jax.numpy as jnp, flatreg
@@ -73,22 +74,24 @@ def combine(*methods: Method) -> Method:
 
 
 def every(method: Method, k: int | jax.Array) -> Method:
-    r"""The method on the steps 0, k, 2k, …, the plain gradient on the others.
+    r"""Applies a method on the steps 0, k, 2k, … and returns the plain gradient on the others.
 
-    On an off-step the method's extra gradients are skipped (``lax.cond``) and its state is left
-    untouched. They are skipped under ``jit``, ``scan`` and ``lax.map``; ``vmap`` computes both.
+    On the other steps, the extra gradients of the method are skipped (``lax.cond``) and its state
+    does not change. This holds under ``jit``, ``scan`` and ``lax.map``; ``vmap`` computes both
+    branches.
 
     Args:
-      k: the period, ≥ 1; 1 is every step.
-      method: the transformation to apply; at cost c a step costs 1 + (c − 1)/k gradients.
+      method: the method to apply. If it costs c gradients, a step costs 1 + (c − 1)/k gradients on
+        average.
+      k: the period, an integer of at least 1. With 1, the method is applied on every step.
 
     Returns:
-      A transformation (:func:`optax.conditionally_transform`), whose state holds the step count.
+      A transformation (:func:`optax.conditionally_transform`) whose state contains the step count.
 
     Raises:
-      TypeError: if ``k`` is no number.
-      ValueError: if ``k`` is a Python number below 1 or not whole; in ``init``, if ``method``
-        holds an optimizer.
+      TypeError: if ``k`` is not a number, or ``method`` is not a transformation.
+      ValueError: if ``k`` is a Python number that is below 1 or not an integer; in ``init``, if
+        ``method`` contains an adaptive optimizer, such as ``optax.adam``.
 
     Examples:
       >>> import jax, jax.numpy as jnp, flatreg
@@ -102,29 +105,30 @@ def every(method: Method, k: int | jax.Array) -> Method:
 
     References:
       Liu et al., `Towards Efficient and Scalable Sharpness-Aware Minimization
-      <https://arxiv.org/abs/2203.02714>`_, CVPR 2022 (which reuses a stored component of the
-      perturbed gradient on the off-steps; here they take the plain gradient).
+      <https://arxiv.org/abs/2203.02714>`_, CVPR 2022. Between the steps with the method, the paper
+      reuses a stored component of the perturbed gradient; this function uses the plain gradient.
     """
     check_period(k=k)
     return _on_steps("every", method, lambda step, **_: step % k == 0)
 
 
 def after(method: Method, step: int | jax.Array) -> Method:
-    r"""The plain gradient on the steps before ``step``, the method from then on.
+    r"""Returns the plain gradient before a given step and applies a method from that step on.
 
-    This is the zero-warm-up of gradient regularization with adaptive optimizers.
+    This is the zero-warm-up of Zhao et al., for gradient regularization with adaptive optimizers.
 
     Args:
+      method: the method to apply. Its state is first updated at ``step``, so its schedules start
+        at that step.
       step: the first step with the method, counted from 0.
-      method: the transformation to apply; its state starts at ``step``, so its schedules do.
 
     Returns:
-      A transformation (:func:`optax.conditionally_transform`), whose state holds the step count.
+      A transformation (:func:`optax.conditionally_transform`) whose state contains the step count.
 
     Raises:
-      TypeError: if ``step`` is no number.
-      ValueError: if ``step`` is a negative Python number; in ``init``, if ``method`` holds an
-        optimizer.
+      TypeError: if ``step`` is not a number, or ``method`` is not a transformation.
+      ValueError: if ``step`` is a negative Python number; in ``init``, if ``method`` contains an
+        adaptive optimizer, such as ``optax.adam``.
 
     Examples:
       >>> import jax, jax.numpy as jnp, flatreg
@@ -147,23 +151,28 @@ def after(method: Method, step: int | jax.Array) -> Method:
 
 
 def randomly(method: Method, probability: ScalarOrSchedule, key: jax.Array) -> Method:
-    r"""The method on each step with the given probability, else the plain gradient.
+    r"""Applies a method on randomly chosen steps and returns the plain gradient on the others.
 
-    Step t draws its coin with ``fold_in(key, t)``, so a run repeats itself and a restored one goes
-    on. Off-steps skip the extra gradients as in :func:`every`.
+    Each step is chosen independently with the given probability. Step t draws with the key
+    ``fold_in(key, t)``, so runs are reproducible, and a restored run continues with the same draws.
+    On the other steps, the extra gradients of the method are skipped (``lax.cond``) and its state
+    does not change. This holds under ``jit``, ``scan`` and ``lax.map``; ``vmap`` computes both
+    branches.
 
     Args:
-      probability: in [0, 1], or a schedule.
-      method: the transformation; at cost c a step costs 1 + (c − 1)·probability on average.
+      method: the method to apply. If it costs c gradients, a step costs 1 + (c − 1)·probability
+        gradients on average.
+      probability: the probability of each step, a number in [0, 1] or a schedule.
       key: a random key, typed or raw.
 
     Returns:
-      A transformation (:func:`optax.conditionally_transform`), whose state holds the step count.
+      A transformation (:func:`optax.conditionally_transform`) whose state contains the step count.
 
     Raises:
-      TypeError: if ``probability`` is no number or schedule, or ``key`` not one key.
-      ValueError: if ``probability`` is a Python number outside of [0, 1]; in ``init``, if
-        ``method`` holds an optimizer.
+      TypeError: if ``probability`` is not a number or a schedule, ``key`` is not a single random
+        key, or ``method`` is not a transformation.
+      ValueError: if ``probability`` is a Python number outside [0, 1]; in ``init``, if ``method``
+        contains an adaptive optimizer, such as ``optax.adam``.
 
     Examples:
       >>> import jax, jax.numpy as jnp, flatreg
@@ -182,15 +191,15 @@ def randomly(method: Method, probability: ScalarOrSchedule, key: jax.Array) -> M
     check_between(0, 1, probability=probability)
     check_key(key, "flatreg.randomly(method, 0.5, jax.random.key(0))")
 
-    def coin(step: Any, **_: Any) -> jax.Array:
+    def is_on(step: Any, **_: Any) -> jax.Array:
         p = probability(step) if callable(probability) else probability
         return jax.random.bernoulli(jax.random.fold_in(key, step), p)
 
-    return _on_steps("randomly", method, coin)
+    return _on_steps("randomly", method, is_on)
 
 
 def _on_steps(name: str, method: Method, condition: Any) -> Method:
-    """The method where the condition on the step count holds, else the gradient."""
+    """Applies the method on steps that satisfy a condition; returns the gradient on the others."""
     method = checked_method(name, method)
     conditional = optax.conditionally_transform(method, condition)
 
@@ -200,8 +209,8 @@ def _on_steps(name: str, method: Method, condition: Any) -> Method:
         return state
 
     def update(updates: Grads, state: Any, params: Any = None, **extra: Any) -> tuple[Grads, Any]:
-        same: Any = jax.tree.structure(updates), jax.tree.structure(params)
-        if same[0] == same[1]:  # Both branches must return the parameters' dtypes.
+        structures: Any = jax.tree.structure(updates), jax.tree.structure(params)
+        if structures[0] == structures[1]:  # Both branches must return the parameters' dtypes.
             updates = optax.tree.cast_like(updates, params)
         return conditional.update(updates, state, params, **extra)
 
@@ -209,8 +218,12 @@ def _on_steps(name: str, method: Method, condition: Any) -> Method:
 
 
 def _check_no_optimizer(name: str, state: optax.OptState) -> None:
+    """Checks that the state does not contain that of an adaptive optimizer.
+
+    Optimizers such as ``optax.sgd`` cannot be detected, because their state types are not unique.
+    """
     if holds_optimizer(state):
         raise ValueError(
-            f"{name} takes methods, whose output is a gradient, but was given an optimizer. Put "
-            f"that behind: optax.chain(flatreg.{name}(…), optax.adam(1e-3))."
+            f"{name} takes methods, whose output is a gradient, but got an optimizer. Put the "
+            f"optimizer after it: optax.chain(flatreg.{name}(…), optax.adam(1e-3))."
         )

@@ -1,8 +1,9 @@
-"""From a direction to an Optax transformation: every method of flatreg goes through here.
+"""Makes an Optax transformation from a direction. Every method of flatreg is made in this way.
 
 A direction is a pure function ``(grad_fn, params, g) -> d``. :func:`from_direction` turns it into
-a ``GradientTransformationExtraArgs`` that replaces the gradient, resolves schedules, accepts and
-ignores other links' extra arguments, and turns misuse into errors that say what to write instead.
+a ``GradientTransformationExtraArgs`` that replaces the gradient. The transformation evaluates
+schedules, ignores extra arguments that are meant for other links of the chain, and raises errors
+that show a corrected call.
 """
 
 from collections.abc import Callable
@@ -12,50 +13,49 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from flatreg._core.checks import check_scalars, check_update, check_whole, checked_oracle
-from flatreg.typing import Direction, Grads, Params, ScalarOrSchedule, StatefulDirection
+from flatreg._core.checks import check_scalars, check_unmasked, check_update, checked_oracle
+from flatreg.typing import Direction, Grads, Method, Params, ScalarOrSchedule, StatefulDirection
 
 
 class DirectionState(NamedTuple):
     """State of a method.
 
     Attributes:
-      count: the number of updates so far, an int32 scalar; None if nothing is scheduled.
-      inner: what the direction itself remembers.
+      count: the number of updates so far, an int32 scalar; None if no hyperparameter is a schedule.
+      inner: the state of the direction itself.
     """
 
     count: jax.Array | None  # type: ignore[assignment]  # hides tuple.count, as Optax does
     inner: optax.OptState
 
 
-def from_direction(
-    direction: Direction, **scalars: ScalarOrSchedule
-) -> optax.GradientTransformationExtraArgs:
-    r"""Makes an Optax transformation of a direction: a new method in ten lines.
+def from_direction(direction: Direction, **scalars: ScalarOrSchedule) -> Method:
+    r"""Makes an Optax transformation from a direction: a new method in ten lines.
 
     Args:
-      direction: a pure function ``direction(grad_fn, params, g, **scalars) -> d``, where ``g`` is
-        the gradient that came down the chain, ``grad_fn(params)`` the gradient of the same loss on
-        the same batch, and ``d`` what goes on down the chain. All three are trees shaped like
-        ``params``; ``d`` is cast to the parameters' dtypes.
-      **scalars: hyperparameters that ``direction`` takes by keyword: numbers, 0-d arrays, or
-        schedules, which are evaluated at the step count.
+      direction: a pure function ``direction(grad_fn, params, g, **scalars) -> d``. Here ``g`` is
+        the incoming gradient, ``grad_fn(params)`` computes the gradient of the same loss on the
+        same batch, and ``d`` replaces ``g`` in the chain. ``params``, ``g`` and ``d`` are trees
+        with the same structure and shapes. ``d`` is cast to the parameters' dtypes.
+      **scalars: hyperparameters that ``direction`` takes as keyword arguments: numbers, 0-d arrays,
+        or schedules, which are evaluated at the step count.
 
     Returns:
       A transformation whose ``update`` needs ``params`` and the extra argument ``grad_fn``.
 
     Raises:
-      TypeError: if a scalar is none, or if ``grad_fn`` returns anything but a gradient.
-      ValueError: if ``params`` or ``grad_fn`` is missing in ``update``, or the tree is masked.
+      TypeError: if a hyperparameter is not a number, 0-d array or schedule; in ``update``, if
+        ``grad_fn`` needs more arguments than the parameters or does not return a gradient.
+      ValueError: in ``update``, if ``params`` or ``grad_fn`` is missing, or if the tree is masked.
 
     Examples:
-      The extragradient method steps along the gradient after a look ahead:
+      The extragradient method uses the gradient after a lookahead step:
 
       >>> import jax, jax.numpy as jnp, optax, flatreg
       >>> def extragradient(step_size=0.1):
       ...     def direction(grad_fn, params, g, *, step_size):
-      ...         ahead = optax.tree.add_scale(params, -step_size, g)
-      ...         return grad_fn(ahead)  # ∇L(θ − h∇L(θ))
+      ...         lookahead = optax.tree.add_scale(params, -step_size, g)
+      ...         return grad_fn(lookahead)  # ∇L(θ − h∇L(θ))
       ...     return flatreg.from_direction(direction, step_size=step_size)
       >>> grad_fn = jax.grad(lambda w: jnp.sum(w**2) / 2)
       >>> params = jnp.array([1.0, 2.0])
@@ -77,24 +77,29 @@ def from_stateful_direction(
     init: Callable[[Params], optax.OptState],
     direction: StatefulDirection,
     **scalars: ScalarOrSchedule,
-) -> optax.GradientTransformationExtraArgs:
-    r"""Makes an Optax transformation of a direction that remembers something.
+) -> Method:
+    r"""Makes an Optax transformation from a direction that has a state.
 
     Args:
-      init: ``init(params) -> state``; it may read shapes and dtypes, but not values.
-      direction: a pure function ``direction(grad_fn, params, g, state, **scalars) -> (d, state)``;
-        the state keeps its structure, shapes and dtypes.
-      **scalars: as for :func:`from_direction`.
+      init: a function ``init(params) -> state``. It may use the shapes and dtypes of ``params``,
+        but not the values.
+      direction: a pure function ``direction(grad_fn, params, g, state, **scalars) -> (d, state)``.
+        Here ``g`` is the incoming gradient, ``grad_fn(params)`` computes the gradient of the same
+        loss on the same batch, and ``d`` replaces ``g`` in the chain. The state must keep its
+        structure, shapes and dtypes.
+      **scalars: hyperparameters that ``direction`` takes as keyword arguments: numbers, 0-d arrays,
+        or schedules, which are evaluated at the step count.
 
     Returns:
       A transformation whose ``update`` needs ``params`` and the extra argument ``grad_fn``.
 
     Raises:
-      TypeError: if a scalar is none, or if ``grad_fn`` returns anything but a gradient.
-      ValueError: if ``params`` or ``grad_fn`` is missing in ``update``, or the tree is masked.
+      TypeError: if a hyperparameter is not a number, 0-d array or schedule; in ``update``, if
+        ``grad_fn`` needs more arguments than the parameters or does not return a gradient.
+      ValueError: in ``update``, if ``params`` or ``grad_fn`` is missing, or if the tree is masked.
 
     Examples:
-      SAM that perturbs along an average of the gradients:
+      A variant of SAM that perturbs along a moving average of the gradients:
 
       >>> import jax, jax.numpy as jnp, optax, flatreg
       >>> def smooth_sam(rho=0.05, decay=0.9):
@@ -112,34 +117,40 @@ def from_stateful_direction(
     return _transformation(_name(direction), init, direction, scalars)
 
 
-# Not TraceState and ScaleByScheduleState: links whose output is still a gradient have them too.
-_OPTIMIZERS = (
-    optax.FactoredState,
-    optax.ScaleByAdaDeltaState,
-    optax.ScaleByAdamState,
-    optax.ScaleByAdanState,
-    optax.ScaleByAmsgradState,
-    optax.ScaleByBeliefState,
-    optax.ScaleByLBFGSState,
-    optax.ScaleByLionState,
-    optax.ScaleByNovogradState,
-    optax.ScaleByRmsState,
-    optax.ScaleByRpropState,
-    optax.ScaleByRssState,
-    optax.ScaleByRStdDevState,
-    optax.ScaleBySM3State,
+# States of adaptive optimizers. TraceState and ScaleByScheduleState are not listed, because
+# transformations whose output is still a gradient use them too. The classes are looked up by name,
+# because not every version of Optax has all of them.
+_OPTIMIZER_STATES = (
+    "FactoredState",
+    "ScaleByAdaDeltaState",
+    "ScaleByAdamState",
+    "ScaleByAdanState",
+    "ScaleByAmsgradState",
+    "ScaleByBeliefState",
+    "ScaleByLBFGSState",
+    "ScaleByLionState",
+    "ScaleByNovogradState",
+    "ScaleByRmsState",
+    "ScaleByRpropState",
+    "ScaleByRssState",
+    "ScaleByRStdDevState",
+    "ScaleBySM3State",
 )
 
 
 def holds_optimizer(state: optax.OptState) -> bool:
-    """Whether an adaptive optimizer is in a chain, as its state tells, not inside of a method."""
-    is_known: Any = lambda x: isinstance(x, (DirectionState, *_OPTIMIZERS))  # noqa: E731
+    """Whether the state of a chain contains an adaptive optimizer that is not inside a method."""
+    optimizer_states = tuple(getattr(optax, x) for x in _OPTIMIZER_STATES if hasattr(optax, x))
+
+    def is_known(x: Any) -> bool:
+        return isinstance(x, (DirectionState, *optimizer_states))
+
     leaves = jax.tree.leaves(state, is_leaf=is_known)
-    return any(isinstance(x, _OPTIMIZERS) for x in leaves)
+    return any(isinstance(x, optimizer_states) for x in leaves)
 
 
 def _name(direction: Callable[..., Any]) -> str:
-    """The factory that a direction was written in, or else the direction's own name."""
+    """The name of the factory that defines the direction, or else the direction's own name."""
     return getattr(direction, "__qualname__", "the method").partition(".<locals>")[0]
 
 
@@ -148,12 +159,12 @@ def _transformation(
     init: Callable[[Params], optax.OptState],
     direction: StatefulDirection,
     scalars: dict[str, ScalarOrSchedule],
-) -> optax.GradientTransformationExtraArgs:
+) -> Method:
     check_scalars(**scalars)
     scheduled = any(callable(value) for value in scalars.values())
 
     def init_fn(params: Params) -> Any:
-        check_whole(name, params)
+        check_unmasked(name, params)
         return DirectionState(jnp.zeros((), jnp.int32) if scheduled else None, init(params))
 
     def update_fn(
@@ -164,7 +175,7 @@ def _transformation(
         grad_fn: Any = None,
         **extra: Any,
     ) -> tuple[Grads, Any]:
-        del extra  # Other links of the chain may want them.
+        del extra  # for other links of the chain
         check_update(name, updates, params, grad_fn)
         values = {k: v(state.count) if callable(v) else v for k, v in scalars.items()}
         oracle = checked_oracle(name, grad_fn)
@@ -172,4 +183,4 @@ def _transformation(
         count: Any = optax.safe_increment(state.count) if scheduled else None
         return optax.tree.cast_like(d, params), DirectionState(count, inner)
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return Method(init_fn, update_fn)

@@ -1,16 +1,16 @@
-"""Hessian-vector products of a gradient oracle: four ways, one signature.
+"""Four ways to compute Hessian-vector products of a gradient oracle, with one signature.
 
-An ``hvp`` is a function ``(grad_fn, params) -> (g, v ↦ Hv)`` with H = ∇²L(params): the Hessian is
-the linearization of the gradient, so the signature is that of :func:`jax.linearize`. Methods take
-one as an argument; the choice between exact and approximate is the caller's.
+An ``hvp`` is a function ``(grad_fn, params) -> (g, v ↦ Hv)`` with H = ∇²L(params). The Hessian is
+the linearization of the gradient, so this is the signature of :func:`jax.linearize`. Methods take
+an ``hvp`` as an argument, so the caller chooses between exact and approximate products.
 
 =============================  =======================  ===========================================
-hvp                            cost of g and one Hv     take it when
+hvp                            cost of g and one Hv     when to use it
 =============================  =======================  ===========================================
-:func:`exact_hvp`              2.5 to 3 gradients       the default; many products share one pass
-:func:`forward_hvp`            2.5 to 3.3 gradients     under ``microbatches``: stores no residuals
-:func:`reverse_hvp`            3 to 3.5 gradients       the loss has reverse-mode rules only
-:func:`finite_difference_hvp`  2 gradients              memory is short; works with every loss
+:func:`exact_hvp`              2.5 to 3 gradients       by default; many products share one pass
+:func:`forward_hvp`            2.5 to 3.3 gradients     with ``microbatches``: stores no residuals
+:func:`reverse_hvp`            3 to 3.5 gradients       if the loss has only reverse-mode rules
+:func:`finite_difference_hvp`  2 gradients              if memory is scarce; works with every loss
 =============================  =======================  ===========================================
 """
 
@@ -21,38 +21,44 @@ from typing import Any
 import jax
 import optax
 
-from flatreg._core.checks import check_function, is_number, is_scalar, static_args
+from flatreg._core.checks import OracleError, check_function, is_number, is_scalar, static_args
 from flatreg._core.tree import mix, norm, shift
 from flatreg.typing import GradFn, Grads, Hvp, Params
 
 
-def _takes_oracle(hvp: Hvp) -> Hvp:
-    """Mends the call ``hvp(count)`` that ``optax.inject_hyperparams`` makes of any function."""
+def _requires_two_arguments(hvp: Hvp) -> Hvp:
+    """Adds an error for the call ``hvp(count)``.
+
+    ``optax.inject_hyperparams`` makes this call, because it treats every function as a schedule.
+    """
 
     @functools.wraps(hvp)
     def checked(grad_fn: GradFn, *params: Params) -> tuple[Grads, Callable[[Grads], Grads]]:
         if not params:
-            mend = f"{static_args('hvp')} For gam: static_args=('hvp', 'ascent_hvp')."
-            raise TypeError(f"an hvp takes (grad_fn, params), got one argument. {mend}")
+            correction = f"{static_args('hvp')} For gam, use static_args=('hvp', 'ascent_hvp')."
+            raise TypeError(f"an hvp takes (grad_fn, params), got one argument. {correction}")
         return hvp(grad_fn, *params)
 
     return checked
 
 
-@_takes_oracle
+@_requires_two_arguments
 def exact_hvp(grad_fn: GradFn, params: Params) -> tuple[Grads, Callable[[Grads], Grads]]:
-    """g and v ↦ Hv by :func:`jax.linearize`: one pass stored, then each product replays it.
+    """Exact Hessian-vector products by :func:`jax.linearize`: g and v ↦ Hv.
+
+    The gradient is linearized once, and every product reuses the stored residuals.
 
     Args:
-      grad_fn: the oracle ``params -> ∇L(params)``.
-      params: where the Hessian is taken, a tree of floating-point arrays.
+      grad_fn: the gradient oracle ``params -> ∇L(params)``.
+      params: the point at which the Hessian is evaluated, a tree of floating-point arrays.
 
     Returns:
-      ``g``, the gradient, and the function ``v ↦ Hv`` for trees ``v`` like ``params``.
+      ``g``, the gradient at ``params``, and the function ``v ↦ Hv`` on trees like ``params``.
 
     Raises:
-      TypeError: if the loss has no forward-mode rule (a ``jax.custom_vjp`` whose backward pass
-        cannot be differentiated): take :func:`reverse_hvp` or :func:`finite_difference_hvp`.
+      TypeError: if the loss lacks a forward-mode rule, for example because it contains a
+        ``jax.custom_vjp`` whose backward pass cannot be differentiated. Use :func:`reverse_hvp` or
+        :func:`finite_difference_hvp` for such losses.
 
     Examples:
       >>> import jax, jax.numpy as jnp, flatreg
@@ -64,23 +70,25 @@ def exact_hvp(grad_fn: GradFn, params: Params) -> tuple[Grads, Callable[[Grads],
     return jax.linearize(grad_fn, params)
 
 
-@_takes_oracle
+@_requires_two_arguments
 def forward_hvp(grad_fn: GradFn, params: Params) -> tuple[Grads, Callable[[Grads], Grads]]:
-    """g and v ↦ Hv by :func:`jax.jvp`: each product is a pass of its own and stores nothing.
+    """Exact Hessian-vector products by :func:`jax.jvp`: g and v ↦ Hv.
 
-    Linearizing a ``lax.scan`` stacks its residuals; this does not, so it keeps the memory of one
-    microbatch under ``microbatches``. Under ``jit`` XLA merges the repeated ``grad_fn(params)``.
+    Each product is a separate pass that stores no residuals. With ``microbatches``, this function
+    therefore needs the memory of one microbatch, whereas :func:`exact_hvp` would store the
+    residuals of all iterations of the ``lax.scan``. Under ``jit``, XLA merges the repeated
+    evaluations of ``grad_fn(params)``.
 
     Args:
-      grad_fn: the oracle ``params -> ∇L(params)``.
-      params: where the Hessian is taken, a tree of floating-point arrays.
+      grad_fn: the gradient oracle ``params -> ∇L(params)``.
+      params: the point at which the Hessian is evaluated, a tree of floating-point arrays.
 
     Returns:
-      ``g``, the gradient, and the function ``v ↦ Hv`` for trees ``v`` like ``params``.
+      ``g``, the gradient at ``params``, and the function ``v ↦ Hv`` on trees like ``params``.
 
     Raises:
-      TypeError: if the loss holds a ``jax.custom_vjp``, which has no forward-mode rule: take
-        :func:`exact_hvp`, :func:`reverse_hvp` or :func:`finite_difference_hvp`.
+      TypeError: if the loss contains a ``jax.custom_vjp``, which lacks a forward-mode rule. Use
+        :func:`exact_hvp`, :func:`reverse_hvp` or :func:`finite_difference_hvp` for such losses.
 
     Examples:
       >>> import jax, jax.numpy as jnp, flatreg
@@ -91,20 +99,22 @@ def forward_hvp(grad_fn: GradFn, params: Params) -> tuple[Grads, Callable[[Grads
     return grad_fn(params), lambda v: jax.jvp(grad_fn, (params,), (v,))[1]
 
 
-@_takes_oracle
+@_requires_two_arguments
 def reverse_hvp(grad_fn: GradFn, params: Params) -> tuple[Grads, Callable[[Grads], Grads]]:
-    """g and v ↦ Hv by :func:`jax.vjp`, for H is symmetric: reverse over reverse.
+    """Exact Hessian-vector products by :func:`jax.vjp`, reverse over reverse: g and v ↦ Hv.
+
+    The vector-Jacobian product of the gradient is vᵀH, which equals Hv because H is symmetric.
 
     Args:
-      grad_fn: the oracle ``params -> ∇L(params)``.
-      params: where the Hessian is taken, a tree of floating-point arrays.
+      grad_fn: the gradient oracle ``params -> ∇L(params)``.
+      params: the point at which the Hessian is evaluated, a tree of floating-point arrays.
 
     Returns:
-      ``g``, the gradient, and the function ``v ↦ Hv`` for trees ``v`` like ``params``.
+      ``g``, the gradient at ``params``, and the function ``v ↦ Hv`` on trees like ``params``.
 
     Raises:
-      TypeError: if the backward pass of the loss cannot be differentiated in reverse mode: take
-        :func:`finite_difference_hvp`.
+      TypeError: if the backward pass of the loss cannot be differentiated in reverse mode. Use
+        :func:`finite_difference_hvp` for such losses.
 
     Examples:
       >>> import jax, jax.numpy as jnp, flatreg
@@ -113,25 +123,27 @@ def reverse_hvp(grad_fn: GradFn, params: Params) -> tuple[Grads, Callable[[Grads
       [12. 24.]
     """
     g, pullback = jax.vjp(grad_fn, params)
-    # Its cotangents have the oracle's dtypes, where the others' tangents have the parameters'.
+    # Cotangents must have the dtypes of the oracle's output; v has those of the parameters.
     return g, lambda v: optax.tree.cast_like(pullback(optax.tree.cast_like(v, g))[0], g)
 
 
 def finite_difference_hvp(r: float | jax.Array) -> Hvp:
-    r"""Makes an hvp of a forward difference along v: Hv ≈ ‖v‖/r · [∇L(θ + r v/‖v‖) − ∇L(θ)].
+    r"""Returns an hvp that uses a forward difference: Hv ≈ ‖v‖/r · [∇L(θ + r v/‖v‖) − ∇L(θ)].
 
-    Exact on quadratics; else the error is r‖v‖/2 times the third derivative along v, plus rounding
-    of order ε‖g‖‖v‖/r. With it, ``gradient_norm_penalty(λ)`` is ``penalized_gradient(r, λ/r)``.
+    The product is exact on quadratics. In general the error is r‖v‖/2 times the third derivative
+    along v, plus rounding errors of order ε‖g‖‖v‖/r, where ε is the machine epsilon. With this hvp,
+    ``gradient_norm_penalty(λ)`` is ``penalized_gradient(r, λ/r)``.
 
     Args:
-      r: the length of the difference in parameter space, > 0; 0.01 to 0.1 is usual in float32.
+      r: the length r > 0 of the step in parameter space, a number or a 0-d array. In float32,
+        values from 0.01 to 0.1 are usual.
 
     Returns:
-      A function ``(grad_fn, params) -> (g, v ↦ Hv)``. A zero ``v`` gives zero.
+      A function ``(grad_fn, params) -> (g, v ↦ Hv)``. If ``v`` is zero, Hv is zero.
 
     Raises:
-      TypeError: if ``r`` is no scalar.
-      ValueError: if ``r`` is a Python number and not > 0.
+      TypeError: if ``r`` is not a number or a 0-d array.
+      ValueError: if ``r`` is a Python number that is not greater than 0.
 
     Examples:
       >>> import jax, jax.numpy as jnp, flatreg
@@ -145,11 +157,15 @@ def finite_difference_hvp(r: float | jax.Array) -> Hvp:
       Learning <https://arxiv.org/abs/2202.03599>`_, ICML 2022.
     """
     if not is_scalar(r):
-        raise TypeError(f"r must be a number, got {r!r}: finite_difference_hvp(0.01), say.")
+        raise TypeError(
+            f"r must be a number, got {r!r}: for example, write finite_difference_hvp(0.01)."
+        )
     if is_number(r) and not r > 0:
-        raise ValueError(f"r must be greater than 0, got {r}: finite_difference_hvp(0.01), say.")
+        raise ValueError(
+            f"r must be greater than 0, got {r}: for example, write finite_difference_hvp(0.01)."
+        )
 
-    @_takes_oracle
+    @_requires_two_arguments
     def hvp(grad_fn: GradFn, params: Params) -> tuple[Grads, Callable[[Grads], Grads]]:
         g = grad_fn(params)
 
@@ -164,21 +180,32 @@ def finite_difference_hvp(r: float | jax.Array) -> Hvp:
 
 
 def resolve_hvp(hvp: Hvp | None, name: str = "hvp") -> Hvp:
-    """The hvp that a method uses: exact by default, fed with vectors in the parameters' dtypes."""
+    """Returns the hvp that a method uses. It casts vectors to the parameters' dtypes.
+
+    Args:
+      hvp: the argument that the user passed to the method; None means :func:`exact_hvp`.
+      name: the name of this argument, for error messages.
+    """
     check_function(name, hvp, "a function (grad_fn, params) -> (g, v ↦ Hv) like flatreg.exact_hvp")
     factory: Any = finite_difference_hvp
     if hvp is factory:
-        raise TypeError(f"{name} needs its length: {name}=flatreg.finite_difference_hvp(0.01).")
+        raise TypeError(
+            "finite_difference_hvp must be called with the length r of the difference: write "
+            f"{name}=flatreg.finite_difference_hvp(0.01)."
+        )
     linearize = exact_hvp if hvp is None else hvp
 
     def explained(function: Callable[..., Any], *args: Any) -> Any:
         try:
             return function(*args)
+        except OracleError:
+            raise
         except (TypeError, ValueError, NotImplementedError) as error:
             error.add_note(
-                "If the loss has no forward-mode derivative (flash attention, say), give the "
-                f"method {name}=flatreg.reverse_hvp; if it has no second derivative at all, "
-                f"{name}=flatreg.finite_difference_hvp(0.01), which works with every loss."
+                "If the loss lacks a forward-mode derivative (for example, because of flash "
+                f"attention), pass {name}=flatreg.reverse_hvp to the method. If it cannot be "
+                f"differentiated twice, pass {name}=flatreg.finite_difference_hvp(0.01), which "
+                "works with every loss."
             )
             raise
 

@@ -1,4 +1,4 @@
-"""What a method does to the gradient, read off while training."""
+"""Records what a method does to the gradient during training."""
 
 import functools
 from collections.abc import Callable
@@ -11,23 +11,26 @@ import optax
 from flatreg._core.batches import ShardedGradFn
 from flatreg._core.checks import checked_method
 from flatreg._core.tree import inner, mix, norm, unit
-from flatreg.typing import Grads, Params
+from flatreg.typing import Grads, Method, Params
 
 try:
     from jax.extend.core import get_opaque_trace_state
-except ImportError:  # the oldest versions of JAX that are supported
+except ImportError:  # the oldest supported versions of JAX
     from jax.core import get_opaque_trace_state
 
 
 class Observation(NamedTuple):
-    """What the last update of an observed method did; NaN before the first. Float32 scalars.
+    """What the last update of an observed method did.
+
+    All fields are float32 scalars. They are NaN before the first update.
 
     Attributes:
-      grad_norm: ‖g‖, the norm of the gradient that came down the chain.
-      direction_norm: ‖d‖, the norm of what goes on in its place.
-      perturbation_norm: ‖ε‖, the largest distance from the parameters at which the oracle was
-        called, as their dtype rounds it; NaN where it cannot be seen.
-      cosine: cos(g, d) = ⟨g, d⟩ / (‖g‖‖d‖), zero where one of them is zero.
+      grad_norm: ‖g‖, the norm of the incoming gradient.
+      direction_norm: ‖d‖, the norm of the direction that replaces it.
+      perturbation_norm: ‖ε‖, the largest distance between the parameters and the points at which
+        the oracle was called, after rounding to the parameters' dtypes. NaN if one of the points
+        cannot be observed.
+      cosine: cos(g, d) = ⟨g, d⟩ / (‖g‖‖d‖), or zero if g or d is zero.
     """
 
     grad_norm: jax.Array
@@ -37,31 +40,37 @@ class Observation(NamedTuple):
 
 
 class ObservedState(NamedTuple):
-    """State of an observed method: its own, and the last observation."""
+    """State of an observed method.
+
+    Attributes:
+      observation: the :class:`Observation` of the last update.
+      inner: the state of the method.
+    """
 
     observation: Observation
     inner: optax.OptState
 
 
-def observe(
-    method: optax.GradientTransformationExtraArgs,
-) -> optax.GradientTransformationExtraArgs:
-    r"""The method, with ‖g‖, ‖d‖, ‖ε‖ and cos(g, d) of its last update in its state.
+def observe(method: Method) -> Method:
+    r"""Records ‖g‖, ‖d‖, ‖ε‖ and cos(g, d) of the last update in the state of a method.
 
-    A point at which the oracle is called inside of a ``lax.cond``, a ``vmap`` or a linearization
-    does not come out of it, and then ‖ε‖ is NaN: around :func:`every`, :func:`after`,
-    :func:`randomly` and :func:`per_shard`, and for methods that take exact Hessian-vector products.
-    Observe the method inside, ``every(observe(sam(0.05)), 5)``, to see its last on-step. Under
-    ``jax_debug_nans`` this NaN stops the run, and so do those before the first update if ``init``
-    is jitted.
+    If the method calls the oracle inside a ``lax.cond``, a ``vmap`` or a linearization, that point
+    cannot be read from outside, and ‖ε‖ is NaN. This is the case if ``method`` is made by
+    :func:`every`, :func:`after`, :func:`randomly` or :func:`per_shard`, and for methods that use
+    exact Hessian-vector products. To see the last step on which a method was applied, observe the
+    inner method: ``every(observe(sam(0.05)), 5)``. With ``jax_debug_nans``, this NaN stops the run,
+    and so do the NaNs before the first update if ``init`` is jitted.
 
     Args:
-      method: the transformation to observe; what it returns is untouched.
+      method: the transformation to observe. Its output does not change.
 
     Returns:
-      A transformation whose state holds an ``observation``: read it by
+      A transformation whose state contains an :class:`Observation`. Read it with
       ``optax.tree.get(opt_state, "cosine")``. The train steps of :mod:`flatreg.linen` and
-      :mod:`flatreg.nnx` put it among their metrics.
+      :mod:`flatreg.nnx` add it to their metrics.
+
+    Raises:
+      TypeError: if ``method`` is not a transformation.
 
     Examples:
       >>> import jax, jax.numpy as jnp, optax, flatreg
@@ -75,8 +84,8 @@ def observe(
     method = checked_method("observe", method)
 
     def init(params: Params) -> Any:
-        unseen = [_nan() for _ in Observation._fields]
-        return ObservedState(Observation(*unseen), method.init(params))
+        nothing = [_nan() for _ in Observation._fields]
+        return ObservedState(Observation(*nothing), method.init(params))
 
     def update(
         updates: Grads, state: Any, params: Any = None, *, grad_fn: Any = None, **extra: Any
@@ -87,26 +96,27 @@ def observe(
         seen = [x.astype(jnp.float32) for x in (norm(updates), norm(d), distance(), cosine)]
         return d, ObservedState(Observation(*seen), inner_state)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return Method(init, update)
 
 
 def _nan() -> jax.Array:
-    """NaN on purpose, at which ``jax_debug_nans`` does not stop."""
+    """A NaN at which ``jax_debug_nans`` does not stop."""
     with jax.debug_nans(False):
         return jnp.full((), jnp.nan, jnp.float32)
 
 
 def _watch(grad_fn: Any, params: Params) -> tuple[Any, Callable[[], jax.Array]]:
-    """The oracle, and how far from ``params`` it will have been called at most."""
-    outside = get_opaque_trace_state()
+    """Returns the watched oracle, and a function for its largest distance from ``params``."""
     unknown = _nan()
+    if not callable(grad_fn) or isinstance(grad_fn, ShardedGradFn):
+        return grad_fn, lambda: unknown
+    outside = get_opaque_trace_state()
     distances: list[jax.Array] = []
 
+    @functools.wraps(grad_fn)  # keeps the signature, which the error messages use
     def watched(point: Params) -> Grads:
         here = get_opaque_trace_state() == outside
         distances.append(norm(mix((1, point), (-1, params))) if here else unknown)
         return grad_fn(point)
 
-    if not callable(grad_fn) or isinstance(grad_fn, ShardedGradFn):
-        return grad_fn, lambda: unknown
     return watched, lambda: functools.reduce(jnp.maximum, distances, jnp.zeros(()))

@@ -1,9 +1,9 @@
-"""One clean pass and the oracle that goes with it: value, aux, gradient and ``grad_fn``.
+"""The clean pass and the gradient oracle: value, aux, gradient and ``grad_fn`` of a loss.
 
-``value_and_grad_fn`` is :func:`jax.value_and_grad` with a third output: the oracle θ ↦ ∇L(θ) of
-the same loss, on the same batch, with the same dropout key. Value and aux (metrics, BatchNorm
-statistics) come from the clean pass alone; what the oracle's passes produce beside the gradient
-is dropped.
+``value_and_grad_fn`` is :func:`jax.value_and_grad` with a third output: the gradient oracle
+θ ↦ ∇L(θ) of the same loss, on the same batch, with the same dropout key. The value and aux (for
+example metrics and BatchNorm statistics) come only from the clean pass. The oracle returns the
+gradient and discards everything else that its passes compute.
 """
 
 import functools
@@ -41,45 +41,62 @@ def value_and_grad_fn(
     shards: int | None = None,
     ascent_fraction: float = 1.0,
 ) -> Callable[..., tuple[Any, Grads, GradFn]]:
-    r"""Makes ``f(params, *args, **kwargs) -> value, grads, grad_fn`` of a loss.
+    r"""Returns a function that computes the loss, its gradient and a gradient oracle.
 
-    With ``k = microbatches`` every pass, clean or shifted, is a ``lax.scan`` over k microbatches:
-    L = (1/k) Σᵢ Lᵢ, exact for a loss that is a mean over examples, with the memory of one
-    microbatch. Microbatch i takes the examples i, i+k, i+2k, …, as :func:`optax.microbatch` does,
-    so that a batch which is sharded over devices stays so. With ``m = shards`` the batch falls into
-    m contiguous parts, evaluated side by side, which :func:`flatreg.per_shard` perturbs one by one.
+    With ``k = microbatches``, every pass, clean or perturbed, is a ``lax.scan`` over k
+    microbatches: L = (1/k) Σᵢ Lᵢ. This is exact for a loss that is a mean over examples, and it
+    needs the memory of one microbatch. Microbatch i has the examples i, i+k, i+2k, …, as in
+    :func:`optax.microbatch`, so that a batch that is sharded over devices stays sharded. With
+    ``m = shards``, the batch is split into m contiguous parts, which are evaluated in parallel and
+    which :func:`flatreg.per_shard` perturbs separately.
 
     Args:
-      loss_fn: ``loss_fn(params, *args, **kwargs) -> scalar``, ``(scalar, aux)`` with ``has_aux``.
+      loss_fn: ``loss_fn(params, *args, **kwargs) -> scalar``, or ``-> (scalar, aux)`` with
+        ``has_aux``.
       has_aux: whether the loss also returns auxiliary data.
-      batch_argnums: the positional arguments whose leaves have the examples as their leading axis
-        (0 is ``params``); for ``loss_fn(params, x, y)`` they are ``(1, 2)``. No other argument is
-        taken apart.
-      key_argnums: the positional arguments that are random keys. Microbatch or shard i gets
-        ``jax.random.fold_in(key, i)``, the same in every pass.
-      microbatches: k ≥ 1. In aux, floating-point leaves are averaged and all others come from the
-        last microbatch. Each microbatch starts from the same BatchNorm statistics. For exact
-        Hessian-vector products take ``hvp=flatreg.forward_hvp``, which stores no residuals.
-      shards: m ≥ 1, or None where nothing is to be perturbed apart; aux as for ``microbatches``.
-      ascent_fraction: in (0, 1]. Below 1, value, aux and gradient come from the first
-        ``round(ascent_fraction * n)`` of n examples (at least one; with microbatches, up to what
-        they share equally) and ``grad_fn`` from all of them. :func:`flatreg.sam` uses the clean
-        gradient only for its direction, so a step costs 1 + ascent_fraction gradients instead of
-        2. It is for ``sam`` and ``asam``: methods that add the clean gradient itself stay right in
-        expectation only, off-steps of :func:`flatreg.every`, ``after`` and ``randomly`` train on
-        the fraction alone, and :func:`flatreg.gam_accelerated`, which takes the clean gradient from
-        a shifted one, climbs along the difference of the examples. Metrics and BatchNorm statistics
-        are the fraction's. Of a batch that is sharded over devices the first examples are on the
-        first devices, so they are moved between them; over the axes of an Explicit mesh they must
-        be a multiple of the devices.
+      batch_argnums: which positional arguments have the examples along the leading axis of their
+        leaves. Argument 0 is ``params``, so for ``loss_fn(params, x, y)`` write ``(1, 2)``. Only
+        these arguments are split.
+      key_argnums: which positional arguments are random keys; None if no argument is. Microbatch
+        or shard i gets ``jax.random.fold_in(key, i)``, the same in every pass.
+      microbatches: the number k ≥ 1 of microbatches. Floating-point leaves of aux are averaged, and
+        all other leaves come from the last microbatch. Each microbatch starts from the same
+        BatchNorm statistics. For exact Hessian-vector products use ``hvp=flatreg.forward_hvp``,
+        which stores no residuals.
+      shards: the number m ≥ 1 of shards for :func:`flatreg.per_shard`; None if the batch is to be
+        perturbed as a whole. Floating-point leaves of aux are averaged over the shards, and all
+        other leaves come from the last shard.
+      ascent_fraction: the fraction of the examples, in (0, 1], that the clean pass uses. The oracle
+        always uses all examples. Values below 1 make the ascent step of ``sam`` and ``asam``
+        cheaper. The note below lists the conditions.
 
     Returns:
-      The function, which returns ``value`` (``(value, aux)`` with ``has_aux``), the gradient in the
-      parameters' dtypes, and ``grad_fn``, for ``tx.update(..., grad_fn=grad_fn)``.
+      A function ``f(params, *args, **kwargs) -> value, grads, grad_fn``. It returns the loss
+      ``value`` (or the pair ``(value, aux)`` with ``has_aux``), the gradient in the parameters'
+      dtypes, and the gradient oracle for ``tx.update(..., grad_fn=grad_fn)``.
 
     Raises:
-      ValueError: if the sizes do not divide, an argument number is out of range, or an option is.
+      ValueError: if an option or an argument number is out of range, or if a batch cannot be split
+        into equal parts.
       TypeError: if the loss returns a tuple without ``has_aux``.
+
+    Note:
+      **A cheaper ascent.** With ``ascent_fraction < 1``, the value, aux and gradient come from the
+      first ``round(ascent_fraction * n)`` of n examples, and ``grad_fn`` uses all n. At least one
+      example is used. With microbatches, the number is rounded up so that all microbatches have the
+      same size.
+      :func:`flatreg.sam` uses the clean gradient only for its direction, so a step costs
+      1 + ascent_fraction gradients instead of 2. This option is meant for ``sam`` and ``asam``:
+
+      - Methods that add the clean gradient itself are correct only in expectation.
+      - With :func:`flatreg.every`, ``after`` and ``randomly``, the steps without the method train
+        on only this fraction of the batch.
+      - :func:`flatreg.gam_accelerated` subtracts the clean gradient from a perturbed one, so it
+        would ascend along the difference between the two sets of examples.
+      - Metrics and BatchNorm statistics come from this fraction of the batch.
+      - If the batch is sharded over devices, its first examples are on the first devices, so they
+        are moved between devices. If the axes belong to an Explicit mesh, the number of these
+        examples must be a multiple of the number of devices.
 
     Examples:
       >>> import jax.numpy as jnp, optax, flatreg
@@ -91,7 +108,7 @@ def value_and_grad_fn(
       >>> print(loss, grads, grad_fn(2 * w))
       0.5 [0.5 0.5] [1. 1.]
 
-      With the parts of the batch as arguments of their own:
+      With the parts of the batch as separate arguments:
 
       >>> def loss_fn(w, x, y):
       ...     return jnp.mean((x @ w - y) ** 2)
@@ -129,7 +146,7 @@ def _value_and_grad(loss_fn: Callable[..., Any], has_aux: bool) -> Evaluate:
         if isinstance(out, tuple) and not has_aux:
             raise TypeError(
                 "the loss returns a tuple: write value_and_grad_fn(loss_fn, has_aux=True), which "
-                "takes it for (loss, aux)."
+                "expects (loss, aux)."
             )
         return out if has_aux else (out, None)
 
@@ -147,7 +164,7 @@ def _microbatched(evaluate: Evaluate, roles: Roles, count: int) -> Evaluate:
 
 
 def _on_fraction(evaluate: Evaluate, roles: Roles, microbatches: int, fraction: float) -> Evaluate:
-    """A pass over the first examples, in no larger microbatches than the whole batch's."""
+    """A pass over the first examples, in microbatches no larger than those of the whole batch."""
 
     def run(params: Params, args: Args) -> tuple[ValueAndAux, Grads]:
         examples = count_examples(roles, args, microbatches)
@@ -158,8 +175,8 @@ def _on_fraction(evaluate: Evaluate, roles: Roles, microbatches: int, fraction: 
             whole = devices if microbatches == 1 else examples // microbatches
             nearest = max(1, round(wanted / whole)) * whole / examples
             raise ValueError(
-                f"ascent_fraction={fraction} has the clean pass take {size} examples at a time, "
-                f"which {devices} devices of an Explicit mesh cannot share equally: write "
+                f"with ascent_fraction={fraction} the clean pass takes {size} examples at a time, "
+                f"which cannot be split equally over {devices} devices of an Explicit mesh: write "
                 f"ascent_fraction={nearest}."
             )
         first = take_first(roles, args, count * size)
@@ -171,13 +188,13 @@ def _on_fraction(evaluate: Evaluate, roles: Roles, microbatches: int, fraction: 
 
 
 def _argnums(argnums: int | Sequence[int] | None) -> tuple[int, ...]:
-    """Argument numbers of the loss as places in ``args``."""
+    """Converts argument numbers of the loss to positions in ``args``."""
     if argnums is None:
         return ()
     argnums = tuple(argnums) if isinstance(argnums, Sequence) else (argnums,)
     if not all(isinstance(i, int | np.integer) and i >= 1 for i in argnums):
         raise ValueError(
-            f"argument numbers must be whole and at least 1, got {argnums}: 0 is params, so for "
+            f"argument numbers must be integers of at least 1, got {argnums}: 0 is params, so for "
             "loss_fn(params, batch, key) write batch_argnums=1, key_argnums=2."
         )
     return tuple(int(i) - 1 for i in argnums)
@@ -189,13 +206,21 @@ def _check_options(
     counts = {"microbatches": microbatches, "shards": 1 if shards is None else shards}
     for name, count in counts.items():
         if not isinstance(count, int | np.integer) or count < 1:
-            raise ValueError(f"{name} must be a whole number of at least 1, got {count!r}: 4, say.")
+            raise ValueError(
+                f"{name} must be a whole number of at least 1, got {count!r}: for example, write "
+                f"{name}=4."
+            )
     if not 0 < ascent_fraction <= 1:
-        raise ValueError(f"ascent_fraction must lie in (0, 1], got {ascent_fraction}: 0.1, say.")
+        raise ValueError(
+            f"ascent_fraction must be in (0, 1], got {ascent_fraction}: for example, write "
+            "ascent_fraction=0.1."
+        )
     if shards is not None and ascent_fraction < 1:
         raise ValueError(
-            "shards and ascent_fraction exclude each other, for every shard needs its own "
-            "gradient: leave one of them out."
+            "shards and ascent_fraction cannot be used together, because every shard needs its own "
+            "gradient: remove one of them."
         )
     if set(roles.batches) & set(roles.keys):
-        raise ValueError("an argument stands in batch_argnums and in key_argnums: name it in one.")
+        raise ValueError(
+            "an argument is named in both batch_argnums and key_argnums: name it in one of them."
+        )

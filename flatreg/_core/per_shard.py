@@ -1,39 +1,39 @@
-"""m-sharpness: a method applied to each shard of the batch."""
+"""m-sharpness: applies a method to each shard of the batch."""
 
-from typing import Any, TypeAlias
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
-from flatreg._core.batches import ShardedGradFn, mean_of
+from flatreg._core.batches import Part, ShardedGradFn, mean_of
 from flatreg._core.checks import checked_method
-from flatreg.typing import Grads
-
-Method: TypeAlias = optax.GradientTransformationExtraArgs
+from flatreg.typing import Grads, Method
 
 
 def per_shard(method: Method) -> Method:
-    r"""m-sharpness: the mean over m shards of the batch of each shard's own direction.
+    r"""m-sharpness: applies a method to each of m shards of the batch and averages the directions.
 
-    d = (1/m) Σᵢ dᵢ, where dᵢ is the method's direction for the loss on shard i. For SAM that is
-    (1/m) Σᵢ ∇Lᵢ(θ + ρ ∇Lᵢ/‖∇Lᵢ‖). The shards are evaluated side by side (``vmap``): with as many
-    shards as devices along a sharded batch, each device perturbs by its own gradient. The shards'
-    gradients come with the oracle, so what stands before it in a chain changes nothing.
+    The direction is d = (1/m) Σᵢ dᵢ, where dᵢ is the method's direction for the loss Lᵢ on shard i.
+    For SAM this is (1/m) Σᵢ ∇Lᵢ(θ + ρ ∇Lᵢ/‖∇Lᵢ‖). The shards are evaluated in parallel (``vmap``).
+    If the batch is sharded over as many devices as there are shards, each device perturbs with its
+    own gradient. The gradients of the shards come from the oracle, so earlier links of the chain
+    do not change the result.
 
-    All shards see one state, and one key for :func:`randomly`. Of the states that they return,
-    floating-point leaves are averaged; of the others, such as counts, the largest is kept.
+    All shards start from the same state, and :func:`randomly` uses the same key on all of them. The
+    new states of the shards are merged: floating-point leaves are averaged, and for all other
+    leaves, such as counts, the largest value is kept.
 
     Args:
-      method: the transformation to apply to each shard.
+      method: the method to apply to each shard.
 
     Returns:
-      A transformation that costs what ``method`` does, in the memory of m copies of the
-      perturbed parameters (one a device when sharded). It needs the ``grad_fn`` of
-      ``value_and_grad_fn(loss_fn, shards=m)``.
+      A transformation that costs as much as ``method``. Its ``update`` needs the ``grad_fn`` that
+      ``value_and_grad_fn(loss_fn, shards=m)`` returns. It needs memory for m copies of the
+      perturbed parameters (one per device if the batch is sharded).
 
     Raises:
-      TypeError: if ``grad_fn`` does not come from ``value_and_grad_fn(..., shards=m)``.
+      TypeError: if ``method`` is not a transformation; in ``update``, if ``grad_fn`` does not come
+        from ``value_and_grad_fn(..., shards=m)``.
 
     Examples:
       >>> import jax.numpy as jnp, flatreg
@@ -62,23 +62,23 @@ def per_shard(method: Method) -> Method:
         if not isinstance(grad_fn, ShardedGradFn):
             raise TypeError(
                 "per_shard needs the gradient oracle of each shard: write loss, grads, grad_fn = "
-                "flatreg.value_and_grad_fn(loss_fn, shards=m)(params, batch) and hand this "
-                f"grad_fn to tx.update; got {grad_fn!r}."
+                "flatreg.value_and_grad_fn(loss_fn, shards=m)(params, batch) and pass this "
+                f"grad_fn to tx.update. Got {grad_fn!r}."
             )
 
-        def on_shard(shard: Any, g: Grads) -> tuple[Grads, Any]:
+        def on_shard(shard: Part, g: Grads) -> tuple[Grads, Any]:
             return method.update(g, state, params, grad_fn=grad_fn.on_shard(shard), **extra)
 
         directions, states = jax.vmap(on_shard)(grad_fn.shards, grad_fn.grads)
-        return mean_of(directions), jax.tree.map(_one, states)
+        return mean_of(directions), jax.tree.map(_merge, states)
 
     return Method(method.init, update)
 
 
-def _one(stacked: jax.Array) -> jax.Array:
-    """One value for all shards, bitwise theirs where they agree."""
+def _merge(stacked: jax.Array) -> jax.Array:
+    """Merges the values of all shards. If they are equal, the result is bitwise equal to them."""
     if jnp.issubdtype(stacked.dtype, jax.dtypes.prng_key):
-        data = _one(jax.random.key_data(stacked))
+        data = _merge(jax.random.key_data(stacked))
         key: jax.Array = jax.random.wrap_key_data(data, impl=jax.random.key_impl(stacked))
         return key
     largest = jnp.max(stacked, axis=0)

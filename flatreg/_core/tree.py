@@ -1,8 +1,9 @@
-"""Whole-tree geometry that neither overflows nor divides by zero; only what ``optax.tree`` lacks.
+"""Norms, inner products and shifts of whole trees, without overflow or division by zero.
 
-Every norm here is taken over the whole tree, in at least float32, after dividing by the largest
-entry. So gradients of 1e-23 or 3e20 have a direction, a zero gradient has the zero direction, and
-a NaN or Inf makes the whole direction NaN instead of getting lost.
+This module adds what ``optax.tree`` does not have. Every norm runs over the whole tree, in at least
+float32, after dividing by the largest entry. Gradients of size 1e-23 or 3e20 therefore have a
+direction, and the direction of a zero gradient is zero. A single NaN or Inf makes the whole
+direction NaN, so that it does not go unnoticed.
 """
 
 import functools
@@ -18,24 +19,24 @@ from flatreg.typing import Grads, Params, Scalar
 
 
 def widened(tree: Params) -> Params:
-    """The tree, or the array, in at least float32."""
+    """The tree or array with every leaf in at least float32."""
     return jax.tree.map(
         lambda x: jnp.asarray(x, jnp.promote_types(jnp.result_type(x), jnp.float32)), tree
     )
 
 
 def matmul(x: jax.Array, y: jax.Array) -> jax.Array:
-    """x @ y in full precision; by default GPUs and TPUs round the factors to ten bits or so."""
+    """x @ y in full precision. By default, GPUs and TPUs round the factors to about ten bits."""
     return jnp.matmul(x, y, precision=jax.lax.Precision.HIGHEST)
 
 
 def total(tree: Grads) -> jax.Array:
-    """Σ x over the tree, each leaf reduced where it lies."""
+    """The sum of all entries of the tree. Each leaf is reduced on the devices that hold it."""
     return jax.tree.reduce(operator.add, jax.tree.map(jnp.sum, tree), jnp.zeros((), jnp.float32))
 
 
 def _rescaled(tree: Grads) -> tuple[jax.Array, Grads]:
-    """m and x/m with m = max |x| over the tree; m is 1 for a tree of zeros, NaN if there is one."""
+    """m and x/m with m = max |x| over the tree. m is 1 for a tree of zeros, and a NaN stays NaN."""
     tree = widened(tree)
     leaves = [jnp.max(jnp.abs(x), initial=0) for x in jax.tree.leaves(tree)]
     largest = functools.reduce(jnp.maximum, leaves, jnp.zeros((), jnp.float32))
@@ -49,17 +50,29 @@ def norm(tree: Grads) -> jax.Array:
     return largest * jnp.sqrt(inner(x, x))
 
 
+def scaled(scale: Params | None, tree: Grads) -> Grads:
+    """T x, with the factors T = ``scale`` per weight or per leaf; x itself for ``scale=None``."""
+    if scale is None:
+        return tree
+    return jax.tree.map(lambda t, x: widened(t) * widened(x), scale, tree)
+
+
 def unit(tree: Grads, ord: Scalar = 2) -> Grads:
-    """∇‖x‖ₚ = sign(x)|x|^{p−1} / ‖x‖ₚ^{p−1}: for p = 2 the unit vector x/‖x‖. Zero at zero."""
+    """∇‖x‖ₚ = sign(x)|x|^{p−1} / ‖x‖ₚ^{p−1}. For p = 2 it is the unit vector x/‖x‖. Zero at 0."""
     _, x = _rescaled(tree)
     power_sum = total(jax.tree.map(lambda x: jnp.abs(x) ** ord, x))
-    # Some |x| is one, so the sum is at least one, unless all are zero.
+    # The largest |x| is one, so the sum is at least one unless all entries are zero.
     size = jnp.maximum(power_sum, 1) ** ((ord - 1) / ord)
     return jax.tree.map(lambda x: jnp.sign(x) * jnp.abs(x) ** (ord - 1) / size, x)
 
 
+def norm_gradient(g: Grads, ord: Scalar = 2, scale: Params | None = None) -> Grads:
+    """∂‖Tg‖ₚ/∂g = T sign(Tg)|Tg|^{p−1} / ‖Tg‖ₚ^{p−1}. For p = 2 it is T²g/‖Tg‖. Zero at 0."""
+    return scaled(scale, unit(scaled(scale, g), ord))
+
+
 def _scaled_unit(tree: Grads, length: float | jax.Array) -> Grads:
-    """ρ x/‖x‖ by a single factor, so that x/‖x‖ need not be stored. Zero at zero."""
+    """ρ x/‖x‖ with a single factor, so that x/‖x‖ is never stored. Zero at zero."""
     _, x = _rescaled(tree)
     root = jnp.sqrt(inner(x, x))
     factor = length / jnp.where(root == 0, 1, root)
@@ -80,34 +93,30 @@ def mix(*terms: tuple[float | jax.Array, Grads]) -> Grads:
 def shift(
     params: Params, uphill: Grads, length: float | jax.Array, scale: Params | None = None
 ) -> Params:
-    """θ + ρ T²u/‖Tu‖ in the parameters' dtypes; ``scale=None`` is T = 1."""
-    if scale is None:
-        step = _scaled_unit(uphill, length)
-    else:
-        times_scale = functools.partial(jax.tree.map, lambda t, x: widened(t) * widened(x), scale)
-        step = times_scale(_scaled_unit(times_scale(uphill), length))
+    """θ + ρ T²u/‖Tu‖ in the parameters' dtypes; ``scale=None`` means T = 1."""
+    step = scaled(scale, _scaled_unit(scaled(scale, uphill), length))
     return optax.tree.cast_like(mix((1, params), (1, step)), params)
 
 
 def inner(x: Grads, y: Grads) -> jax.Array:
-    """⟨x, y⟩ over the whole tree: sums of products, because a dot would flatten sharded leaves."""
+    """⟨x, y⟩ over the whole tree. It sums products, because vdot would flatten sharded leaves."""
     return total(jax.tree.map(lambda x, y: widened(x) * widened(y), x, y))
 
 
 def named_leaves(tree: Params) -> dict[str, Any]:
-    """Leaves by their paths, such as ``"params/Dense_0/kernel"``."""
+    """A dictionary from paths, such as ``"params/Dense_0/kernel"``, to leaves."""
     return {path_name(path): x for path, x in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def path_name(path: tuple[Any, ...]) -> str:
-    """A leaf's path as text, the same for an NNX Variable and for the array that it holds."""
+    """A leaf's path as text. An NNX ``Variable`` and the array inside it have the same path."""
     if path and path[-1] == jax.tree_util.GetAttrKey("value"):
         path = path[:-1]
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def map_named(function: Callable[..., Any], tree: Params, *trees: Params) -> Params:
-    """``function(path, leaf, *leaves)`` over trees of one structure."""
+    """Maps ``function(path, leaf, *leaves)`` over trees with the same structure."""
     leaves = zip(named_leaves(tree).items(), *map(jax.tree.leaves, trees), strict=True)
     mapped = [function(path, x, *others) for (path, x), *others in leaves]
     return jax.tree.unflatten(jax.tree.structure(tree), mapped)

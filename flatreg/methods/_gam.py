@@ -1,21 +1,20 @@
-"""Gradient norm aware minimization: descends first-order flatness, the worst gradient norm nearby.
+"""Gradient norm aware minimization (GAM): penalizes the largest gradient norm in a neighborhood.
 
 R¹_ρ(θ) = ρ max_{‖ε‖ ≤ ρ} ‖∇L(θ + ε)‖ ≈ ρ‖∇L(θ_adv)‖,  θ_adv = θ + ρ f/‖f‖,  f = ∇‖∇L‖ = Hĝ
 
-Algorithm 1 steps along g + αρ H(θ_adv)ĝ(θ_adv): two gradients and two Hessian-vector products.
-Algorithm 2 replaces both products by differences of gradients: four gradients.
+R¹ is the first-order flatness. Algorithm 1 of the paper steps along g + αρ H(θ_adv)ĝ(θ_adv), which
+costs two gradients and two Hessian-vector products. Algorithm 2 replaces both products by
+differences of gradients and costs four gradients.
 
 Zhang, Xu, Yu, Zou and Cui, 'Gradient Norm Aware Minimization Seeks First-Order Flatness and
 Improves Generalization', CVPR 2023, arXiv 2303.03108.
 """
 
-import optax
-
-from flatreg._core.checks import check_function, check_nonnegative, checked_scale
+from flatreg._core.checks import check_nonnegative, check_scale, checked_scale
 from flatreg._core.directions import from_direction
 from flatreg._core.hvp import resolve_hvp
-from flatreg._core.tree import inner, mix, shift, unit
-from flatreg.typing import GradFn, Grads, Hvp, Params, Scalar, ScalarOrSchedule, Scale
+from flatreg._core.tree import inner, mix, norm_gradient, shift, unit
+from flatreg.typing import GradFn, Grads, Hvp, Method, Params, Scalar, ScalarOrSchedule, Scale
 
 
 def gam(
@@ -24,32 +23,43 @@ def gam(
     *,
     hvp: Hvp | None = None,
     ascent_hvp: Hvp | None = None,
-) -> optax.GradientTransformationExtraArgs:
-    r"""GAM, Algorithm 1: replaces g by g + αρ H(θ_adv)ĝ(θ_adv), θ_adv = θ + ρ f/‖f‖, f = Hĝ.
+    scale: Scale | None = None,
+) -> Method:
+    r"""Gradient norm aware minimization (GAM), Algorithm 1: descends L + αρ‖T∇L(θ_adv)‖.
 
-    Descends L + αρ‖∇L(θ + sg(ε))‖, with ε = ρ f/‖f‖ constant for differentiation. To add it to
-    SAM write ``combine(sam(0.05), gam(0.1, 1.0))``.
+    The method replaces g by g + αρ H(θ_adv) T²g_adv/‖Tg_adv‖, where
 
-    This differs from the authors' code in:
+    .. code-block:: text
 
-    1. No constant ξ is added to ‖f‖; where f = 0 nothing is shifted.
-    2. The Hessian-vector products are exact by default. Their code is Algorithm 2:
-       :func:`gam_accelerated`.
+      f = ∇‖T∇L‖ = H T²g/‖Tg‖    θ_adv = θ + ρ T²f/‖Tf‖    g_adv = ∇L(θ_adv)
+
+    The shift from θ to θ_adv and the factors T, which are evaluated at θ, are treated as constants
+    in differentiation. To add GAM to SAM, write ``combine(sam(0.05), gam(0.1, 1.0))``.
+
+    This differs from the authors' code as follows:
+
+    1. No constant ξ is added to ‖f‖. If f = 0, the parameters are not shifted.
+    2. The Hessian-vector products are exact by default. The authors' code implements Algorithm 2,
+       which is :func:`flatreg.gam_accelerated`.
+    3. ``scale`` is an addition. The paper has T = 1.
 
     Args:
-      rho: radius ρ ≥ 0 in parameter space, a number or a schedule.
-      alpha: weight α ≥ 0 of R¹, a number or a schedule.
-      hvp: how to multiply with the Hessian at θ_adv; None is :func:`flatreg.exact_hvp`.
-      ascent_hvp: how to find f at θ; None is ``hvp``. ``finite_difference_hvp(0.01)`` saves one
-        gradient, as f is used for its direction only.
+      rho: the radius ρ ≥ 0 in parameter space, a number or a schedule.
+      alpha: the weight α ≥ 0 of the penalty R¹, a number or a schedule.
+      hvp: how to compute the Hessian-vector product at θ_adv; None means
+        :func:`flatreg.exact_hvp`.
+      ascent_hvp: how to compute f at θ; None means the same as ``hvp``. Only the direction of f is
+        used. ``finite_difference_hvp(0.01)`` saves one gradient per step.
+      scale: a function ``params -> T`` that returns one factor per weight or per leaf; None means
+        T = 1. Leaves with a factor of zero are neither perturbed nor penalized.
 
     Returns:
-      A transformation whose ``update`` takes ``params`` and ``grad_fn``; two gradients and two
-      Hessian-vector products a step (about six gradients).
+      A transformation whose ``update`` needs ``params`` and ``grad_fn``. A step costs two gradients
+      and two Hessian-vector products (about six gradients).
 
     Raises:
       ValueError: if ``rho`` or ``alpha`` is a negative Python number.
-      TypeError: if ``hvp`` or ``ascent_hvp`` is no function.
+      TypeError: if ``hvp``, ``ascent_hvp`` or ``scale`` is not a function.
 
     Examples:
       >>> import jax, jax.numpy as jnp, flatreg
@@ -64,6 +74,7 @@ def gam(
       Generalization <https://arxiv.org/abs/2303.03108>`_, CVPR 2023, Algorithm 1.
     """
     check_nonnegative(rho=rho, alpha=alpha)
+    check_scale(scale)
     linearize = resolve_hvp(hvp)
     linearize_for_ascent = (
         linearize if ascent_hvp is None else resolve_hvp(ascent_hvp, "ascent_hvp")
@@ -72,11 +83,13 @@ def gam(
     def direction(
         grad_fn: GradFn, params: Params, g: Grads, *, rho: Scalar, alpha: Scalar
     ) -> Grads:
+        factors = checked_scale(scale, params)
         _, hessian = linearize_for_ascent(grad_fn, params)
-        worst = shift(params, hessian(unit(g)), rho)  # θ_adv = θ + ρ f/‖f‖,  f = Hĝ
+        uphill = hessian(norm_gradient(g, scale=factors))  # f = H T²g/‖Tg‖
+        worst = shift(params, uphill, rho, factors)  # θ_adv = θ + ρ T²f/‖Tf‖
         g_worst, hessian_worst = linearize(grad_fn, worst)
-        penalty = hessian_worst(unit(g_worst))
-        return mix((1, g), (alpha * rho, penalty))  # g + αρ H(θ_adv) ĝ(θ_adv)
+        penalty = hessian_worst(norm_gradient(g_worst, scale=factors))
+        return mix((1, g), (alpha * rho, penalty))  # g + αρ H(θ_adv) T²g_adv/‖Tg_adv‖
 
     return from_direction(direction, rho=rho, alpha=alpha)
 
@@ -90,10 +103,10 @@ def gam_accelerated(
     *,
     scale: Scale | None = None,
     clean_weight: ScalarOrSchedule | None = None,
-) -> optax.GradientTransformationExtraArgs:
-    r"""GAM, Algorithm 2: four gradients, no Hessian-vector product; contains SAM through g₁.
+) -> Method:
+    r"""GAM, Algorithm 2: uses four gradients and no Hessian-vector product per step.
 
-    With u[v] = T²v/‖Tv‖, it replaces g₀ by h₊ − γh₋^⊥, where
+    With u[v] = T²v/‖Tv‖ and g₀ = g, the method replaces g by h₊ − γh₋^⊥, where
 
     .. code-block:: text
 
@@ -101,33 +114,44 @@ def gam_accelerated(
       g₂ = ∇L(θ₂)              g₃ = ∇L(θ₂ + ρ′u[g₂])
       h₊ = αg₁ + (1 − α)g₃     h₋ = βg₀ + (1 − β)g₂   h₋^⊥ = the part of h₋ orthogonal to h₊
 
-    With α = 1 and γ = 0 it is SAM with ρ′. As h₀ is a difference of two gradients, both must be of
-    the same examples: not for an oracle with ``ascent_fraction``.
+    g₁ is the SAM gradient with radius ρ′, so for α = 1 and γ = 0 the method is SAM. Because h₀ is a
+    difference of two gradients, both must come from the same examples: do not use an oracle with
+    ``ascent_fraction`` below 1.
 
-    The paper's (ρ, ρ′, β, α, γ): CIFAR-100 ResNet (.2, .02, .5, .6, .03), the defaults here, and
-    PyramidNet (.2, .04, .3, .5, .05); CIFAR-10 ResNet (.2, .03, .1, .1, .05) and PyramidNet
-    (.2, .03, .1, .1, .03).
+    The paper uses these hyperparameters:
 
-    This differs from the authors' code in:
+    .. code-block:: text
 
-    1. h₋ weighs g₀ by β, as in the paper; their code weighs it by 1: ``clean_weight=1.0``.
-    2. ``scale`` covers all three shifts.
+      data and network        ρ     ρ′     β     α     γ
+      CIFAR-100, ResNet      0.2   0.02   0.5   0.6   0.03   (the defaults)
+      CIFAR-100, PyramidNet  0.2   0.04   0.3   0.5   0.05
+      CIFAR-10, ResNet       0.2   0.03   0.1   0.1   0.05
+      CIFAR-10, PyramidNet   0.2   0.03   0.1   0.1   0.03
+
+    This differs from the authors' code as follows:
+
+    1. The weight of g₀ in h₋ is β, as in the paper. In their code it is 1. To reproduce this, write
+       ``clean_weight=1.0``.
+    2. ``scale`` applies to all three shifts.
 
     Args:
-      rho: radius ρ ≥ 0 of the ascent on the gradient norm, a number or a schedule.
-      rho_prime: radius ρ′ ≥ 0 of the two SAM-like shifts, a number or a schedule.
-      alpha: α ≥ 0, the weight of g₁ in h₊, a number or a schedule.
-      beta: β ≥ 0, the weight of g₀ in h₋, a number or a schedule.
-      gamma: γ ≥ 0, the weight of h₋^⊥, a number or a schedule.
-      scale: T, a function ``params -> factors`` (one a weight or one a leaf), None for T = 1.
-      clean_weight: the weight of g₀ in h₋, ≥ 0, a number or a schedule; None is β.
+      rho: the radius ρ ≥ 0 of the ascent on the gradient norm, a number or a schedule.
+      rho_prime: the radius ρ′ ≥ 0 of the two shifts along a gradient, as in SAM, a number or a
+        schedule.
+      alpha: the weight α ≥ 0 of g₁ in h₊, a number or a schedule.
+      beta: the weight β ≥ 0 of g₀ in h₋, a number or a schedule.
+      gamma: the weight γ ≥ 0 of h₋^⊥, a number or a schedule.
+      scale: a function ``params -> T`` that returns one factor per weight or per leaf and is
+        evaluated at θ; None means T = 1. Leaves with a factor of zero are not perturbed.
+      clean_weight: the weight of g₀ in h₋, at least 0, a number or a schedule; None means β.
 
     Returns:
-      A transformation whose ``update`` takes ``params`` and ``grad_fn``; four gradients a step.
+      A transformation whose ``update`` needs ``params`` and ``grad_fn``. A step costs four
+      gradients.
 
     Raises:
-      ValueError: if one of the numbers is negative.
-      TypeError: if ``scale`` is no function.
+      ValueError: if one of the scalars is a negative Python number.
+      TypeError: if ``scale`` is not a function.
 
     Examples:
       >>> import jax, jax.numpy as jnp, flatreg
@@ -144,7 +168,7 @@ def gam_accelerated(
     scalars = {"rho": rho, "rho_prime": rho_prime, "alpha": alpha, "beta": beta, "gamma": gamma}
     scalars["clean_weight"] = beta if clean_weight is None else clean_weight
     check_nonnegative(**scalars)
-    check_function("scale", scale, "a function params -> T")
+    check_scale(scale)
 
     def direction(
         grad_fn: GradFn,
@@ -159,11 +183,11 @@ def gam_accelerated(
         clean_weight: Scalar,
     ) -> Grads:
         factors = checked_scale(scale, params)
-        g1 = grad_fn(shift(params, g0, rho_prime, factors))  # ∇L(θ + ρ′ĝ₀)
+        g1 = grad_fn(shift(params, g0, rho_prime, factors))  # ∇L(θ + ρ′u[g₀])
         h0 = mix((1, g1), (-1, g0))
-        worst = shift(params, h0, rho, factors)  # θ₂ = θ + ρĥ₀
+        worst = shift(params, h0, rho, factors)  # θ₂ = θ + ρ u[h₀]
         g2 = grad_fn(worst)
-        g3 = grad_fn(shift(worst, g2, rho_prime, factors))  # ∇L(θ₂ + ρ′ĝ₂)
+        g3 = grad_fn(shift(worst, g2, rho_prime, factors))  # ∇L(θ₂ + ρ′u[g₂])
         plus = mix((alpha, g1), (1 - alpha, g3))  # h₊
         minus = mix((clean_weight, g0), (1 - beta, g2))  # h₋
         along = unit(plus)

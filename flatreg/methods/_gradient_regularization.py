@@ -1,42 +1,45 @@
-"""Explicit gradient regularization: L + μ‖∇L‖², the penalty that gradient descent implies.
+"""Explicit gradient regularization (EGR): L + μ‖∇L‖², the implicit penalty of gradient descent.
 
-Gradient descent with step h follows the flow of L + (h/4)‖∇L‖² to O(h²), so μ = h/4 at a small
-step imitates the step h. Its gradient is g + 2μHg: one gradient and one Hessian-vector product.
+To second order in the step size h, gradient descent follows the gradient flow of
+L + (h/4)‖∇L‖². Small steps with μ = h/4 therefore imitate gradient descent with step size h. The
+gradient of the penalized loss is g + 2μHg, which costs one gradient and one Hessian-vector product.
 
 Barrett and Dherin, 'Implicit Gradient Regularization', ICLR 2021, arXiv 2009.11162.
 """
 
-import optax
-
-from flatreg._core.checks import check_nonnegative
+from flatreg._core.checks import check_nonnegative, check_scale, checked_scale
 from flatreg._core.directions import from_direction
 from flatreg._core.hvp import resolve_hvp
-from flatreg._core.tree import mix, norm, unit
-from flatreg.typing import GradFn, Grads, Hvp, Params, Scalar, ScalarOrSchedule
+from flatreg._core.tree import mix, norm, norm_gradient, scaled
+from flatreg.typing import GradFn, Grads, Hvp, Method, Params, Scalar, ScalarOrSchedule, Scale
 
 
 def gradient_regularization(
-    mu: ScalarOrSchedule = 0.05, *, hvp: Hvp | None = None
-) -> optax.GradientTransformationExtraArgs:
-    r"""EGR: descends L + μ‖∇L‖², replacing g by g + 2μHg.
+    mu: ScalarOrSchedule = 0.05, *, hvp: Hvp | None = None, scale: Scale | None = None
+) -> Method:
+    r"""Explicit gradient regularization (EGR): replaces g by g + 2μHT²g, descending L + μ‖T∇L‖².
 
-    On a quadratic with curvature a the curvature becomes a(1 + 2μa): gradient descent with step h
-    is stable only while h·a(1 + 2μa) < 2.
+    On a quadratic, an eigenvalue a of the Hessian becomes a(1 + 2μa) for T = 1. Gradient descent
+    with step size h is then stable only if h·a(1 + 2μa) < 2.
 
     The paper writes the penalty as μ·m·R_IG, where R_IG = ‖∇L‖²/m over m parameters.
 
     Args:
-      mu: μ ≥ 0, in units of a learning rate, a number or a schedule; h/4 is what gradient descent
-        with step h implies, the paper goes up to some 0.1.
-      hvp: how to multiply with the Hessian; None is :func:`flatreg.exact_hvp`.
+      mu: the weight μ ≥ 0 of the penalty, in units of a learning rate, a number or a schedule.
+        The implicit penalty of gradient descent with step size h has the weight h/4. The paper uses
+        values up to about 0.1.
+      hvp: how to compute Hessian-vector products; None means :func:`flatreg.exact_hvp`.
+      scale: a function ``params -> T`` that returns one factor per weight or per leaf; None means
+        T = 1. The gradient of a leaf with a factor of zero is left out of the penalty. T is treated
+        as a constant in differentiation.
 
     Returns:
-      A transformation whose ``update`` takes ``params`` and ``grad_fn``; one gradient and one
-      Hessian-vector product a step (about three gradients).
+      A transformation whose ``update`` needs ``params`` and ``grad_fn``. A step costs one gradient
+      and one Hessian-vector product (about three gradients).
 
     Raises:
       ValueError: if ``mu`` is a negative Python number.
-      TypeError: if ``hvp`` is no function.
+      TypeError: if ``hvp`` or ``scale`` is not a function.
 
     Examples:
       >>> import jax, jax.numpy as jnp, flatreg
@@ -51,11 +54,15 @@ def gradient_regularization(
       ICLR 2021.
     """
     check_nonnegative(mu=mu)
+    check_scale(scale)
     linearize = resolve_hvp(hvp)
 
     def direction(grad_fn: GradFn, params: Params, g: Grads, *, mu: Scalar) -> Grads:
+        factors = checked_scale(scale, params)
         _, hessian = linearize(grad_fn, params)
-        # Hĝ neither over- nor underflows where Hg would.
-        return mix((1, g), (2 * mu * norm(g), hessian(unit(g))))  # g + 2μ‖g‖Hĝ = g + 2μHg
+        # The normalized vector T²g/‖Tg‖ does not overflow or underflow, whereas T²g could.
+        size = norm(scaled(factors, g))
+        penalty = hessian(norm_gradient(g, scale=factors))
+        return mix((1, g), (2 * mu * size, penalty))  # g + 2μ‖Tg‖ H T²g/‖Tg‖ = g + 2μHT²g
 
     return from_direction(direction, mu=mu)

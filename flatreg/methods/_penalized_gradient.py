@@ -1,11 +1,14 @@
-"""Penalizing the gradient norm: L + λ‖∇L‖ₚ, by a finite difference or exactly.
+"""Penalizing the gradient norm (PGN): L + λ‖∇L‖ₚ, by a finite difference or exactly.
 
-Its gradient is g + λ H·∂‖g‖ₚ, which for p = 2 is g + λ H ĝ. With Hĝ ≈ [∇L(θ + rĝ) − g]/r and
-λ = αr it becomes (1 − α) g + α ∇L(θ + rĝ): two gradients a step, and SAM at α = 1.
+The gradient of L + λ‖∇L‖ₚ is g + λ H ∂‖g‖ₚ, which for p = 2 is g + λHĝ with ĝ = g/‖g‖. With the
+finite difference Hĝ ≈ [∇L(θ + rĝ) − g]/r and λ = αr it becomes (1 − α) g + α ∇L(θ + rĝ). This
+costs two gradients per step. For α = 1 it is SAM.
 
 Zhao, Zhang and Hu, 'Penalizing Gradient Norm for Efficiently Improving Generalization in Deep
-Learning', ICML 2022, arXiv 2202.03599. The warm-ups for adaptive optimizers, of 'When Will
-Gradient Regularization Be Harmful?', ICML 2024, arXiv 2406.09723, over T steps:
+Learning', ICML 2022, arXiv 2202.03599.
+
+For adaptive optimizers, Zhao, Zhang and Hu propose three warm-ups over the first T steps in 'When
+Will Gradient Regularization Be Harmful?', ICML 2024, arXiv 2406.09723:
 
     r-warm-up     penalized_gradient(r=optax.linear_schedule(0.0, r, T), alpha=alpha)
     λ-warm-up     penalized_gradient(r=r, alpha=optax.linear_schedule(0.0, alpha, T))
@@ -14,11 +17,9 @@ Gradient Regularization Be Harmful?', ICML 2024, arXiv 2406.09723, over T steps:
 
 import math
 
-import optax
-
 from flatreg._core.checks import (
-    check_function,
     check_nonnegative,
+    check_scale,
     checked_scale,
     is_number,
     is_scalar,
@@ -26,8 +27,8 @@ from flatreg._core.checks import (
 )
 from flatreg._core.directions import from_direction
 from flatreg._core.hvp import resolve_hvp
-from flatreg._core.tree import mix, shift, unit
-from flatreg.typing import GradFn, Grads, Hvp, Params, Scalar, ScalarOrSchedule, Scale
+from flatreg._core.tree import mix, norm_gradient, shift, unit
+from flatreg.typing import GradFn, Grads, Hvp, Method, Params, Scalar, ScalarOrSchedule, Scale
 
 
 def penalized_gradient(
@@ -36,38 +37,43 @@ def penalized_gradient(
     *,
     scale: Scale | None = None,
     normalize_clean: bool = False,
-) -> optax.GradientTransformationExtraArgs:
+) -> Method:
     r"""PGN by finite differences: replaces g by (1 − α) g + α ∇L(θ + r T²g/‖Tg‖).
 
-    Descends L + λ‖T∇L‖₂ with λ = αr up to O(r), and (1 − α) L(θ) + α L(θ + sg(ε)) exactly, where
-    the shift ε is constant for differentiation. ``alpha=1`` is SAM with ρ = r, ``alpha=0`` the
-    plain gradient.
+    Up to O(r), the method descends L + λ‖T∇L‖₂ with λ = αr. The function that it descends exactly
+    is (1 − α) L(θ) + α L(θ + sg(ε)), where sg (stop-gradient) means that the shift ε = r T²g/‖Tg‖
+    is treated as a constant in differentiation. ``alpha=1`` is SAM with ρ = r, and ``alpha=0`` is
+    the plain gradient.
 
-    With adaptive optimizers and a learning-rate warm-up the penalty can hurt; three warm-ups over
-    T steps mend it: ``r=optax.linear_schedule(0.0, 0.1, T)`` (r-warm-up),
-    ``alpha=optax.linear_schedule(0.0, 0.8, T)`` (λ-warm-up), or
+    With adaptive optimizers and a learning-rate warm-up, the penalty can be harmful. One of three
+    warm-ups over the first T steps avoids this: ``r=optax.linear_schedule(0.0, 0.1, T)``
+    (r-warm-up), ``alpha=optax.linear_schedule(0.0, 0.8, T)`` (λ-warm-up), or
     ``after(penalized_gradient(), T)`` (zero-warm-up).
 
-    This differs from the authors' code in:
+    This differs from the authors' code as follows:
 
-    1. The first term is the gradient g, as in the paper. Their code has the unit gradient ĝ there
-       by default: ``normalize_clean=True``.
-    2. The radius is r‖g‖/‖g‖, without a constant added to the denominator: a zero gradient is
-       shifted by nothing.
+    1. The first term contains the gradient g, as in the paper. By default, their code uses the unit
+       gradient ĝ there. To reproduce this, write ``normalize_clean=True``.
+    2. The shift has length r exactly, because no constant is added to ‖g‖ in the denominator. A
+       zero gradient gives a zero shift.
 
     Args:
-      r: length r ≥ 0 of the ascent step in parameter space, a number or a schedule. The paper has
-        0.1 on CIFAR and 0.05 on ImageNet.
-      alpha: balance α ≥ 0 (usually in [0, 1]), a number or a schedule; the penalty is λ = αr.
-      scale: T, a function ``params -> factors`` (one a weight or one a leaf), None for T = 1.
-      normalize_clean: whether the first term is (1 − α) ĝ, as in the authors' code.
+      r: the length r ≥ 0 of the ascent step in parameter space, a number or a schedule. The paper
+        uses 0.1 on CIFAR and 0.05 on ImageNet.
+      alpha: the weight α ≥ 0 (usually in [0, 1]) of the perturbed gradient, a number or a schedule.
+        The weight of the penalty is λ = αr.
+      scale: a function ``params -> T`` that returns one factor per weight or per leaf; None means
+        T = 1. Leaves with a factor of zero are not perturbed.
+      normalize_clean: whether the first term is (1 − α) ĝ, as in the authors' code. By default it
+        is (1 − α) g, as in the paper.
 
     Returns:
-      A transformation whose ``update`` takes ``params`` and ``grad_fn``; two gradients a step.
+      A transformation whose ``update`` needs ``params`` and ``grad_fn``. A step costs two
+      gradients.
 
     Raises:
       ValueError: if ``r`` or ``alpha`` is a negative Python number.
-      TypeError: if ``scale`` is no function or ``normalize_clean`` no Python bool.
+      TypeError: if ``scale`` is not a function or ``normalize_clean`` is not a Python bool.
 
     Examples:
       >>> import jax, jax.numpy as jnp, flatreg
@@ -85,7 +91,7 @@ def penalized_gradient(
       <https://arxiv.org/abs/2406.09723>`_, ICML 2024.
     """
     check_nonnegative(r=r, alpha=alpha)
-    check_function("scale", scale, "a function params -> T")
+    check_scale(scale)
     if not isinstance(normalize_clean, bool):
         raise TypeError(
             f"normalize_clean must be True or False, got {normalize_clean!r}. "
@@ -93,39 +99,49 @@ def penalized_gradient(
         )
 
     def direction(grad_fn: GradFn, params: Params, g: Grads, *, r: Scalar, alpha: Scalar) -> Grads:
-        uphill = grad_fn(shift(params, g, r, checked_scale(scale, params)))
+        ahead = grad_fn(shift(params, g, r, checked_scale(scale, params)))
         clean = unit(g) if normalize_clean else g
-        return mix((1 - alpha, clean), (alpha, uphill))  # (1 − α) g + α ∇L(θ + r T²g/‖Tg‖)
+        return mix((1 - alpha, clean), (alpha, ahead))  # (1 − α) g + α ∇L(θ + r T²g/‖Tg‖)
 
     return from_direction(direction, r=r, alpha=alpha)
 
 
 def gradient_norm_penalty(
-    penalty: ScalarOrSchedule = 0.1, *, ord: Scalar = 2, hvp: Hvp | None = None
-) -> optax.GradientTransformationExtraArgs:
-    r"""Exact PGN: descends L + λ‖∇L‖ₚ, replacing g by g + λ H·[sign(g)|g|^{p−1}/‖g‖ₚ^{p−1}].
+    penalty: ScalarOrSchedule = 0.1,
+    *,
+    ord: Scalar = 2,
+    hvp: Hvp | None = None,
+    scale: Scale | None = None,
+) -> Method:
+    r"""Exact PGN: descends L + λ‖T∇L‖ₚ, replacing g by g + λ H ∂‖Tg‖ₚ/∂g.
 
-    For p = 2 that is g + λHĝ. ``gradient_norm_penalty(λ, hvp=finite_difference_hvp(r))`` is
+    Here ∂‖Tg‖ₚ/∂g = T·sign(Tg)|Tg|^{p−1}/‖Tg‖ₚ^{p−1}. For p = 2 the direction is g + λHT²g/‖Tg‖.
+    For p = 2 and T = 1 it is g + λHĝ. It does not contain a factor ½, because ∇‖g‖₂ = Hĝ.
+
+    For T = 1, ``gradient_norm_penalty(λ, hvp=finite_difference_hvp(r))`` is the same as
     ``penalized_gradient(r, λ/r)``.
 
-    The penalty suits smooth activations (GELU, tanh); with ReLU, whose Hessian misses the kinks,
-    it is often harmful (arXiv 2401.10809).
-
-    There is no factor ½ in front of Hĝ (a common slip), as ∇‖g‖₂ = Hĝ.
+    The penalty suits smooth activations (GELU, tanh). With ReLU it is often harmful, because the
+    Hessian does not capture the kinks (arXiv 2401.10809).
 
     Args:
-      penalty: λ ≥ 0, in units of length in parameter space, a number or a schedule.
-      ord: p ≥ 1, a finite number or a 0-d array. sign(0) = 0, so dead coordinates stay out.
-      hvp: how to multiply with the Hessian; None is :func:`flatreg.exact_hvp`.
+      penalty: the weight λ ≥ 0 of the penalty, in units of length in parameter space, a number or a
+        schedule.
+      ord: the order p of the norm, 1 ≤ p < ∞, a number or a 0-d array. Because sign(0) = 0,
+        coordinates with a zero gradient contribute nothing.
+      hvp: how to compute Hessian-vector products; None means :func:`flatreg.exact_hvp`.
+      scale: a function ``params -> T`` that returns one factor per weight or per leaf; None means
+        T = 1. The gradient of a leaf with a factor of zero is left out of the penalty. T is treated
+        as a constant in differentiation.
 
     Returns:
-      A transformation whose ``update`` takes ``params`` and ``grad_fn``; one gradient and one
-      Hessian-vector product a step (about three gradients).
+      A transformation whose ``update`` needs ``params`` and ``grad_fn``. A step costs one gradient
+      and one Hessian-vector product (about three gradients).
 
     Raises:
-      ValueError: if ``penalty`` is a negative Python number, or ``ord`` one that is infinite or
-        below 1.
-      TypeError: if ``ord`` is no number or ``hvp`` no function.
+      ValueError: if ``penalty`` is a negative Python number, or if ``ord`` is a Python number that
+        is infinite or below 1.
+      TypeError: if ``ord`` is not a number, or if ``hvp`` or ``scale`` is not a function.
 
     Examples:
       >>> import jax, jax.numpy as jnp, flatreg
@@ -140,14 +156,18 @@ def gradient_norm_penalty(
       Learning <https://arxiv.org/abs/2202.03599>`_, ICML 2022.
     """
     check_nonnegative(penalty=penalty)
+    check_scale(scale)
     if not is_scalar(ord):
-        raise TypeError(f"ord must be a number or a 0-d array, got {ord!r}: ord=2, say.")
+        raise TypeError(
+            f"ord must be a number or a 0-d array, got {ord!r}: for example, write ord=2."
+        )
     if is_number(ord) and not 1 <= ord < math.inf:
-        raise ValueError(f"ord must be finite and at least 1, got {ord}: ord=2, say.")
+        raise ValueError(f"ord must be finite and at least 1, got {ord}: for example, write ord=2.")
     linearize = resolve_hvp(hvp)
 
     def direction(grad_fn: GradFn, params: Params, g: Grads, *, penalty: Scalar) -> Grads:
+        factors = checked_scale(scale, params)
         _, hessian = linearize(grad_fn, params)
-        return mix((1, g), (penalty, hessian(unit(g, ord))))  # g + λ H ∂‖g‖ₚ
+        return mix((1, g), (penalty, hessian(norm_gradient(g, ord, factors))))  # g + λ H ∂‖Tg‖ₚ/∂g
 
     return from_direction(direction, penalty=penalty)

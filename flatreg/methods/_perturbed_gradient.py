@@ -1,12 +1,15 @@
-"""Perturbed optimization: the gradient at a random point nearby, in expectation that of E_u L(θ+u).
+"""Perturbed optimization: the gradient at a random point near the parameters.
 
-d = ∇L(θ + u),  uᵢ = σᵢ zᵢ;  z uniform on (−1, 1), truncated normal or normal, afresh each step
+d = ∇L(θ + u) with uᵢ = σᵢ zᵢ, where z is uniform on (−1, 1), truncated normal or normal
 
-A PAC-Bayes bound weighs the loss under noise against log(1/σᵢ). Its optimum has more noise where
-the loss is flat:  σᵢ = min(√(c / (hᵢ/3 + ρ‖κ‖/9)), κᵢ),  h = diag ∇²L, κᵢ = γ|θᵢ| + ε, here c = σ².
+Each step draws a new z. In expectation d is the gradient of E_u L(θ + u).
 
-One gradient a step, two for antithetic pairs; the estimate of h adds a Hessian-vector product every
-few steps.
+A PAC-Bayes bound weighs the loss under noise against log(1/σᵢ). The noise that minimizes it is
+larger where the loss is flatter: σᵢ = min(√(c / (hᵢ/3 + ρ‖κ‖/9)), κᵢ) with h = diag ∇²L and
+κᵢ = γ|θᵢ| + ε. Here c = σ².
+
+A step costs one gradient, or two with antithetic pairs. Estimating h adds one Hessian-vector
+product every few steps.
 
 Wang, Keskar, Xiong and Socher, 'Identifying Generalization Properties in Neural Networks', 2018,
 arXiv 1809.07402.
@@ -14,7 +17,7 @@ arXiv 1809.07402.
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
@@ -25,30 +28,54 @@ from flatreg._core.checks import (
     check_key,
     check_nonnegative,
     check_period,
+    check_scale,
+    checked_scale,
     is_scalar,
     static_args,
 )
 from flatreg._core.directions import from_stateful_direction
 from flatreg._core.hvp import resolve_hvp
-from flatreg._core.tree import mix, norm
-from flatreg.typing import GradFn, Grads, Hvp, Params, Scalar, ScalarOrSchedule
+from flatreg._core.tree import mix, norm, scaled
+from flatreg.typing import (
+    GradFn,
+    Grads,
+    Hvp,
+    Method,
+    Params,
+    Sampler,
+    Scalar,
+    ScalarOrSchedule,
+    Scale,
+)
+
+Distribution: TypeAlias = Literal["uniform", "truncated_normal", "normal"]
 
 
 class CurvatureScale(NamedTuple):
-    r"""Settings of :func:`perturbed_gradient` for more noise where the loss is flatter.
+    r"""Settings that make the noise of :func:`perturbed_gradient` larger where the loss is flatter.
 
-    σᵢ = min(σ / √(hᵢ/3 + ρ‖κ‖/9), κᵢ) with κᵢ = γ|θᵢ| + ε, where h is a running mean of
-    Hutchinson's probes v⊙∇²L v of the Hessian's diagonal, v = ±1; negative hᵢ count as zero.
+    The size of the noise on weight i is σᵢ = min(σ / √(hᵢ/3 + ρ‖κ‖/9), κᵢ) with κᵢ = γ|θᵢ| + ε.
+    Here h estimates the diagonal of the Hessian. It is a running mean of Hutchinson's probes
+    v⊙∇²L v with random signs v = ±1. Negative hᵢ count as zero.
 
     Attributes:
-      interval: steps from one probe to the next, ≥ 1; between them no product is computed.
-      decay: in [0, 1]. The k-th probe has the weight max(1 − decay, 1/k): a plain mean of the first
-        ones, then an exponential moving average.
-      rho: ρ ≥ 0, the Lipschitz constant of the Hessian; 0 takes the loss for a quadratic, larger
-        is less noise, more evenly spread.
-      gamma: γ ≥ 0, what the largest noise κ has in proportion to the weight.
-      eps: ε ≥ 0, the rest of κ. A weight without curvature gets σᵢ = κᵢ as long as σ > 0.
-      hvp: how to multiply with the Hessian; None is :func:`flatreg.exact_hvp`.
+      interval: the number of steps from one probe to the next, at least 1. No Hessian-vector
+        product is computed on the steps in between.
+      decay: the decay rate of the running mean, in [0, 1]. The k-th probe has the weight
+        max(1 − decay, 1/k), so the estimate is a plain mean of the first probes and an exponential
+        moving average later.
+      rho: the Lipschitz constant ρ ≥ 0 of the Hessian. Zero treats the loss as a quadratic. Larger
+        values give noise that is smaller and more even.
+      gamma: the coefficient γ ≥ 0 of the part of κᵢ, the largest allowed noise, that is
+        proportional to the weight.
+      eps: the part ε ≥ 0 of κᵢ that is the same for all weights. A weight without curvature gets
+        σᵢ = κᵢ if σ > 0 and ρ = 0.
+      hvp: how to compute Hessian-vector products; None means :func:`flatreg.exact_hvp`.
+
+    Examples:
+      >>> import jax, flatreg
+      >>> curvature = flatreg.CurvatureScale(interval=20, rho=0.1)
+      >>> tx = flatreg.perturbed_gradient(jax.random.key(0), sigma=0.1, curvature=curvature)
     """
 
     interval: int | jax.Array = 10
@@ -60,7 +87,7 @@ class CurvatureScale(NamedTuple):
 
 
 class CurvatureState(NamedTuple):
-    """State of a curvature scale.
+    """State of :func:`perturbed_gradient` with a :class:`CurvatureScale`.
 
     Attributes:
       diagonal: the estimate of diag ∇²L, a tree like the parameters in float32.
@@ -73,45 +100,58 @@ def perturbed_gradient(
     key: jax.Array,
     sigma: ScalarOrSchedule = 0.01,
     *,
-    distribution: str | Callable[..., jax.Array] = "uniform",
+    distribution: Distribution | Sampler = "uniform",
     antithetic: bool = False,
     curvature: CurvatureScale | None = None,
-) -> optax.GradientTransformationExtraArgs:
+    scale: Scale | None = None,
+) -> Method:
     r"""Perturbed optimization: replaces g by ∇L(θ + u), an unbiased estimate of ∇E_u L(θ + u).
 
-    Descends E_u L(θ + u) with u = σz, where each step t draws its z by ``fold_in(key, t)``, so a
-    run repeats itself and a restored one goes on. With ``curvature``, σ is σᵢ, a constant for
-    differentiation.
+    The noise is uᵢ = Tᵢ σ zᵢ. Step t draws z with the key ``fold_in(key, t)``, so runs are
+    reproducible, and a restored run continues with the same noise. With ``curvature``, each weight
+    has its own σᵢ instead of σ. The method descends E_u L(θ + u), where T and σᵢ are treated as
+    constants in differentiation.
 
-    g itself goes unused. In a jitted step that uses the value and the metrics of the clean pass
-    alone, XLA drops its backward pass: 1.3 to 1.5 gradients in all. A step that uses g as well, for
-    its norm or in :func:`flatreg.combine`, costs two.
+    The gradient g itself is not used. If a jitted step needs only the value and the metrics of the
+    clean pass, XLA removes the backward pass of the clean pass, and the step costs 1.3 to 1.5
+    gradients in total. A step that also needs g, for its norm or in :func:`flatreg.combine`, costs
+    two gradients.
 
-    What the paper leaves open is decided here:
+    The paper does not specify some details. This implementation makes these choices:
 
-    1. c = σ², so that σ is the noise of a weight of curvature 3, and one schedule decays both.
-    2. h comes from Hutchinson's probes at θ, on the batch of the step.
-    3. An entry of a probe that is not finite is left out of the mean.
+    1. c = σ², so that σ is the noise of a weight with curvature 3, and one schedule scales both
+       kinds of noise.
+    2. h is estimated with Hutchinson's probes at θ, on the batch of the step.
+    3. Entries of a probe that are not finite are left out of the mean.
+    4. ``scale`` multiplies the noise, with and without ``curvature``.
 
     Args:
       key: a random key, typed or raw.
-      sigma: σ ≥ 0, a number or a schedule: the noise's half-width (uniform), half the cut-off
-        (truncated normal) or standard deviation (normal), √c with ``curvature``. Small networks
-        bear ten times the default.
-      distribution: of z: "uniform" on (−1, 1), variance 1/3; "truncated_normal" on (−2, 2),
-        variance 0.774; "normal", variance 1; or a function ``(key, shape, dtype) -> z``, symmetric
-        about 0, such as ``jax.random.rademacher``.
-      antithetic: whether to take the mean of ∇L(θ + u) and ∇L(θ − u): exact on quadratics.
-      curvature: None for the same σ everywhere, or ``flatreg.CurvatureScale(...)``.
+      sigma: the size σ ≥ 0 of the noise, a number or a schedule: the half-width of the uniform
+        distribution, half the cut-off of the truncated normal distribution, or the standard
+        deviation of the normal distribution. With ``curvature`` it is √c. Small networks tolerate
+        ten times the default.
+      distribution: the distribution of z. ``"uniform"`` on (−1, 1) has variance 1/3,
+        ``"truncated_normal"`` on (−2, 2) has variance 0.774, and ``"normal"`` has variance 1. It
+        can also be a function ``(key, shape, dtype) -> z`` that is symmetric about 0, such as
+        ``jax.random.rademacher``.
+      antithetic: whether to return the mean of ∇L(θ + u) and ∇L(θ − u), which is exact on
+        quadratics.
+      curvature: a ``flatreg.CurvatureScale(...)``, which gives each weight its own σᵢ; None means
+        the same σ for all weights.
+      scale: a function ``params -> T`` that returns one factor per weight or per leaf; None means
+        T = 1. Leaves with a factor of zero are not perturbed.
 
     Returns:
-      A transformation whose ``update`` takes ``params`` and ``grad_fn``; one gradient a step
-      beside the clean pass, two if ``antithetic``; with ``curvature`` a Hessian-vector product
-      every ``interval`` steps, skipped on the others (``lax.cond``; ``vmap`` computes it always).
+      A transformation whose ``update`` needs ``params`` and ``grad_fn``. A step costs one gradient
+      in addition to the clean pass, or two if ``antithetic``. ``curvature`` adds one
+      Hessian-vector product every ``interval`` steps. The product is skipped on the other steps
+      (``lax.cond``), except under ``vmap``, which computes it on every step.
 
     Raises:
-      ValueError: if a number is out of its range, or ``distribution`` is none.
-      TypeError: if ``key`` is no random key, or ``curvature`` no :class:`CurvatureScale`.
+      ValueError: if a number is out of its range, or if ``distribution`` is not one of the names.
+      TypeError: if ``key`` is not a random key, ``curvature`` is not a :class:`CurvatureScale`, or
+        ``scale`` is not a function.
 
     Examples:
       >>> import jax, jax.numpy as jnp, optax, flatreg
@@ -121,8 +161,8 @@ def perturbed_gradient(
       >>> d, state = tx.update(grad_fn(w), tx.init(w), w, grad_fn=grad_fn)
       >>> print(bool(jnp.all(jnp.abs(d - w) <= 0.1)))
       True
-      >>> scale = flatreg.CurvatureScale(interval=10)
-      >>> tx = flatreg.perturbed_gradient(key, sigma=0.1, antithetic=True, curvature=scale)
+      >>> curvature = flatreg.CurvatureScale(interval=10)
+      >>> tx = flatreg.perturbed_gradient(key, sigma=0.1, antithetic=True, curvature=curvature)
       >>> d, state = tx.update(grad_fn(w), tx.init(w), w, grad_fn=grad_fn)
       >>> print(d, optax.tree.get(state, "diagonal"))
       [3. 4.] [1. 1.]
@@ -133,7 +173,8 @@ def perturbed_gradient(
     """
     check_nonnegative(sigma=sigma)
     check_key(key, "flatreg.perturbed_gradient(jax.random.key(0), 0.01)")
-    sample = _sampler(distribution)
+    check_scale(scale)
+    sampler = _resolve_sampler(distribution)
     if curvature is not None:
         _check_curvature(curvature)
         linearize = resolve_hvp(curvature.hvp)
@@ -146,7 +187,7 @@ def perturbed_gradient(
     def direction(
         grad_fn: GradFn, params: Params, g: Grads, state: Any, *, sigma: Scalar, step: jax.Array
     ) -> tuple[Grads, Any]:
-        del g  # The oracle is asked elsewhere.
+        del g  # The method uses only gradients at perturbed parameters.
         key_of_z, key_of_v = jax.random.split(jax.random.fold_in(key, step))
         sizes = jax.tree.map(lambda w: sigma, params)
         if curvature is not None:
@@ -156,31 +197,33 @@ def perturbed_gradient(
                 lambda: _probe(state, linearize(grad_fn, params)[1], key_of_v, weight),
                 lambda: state,
             )
-            sizes = _sizes(state.diagonal, params, sigma, curvature)
-        z = optax.tree.random_like(key_of_z, mix((1, params)), sample)
-        u = optax.tree.mul(sizes, z)
-        ahead = grad_fn(_moved(params, 1, u))
+            sizes = _noise_sizes(state.diagonal, params, sigma, curvature)
+        z = optax.tree.random_like(key_of_z, mix((1, params)), sampler)
+        u = scaled(checked_scale(scale, params), optax.tree.mul(sizes, z))  # uᵢ = Tᵢ σᵢ zᵢ
+        ahead = grad_fn(_move(params, 1, u))
         if not antithetic:
             return ahead, state  # ∇L(θ + u)
-        behind = grad_fn(_moved(params, -1, u))
+        behind = grad_fn(_move(params, -1, u))
         return mix((0.5, ahead), (0.5, behind)), state  # ½∇L(θ + u) + ½∇L(θ − u)
 
     return from_stateful_direction(init, direction, sigma=sigma, step=lambda count: count)
 
 
-def _moved(params: Params, sign: int, u: Grads) -> Params:
+def _move(params: Params, sign: int, u: Grads) -> Params:
     """θ ± u in the parameters' dtypes."""
     return optax.tree.cast_like(mix((1, params), (sign, u)), params)
 
 
-def _sizes(diagonal: Params, params: Params, sigma: Scalar, curvature: CurvatureScale) -> Params:
-    """σᵢ = min(σ / √(hᵢ⁺/3 + ρ‖κ‖/9), κᵢ), in float32 or wider."""
+def _noise_sizes(
+    diagonal: Params, params: Params, sigma: Scalar, curvature: CurvatureScale
+) -> Params:
+    """σᵢ = min(σ / √(max(hᵢ, 0)/3 + ρ‖κ‖/9), κᵢ), in float32 or wider."""
     kappa = jax.tree.map(lambda w: curvature.gamma * jnp.abs(w) + curvature.eps, mix((1, params)))
     cubic = curvature.rho * norm(kappa) / 9
 
     def size(h: jax.Array, largest: jax.Array) -> jax.Array:
-        bend = jnp.maximum(h, 0) / 3 + cubic
-        return jnp.minimum(sigma * jax.lax.rsqrt(jnp.maximum(bend, 1e-37)), largest)
+        denominator = jnp.maximum(h, 0) / 3 + cubic
+        return jnp.minimum(sigma * jax.lax.rsqrt(jnp.maximum(denominator, 1e-37)), largest)
 
     return jax.tree.map(size, diagonal, kappa)
 
@@ -188,15 +231,15 @@ def _sizes(diagonal: Params, params: Params, sigma: Scalar, curvature: Curvature
 def _probe(
     state: CurvatureState, hessian: Callable[[Grads], Grads], key: jax.Array, weight: jax.Array
 ) -> CurvatureState:
-    """h + weight (v⊙Hv − h), v = ±1, where that is finite."""
+    """h + weight (v⊙Hv − h) with v = ±1; entries that are not finite keep their old value."""
     draw = optax.tree.random_like(key, state.diagonal, _uniform)
     v = jax.tree.map(lambda x: jnp.where(x < 0, -1, 1).astype(x.dtype), draw)
 
-    def towards(h: jax.Array, v: jax.Array, product: jax.Array) -> jax.Array:
+    def updated(h: jax.Array, v: jax.Array, product: jax.Array) -> jax.Array:
         new = (h + weight * (v * product - h)).astype(h.dtype)
         return jnp.where(jnp.isfinite(new), new, h)
 
-    return CurvatureState(jax.tree.map(towards, state.diagonal, v, hessian(v)))
+    return CurvatureState(jax.tree.map(updated, state.diagonal, v, hessian(v)))
 
 
 _uniform = functools.partial(jax.random.uniform, minval=-1.0, maxval=1.0)
@@ -206,28 +249,26 @@ def _truncated_normal(key: Any, shape: Any, dtype: Any, *, out_sharding: Any = N
     return jax.random.truncated_normal(key, -2.0, 2.0, shape, dtype, out_sharding=out_sharding)
 
 
-SAMPLERS: dict[str, Callable[..., jax.Array]] = {
-    "uniform": _uniform,
-    "truncated_normal": _truncated_normal,
-    "normal": jax.random.normal,
-}
-
-
-def _sampler(distribution: str | Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """The distribution of that name, or the function itself."""
-    if isinstance(distribution, str) and distribution in SAMPLERS:
-        return SAMPLERS[distribution]
+def _resolve_sampler(distribution: Distribution | Sampler) -> Sampler:
+    """Returns the sampler with the given name, or the function itself."""
+    samplers: dict[Any, Sampler] = {
+        "uniform": _uniform,
+        "truncated_normal": _truncated_normal,
+        "normal": jax.random.normal,
+    }
+    if isinstance(distribution, str) and distribution in samplers:
+        return samplers[distribution]
     if not callable(distribution):
         raise ValueError(
-            f"distribution must be one of {', '.join(map(repr, SAMPLERS))}, or a function (key, "
-            f"shape, dtype) -> z, got {distribution!r}: distribution='normal', say. "
-            f"{static_args('distribution')}"
+            f"distribution must be one of {', '.join(map(repr, get_args(Distribution)))}, or a "
+            f"function (key, shape, dtype) -> z, got {distribution!r}: for example, write "
+            f"distribution='normal'. {static_args('distribution')}"
         )
     return distribution
 
 
 def _check_curvature(curvature: Any) -> None:
-    """Settings, each a number or a 0-d array in its range."""
+    """Checks the type of ``curvature`` and that each setting is a scalar in its range."""
     if not isinstance(curvature, CurvatureScale):
         raise TypeError(
             "curvature must be a flatreg.CurvatureScale or None, got "
@@ -236,8 +277,8 @@ def _check_curvature(curvature: Any) -> None:
     for name, value in curvature._asdict().items():
         if name != "hvp" and not is_scalar(value):
             raise TypeError(
-                f"{name} must be a number, got {value!r}: flatreg.CurvatureScale({name}="
-                f"{CurvatureScale._field_defaults[name]}). A schedule goes to sigma."
+                f"{name} must be a number, got {value!r}: write flatreg.CurvatureScale({name}="
+                f"{CurvatureScale._field_defaults[name]}). Only sigma can be a schedule."
             )
     check_period(interval=curvature.interval)
     check_between(0, 1, decay=curvature.decay)

@@ -1,4 +1,4 @@
-"""A cheap ascent: the clean pass sees the first examples only, the oracle all of them."""
+"""``ascent_fraction``: the clean pass uses only the first examples, the oracle uses all."""
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.usefixtures("x64")
 
 
 def with_count(params, batch):
-    """The loss, and how many examples it has seen."""
+    """The loss, and the number of its examples as aux."""
     return logistic_loss(params, batch), {"examples": len(batch[0]), "mean": jnp.mean(batch[1])}
 
 
@@ -32,7 +32,7 @@ def with_count(params, batch):
         (0.75, 2, 10),
     ],
 )
-def test_clean_pass_sees_the_first_examples_and_the_oracle_all(fraction, microbatches, count):
+def test_clean_pass_uses_the_first_examples_and_oracle_uses_all(fraction, microbatches, count):
     params, (x, y) = logistic().params, examples()
     (value, aux), grads, grad_fn = flatreg.value_and_grad_fn(
         with_count, has_aux=True, ascent_fraction=fraction, microbatches=microbatches
@@ -40,7 +40,7 @@ def test_clean_pass_sees_the_first_examples_and_the_oracle_all(fraction, microba
     first = (x[:count], y[:count])
     np.testing.assert_allclose(value, logistic_loss(params, first), **CLOSE)
     np.testing.assert_allclose(aux["mean"], jnp.mean(y[:count]), **CLOSE)
-    assert aux["examples"] <= len(x) / microbatches  # no larger a microbatch than the oracle's
+    assert aux["examples"] <= len(x) / microbatches  # no larger than a microbatch of the oracle
     np.testing.assert_allclose(flat(grads), flat(jax.grad(logistic_loss)(params, first)), **CLOSE)
     elsewhere = jax.tree.map(jnp.sin, params)
     for point in (params, elsewhere):
@@ -48,7 +48,7 @@ def test_clean_pass_sees_the_first_examples_and_the_oracle_all(fraction, microba
         np.testing.assert_allclose(flat(grad_fn(point)), expected, **CLOSE)
 
 
-def test_sam_climbs_along_the_fraction_and_descends_on_the_whole_batch():
+def test_sam_ascends_on_the_fraction_and_descends_on_the_batch():
     params, (x, y) = logistic().params, examples()
     _, grads, grad_fn = flatreg.value_and_grad_fn(logistic_loss, ascent_fraction=0.25)(
         params, (x, y)
@@ -61,8 +61,8 @@ def test_sam_climbs_along_the_fraction_and_descends_on_the_whole_batch():
     np.testing.assert_allclose(flat(d), flat(jax.grad(logistic_loss)(worst, (x, y))), **CLOSE)
 
 
-def test_clean_microbatches_have_the_keys_of_the_oracles():
-    """Microbatch i gets ``fold_in(key, i)`` in every pass, even where the clean pass has one."""
+def test_clean_pass_and_oracle_use_the_same_keys():
+    """Microbatch i gets ``fold_in(key, i)`` in every pass, even if the clean pass has only one."""
     key, x = jax.random.key(50), jnp.arange(8.0)
     seen = lambda w, x, key: (w * x.mean(), jax.random.normal(key))  # noqa: E731
     for fraction, count in ((1.0, 4), (0.5, 2), (0.25, 1)):
@@ -74,18 +74,16 @@ def test_clean_microbatches_have_the_keys_of_the_oracles():
         np.testing.assert_allclose(noise, np.mean(draws), **CLOSE)
 
 
-def test_ascent_fraction_is_refused_with_shards():
-    with pytest.raises(ValueError, match="shards and ascent_fraction exclude each other"):
+def test_ascent_fraction_and_shards_exclude_each_other():
+    with pytest.raises(ValueError, match="shards and ascent_fraction cannot be used together"):
         flatreg.value_and_grad_fn(logistic_loss, shards=2, ascent_fraction=0.5)
 
 
 @pytest.mark.parametrize(
-    ("fraction", "microbatches", "told"),
+    ("fraction", "microbatches", "suggested"),
     [(0.25, 1, 0.2), (0.1, 1, 0.1), (0.5, 2, 0.5), (0.65, 2, 0.5), (0.1, 2, 0.1)],
 )
-def test_over_an_explicit_mesh_the_first_examples_are_a_multiple_of_the_devices(
-    fraction, microbatches, told
-):
+def test_ascent_fraction_must_fit_an_explicit_mesh(fraction, microbatches, suggested):
     x = jnp.arange(80.0 * microbatches)
 
     def clean_value(fraction):
@@ -95,7 +93,9 @@ def test_over_an_explicit_mesh_the_first_examples_are_a_multiple_of_the_devices(
 
     with jax.set_mesh(jax.make_mesh((8,), ("data",), (AxisType.Explicit,))):
         x = jax.device_put(x, P("data"))
-        if told != fraction:
-            with pytest.raises(ValueError, match=f"8 devices.*write ascent_fraction={told}"):
+        if suggested != fraction:
+            with pytest.raises(ValueError, match=f"8 devices.*write ascent_fraction={suggested}"):
                 clean_value(fraction)
-        np.testing.assert_allclose(clean_value(told), (told * x.size - 1) / 2)  # of 0, 1, …
+        np.testing.assert_allclose(
+            clean_value(suggested), (suggested * x.size - 1) / 2
+        )  # of 0, 1, …

@@ -1,6 +1,6 @@
-"""One batch in parts: microbatches change nothing but memory, shards each have their own direction.
+"""A batch in parts: microbatches only save memory, and each shard has its own direction.
 
-In float64, on a loss that is a mean over examples, noisy where keys are at stake.
+All tests use float64 and a loss that is a mean over examples. Tests about keys add random noise.
 """
 
 import functools
@@ -21,25 +21,25 @@ x64 = pytest.mark.usefixtures("x64")
 
 
 def noisy(params, batch, key):
-    """The loss on features with noise of the key."""
+    """The loss on features with noise that is drawn from the key."""
     x, signs = batch
     return logistic_loss(params, (x + jax.random.uniform(key, x.shape), signs))
 
 
 def blocks(batch, count):
-    """The batch in contiguous parts."""
+    """The batch split into contiguous parts."""
     x, y = batch
     return list(zip(jnp.split(x, count), jnp.split(y, count), strict=True))
 
 
 def strides(batch, count):
-    """The batch in parts that take turns."""
+    """The batch split into interleaved parts."""
     x, y = batch
     return [(x[i::count], y[i::count]) for i in range(count)]
 
 
 def direction(method, loss_fn, *args, state=None, **options):
-    """The method's direction and state through ``value_and_grad_fn``."""
+    """The direction and state of the method with ``value_and_grad_fn``."""
     params = logistic().params
     _, grads, grad_fn = flatreg.value_and_grad_fn(loss_fn, **options)(params, *args)
     state = method.init(params) if state is None else state
@@ -48,13 +48,13 @@ def direction(method, loss_fn, *args, state=None, **options):
 
 
 def surrogate_gradient(case, loss, **changes):
-    """The gradient of the case's surrogate for a loss on trees."""
+    """The gradient of the surrogate of a case, for a loss on trees."""
     problem = logistic()._replace(loss=loss)
     return jax.grad(lambda w: case.surrogate(problem.loss_of_vector, w, **changes))(problem.vector)
 
 
 def mean_over_shards(case, loss_fn, count, key=None, **changes):
-    """The mean of the surrogates' gradients, shard by shard, each with its own key."""
+    """The mean over the shards of the gradient of the surrogate, each with its own key."""
     total = 0
     for i, shard in enumerate(blocks(examples(), count)):
         keys = {} if key is None else {"key": jax.random.fold_in(key, i)}
@@ -84,8 +84,8 @@ def test_per_shard_has_one_state_for_all_shards():
 
 
 @x64
-def test_per_shard_averages_what_a_stateful_method_remembers():
-    """Remembers the gradient and a count; adds what it remembers to the gradient."""
+def test_per_shard_averages_the_states_of_a_stateful_method():
+    """The state of this method is a count and the last gradient, which it adds to the next one."""
 
     def remember(grad_fn, params, g, memory):
         count, last = memory
@@ -105,15 +105,15 @@ def test_per_shard_averages_what_a_stateful_method_remembers():
 
 
 @x64
-def test_shards_share_the_steps_of_a_conditional_method():
-    """Under ``every`` and ``randomly`` a step is on for all shards or for none."""
-    case, coins = CASES[0], jax.random.key(2)
+def test_shards_share_the_steps_of_a_combinator():
+    """Under ``every`` and ``randomly``, a step applies the method to all shards or to none."""
+    case, key = CASES[0], jax.random.key(2)
     on = mean_over_shards(case, logistic_loss, 3)
     off = mean_over_shards(case, logistic_loss, 3, rho=0.0)
-    tossed = [bool(jax.random.bernoulli(jax.random.fold_in(coins, t))) for t in range(4)]
+    draws = [bool(jax.random.bernoulli(jax.random.fold_in(key, t))) for t in range(4)]
     for sometimes, steps in (
         (flatreg.every(case.make(), 2), [True, False, True, False]),
-        (flatreg.randomly(case.make(), 0.5, coins), tossed),
+        (flatreg.randomly(case.make(), 0.5, key), draws),
     ):
         assert set(steps) == {True, False}
         method = flatreg.per_shard(sometimes)
@@ -128,7 +128,7 @@ def test_shards_share_the_steps_of_a_conditional_method():
 
 @x64
 @every_case
-def test_microbatches_change_no_direction(case: Case):
+def test_microbatches_do_not_change_the_direction(case: Case):
     hvps = (flatreg.exact_hvp, flatreg.forward_hvp)
     methods = [case.make(hvp=hvp) for hvp in hvps] if case.uses_hvp else [case.make()]
 
@@ -142,7 +142,7 @@ def test_microbatches_change_no_direction(case: Case):
 
 
 @x64
-def test_microbatches_interleave_examples_and_fold_the_keys_in_every_pass():
+def test_microbatches_interleave_examples_and_fold_keys():
     params, batch, key = logistic().params, examples(), jax.random.key(44)
 
     def written_out(params):
@@ -161,7 +161,7 @@ def test_microbatches_interleave_examples_and_fold_the_keys_in_every_pass():
 
 @x64
 @pytest.mark.parametrize("option", ["microbatches", "shards"])
-def test_floating_aux_is_averaged_and_the_rest_is_the_last_parts(option):
+def test_floating_aux_is_averaged_and_other_aux_is_the_last(option):
     x = jnp.arange(12.0)
 
     def loss_fn(w, x):
@@ -179,7 +179,7 @@ def test_floating_aux_is_averaged_and_the_rest_is_the_last_parts(option):
 
 
 @x64
-def test_each_shard_falls_into_microbatches():
+def test_each_shard_is_split_into_microbatches():
     params, key = logistic().params, jax.random.key(45)
 
     def of_shard(params, shard, index):
@@ -200,7 +200,7 @@ def test_each_shard_falls_into_microbatches():
 
 
 @x64
-def test_an_oracle_of_shards_can_be_jitted():
+def test_oracle_of_shards_can_be_jitted():
     params = logistic().params
     _, grads, grad_fn = flatreg.value_and_grad_fn(logistic_loss, shards=3)(params, examples())
     np.testing.assert_allclose(flat(jax.jit(grad_fn)(params)), flat(grads), **CLOSE)
@@ -210,8 +210,8 @@ def test_an_oracle_of_shards_can_be_jitted():
 @pytest.mark.parametrize(
     "options", [{}, {"microbatches": 3}, {"shards": 3}, {"ascent_fraction": 0.5}], ids=str
 )
-def test_keyword_arguments_reach_every_pass_whole(options):
-    """As those of ``jax.value_and_grad`` do."""
+def test_keyword_arguments_are_not_split(options):
+    """Keyword arguments reach every pass unchanged, as in ``jax.value_and_grad``."""
     params, (x, y) = logistic().params, examples()
     seen = 6 if "ascent_fraction" in options else 12
 

@@ -1,4 +1,4 @@
-"""The order of a chain: the right one works, and the wrong one goes wrong as documented."""
+"""The order of links in a chain: correct orders work, and wrong orders fail as documented."""
 
 import functools
 
@@ -34,22 +34,22 @@ def uphill(params, g, rho=0.3):
 
 
 class TestClip:
-    """Clip after the method."""
+    """Clipping belongs after the method."""
 
-    def test_before_sam_it_has_no_effect_on_the_step(self):
+    def test_clip_before_sam_has_no_effect(self):
         params, batch = tanh_net()
         d, _ = direction(optax.chain(optax.clip_by_global_norm(1e-3), sam), params, batch)
         assert_close(d, direction(sam, params, batch)[0])
         assert optax.tree.norm(d) > 1
 
     @every_case
-    def test_before_any_method_it_does_not_bound_the_step(self, case):
+    def test_clip_before_a_method_does_not_bound_the_step(self, case):
         params, batch = tanh_net()
         tx = optax.chain(optax.clip_by_global_norm(1e-3), case.make())
         assert optax.tree.norm(direction(tx, params, batch)[0]) > 2e-3
 
     @every_case
-    def test_after_any_method_it_bounds_the_step_and_keeps_the_direction(self, case):
+    def test_clip_after_a_method_bounds_the_step(self, case):
         params, batch = tanh_net()
         d, _ = direction(case.make(), params, batch)
         tx = optax.chain(case.make(), optax.clip_by_global_norm(1e-3))
@@ -58,15 +58,15 @@ class TestClip:
 
 
 class TestApplyIfFinite:
-    """Wrap what follows the method, not the chain that it stands in."""
+    """``apply_if_finite`` belongs around the optimizer after the method, not around the chain."""
 
     def step(self, tx):
-        """A step from where the gradient is finite to where it is not: the loss ends at w = 1."""
+        """A step at a point with a finite gradient. The loss is not defined beyond w = 1."""
         w, grad_fn = jnp.array([0.9, 0.9]), jax.grad(lambda w: -jnp.sum(jnp.sqrt(1 - w)))
         assert jnp.all(jnp.isfinite(grad_fn(w)))
         return tx.update(grad_fn(w), tx.init(w), w, grad_fn=grad_fn)
 
-    def test_behind_the_method_it_sees_the_perturbed_gradient(self):
+    def test_apply_if_finite_after_sam_sees_the_perturbed_gradient(self):
         tx = optax.chain(sam, optax.apply_if_finite(optax.sgd(0.1, momentum=0.9), 3))
         updates, state = self.step(tx)
         assert_equal(updates, jnp.zeros(2))
@@ -81,14 +81,14 @@ class TestApplyIfFinite:
         ],
         ids=["around", "before"],
     )
-    def test_around_or_before_the_method_it_sees_the_clean_gradient_only(self, tx):
+    def test_apply_if_finite_elsewhere_sees_only_the_clean_gradient(self, tx):
         updates, state = self.step(tx)
         assert jnp.all(jnp.isnan(updates))
         assert optax.tree.get(state, "total_notfinite") == 0
 
 
 class TestAccumulation:
-    """Accumulate by ``microbatches``, where both passes run over all of them."""
+    """Gradients are accumulated by ``microbatches``, where both passes use the whole batch."""
 
     def accumulate(self, tx):
         (params, batch), updates = tanh_net(), None
@@ -98,7 +98,8 @@ class TestAccumulation:
             updates, state = tx.update(g, state, params, grad_fn=grad_on(half))
         return updates
 
-    def test_multi_steps_around_the_method_uses_the_last_microbatchs_oracle(self):
+    def test_multi_steps_around_a_method_is_wrong(self):
+        """The averaged gradient meets the oracle of the last microbatch."""
         params, batch = tanh_net()
         tx = optax.MultiSteps(optax.chain(sam, optax.sgd(1.0)), 2).gradient_transformation()
         first, last = (grad_on(half) for half in halves(batch))
@@ -114,7 +115,8 @@ class TestAccumulation:
         whole = grad_on(batch)
         assert_close(d, whole(uphill(params, whole(params))))
 
-    def test_multi_steps_behind_the_method_averages_each_microbatchs_own_perturbation(self):
+    def test_multi_steps_after_a_method_averages_directions(self):
+        """Each microbatch has its own perturbation."""
         params, batch = tanh_net()
         tx = optax.chain(sam, optax.MultiSteps(optax.sgd(1.0), 2).gradient_transformation())
         own = [grad_on(half)(uphill(params, grad_on(half)(params))) for half in halves(batch)]
@@ -122,7 +124,7 @@ class TestAccumulation:
 
 
 class TestMasks:
-    """Perturb some leaves by ``scale``; optimize some leaves by a mask behind the method."""
+    """``scale`` restricts the perturbation; a mask after the method restricts the optimizer."""
 
     NO_BIAS = {"hidden": {"kernel": 1.0, "bias": 0.0}, "out": 1.0}  # noqa: RUF012
 
@@ -139,21 +141,21 @@ class TestMasks:
         with pytest.raises(ValueError, match="scale=lambda params"):
             direction(wrong, *tanh_net())
 
-    def test_a_scale_of_zero_leaves_a_leaf_where_it_is(self):
+    def test_a_scale_of_zero_leaves_a_leaf_unperturbed(self):
         params, batch = tanh_net()
         d, _ = direction(flatreg.sam(0.3, scale=lambda params: self.NO_BIAS), params, batch)
         g = grad_on(batch)(params)
         without = optax.tree.mul(g, self.NO_BIAS)
         assert_close(d, grad_on(batch)(uphill(params, without)))
 
-    def test_a_mask_behind_the_method_freezes_what_it_hides(self):
+    def test_a_mask_after_the_method_freezes_the_masked_leaves(self):
         params, batch = tanh_net()
         freeze = jax.tree.map(lambda keep: not keep, self.NO_BIAS)
         updates, _ = direction(optax.chain(sam, optax.freeze(freeze)), params, batch)
         d, _ = direction(sam, params, batch)
         assert_equal(updates, {**d, "hidden": {**d["hidden"], "bias": jnp.zeros(8)}})
 
-    def test_a_mask_before_the_method_freezes_nothing(self):
+    def test_a_mask_before_the_method_has_no_effect(self):
         params, batch = tanh_net()
         freeze = jax.tree.map(lambda keep: not keep, self.NO_BIAS)
         updates, _ = direction(optax.chain(optax.freeze(freeze), sam), params, batch)
@@ -173,7 +175,7 @@ def test_a_line_search_in_the_chain_rejects_the_oracle(search):
 
 
 class TestDevices:
-    """m-sharpness is ``per_shard``; inside of ``shard_map`` it takes parameters that vary."""
+    """m-sharpness is ``per_shard``. Inside ``shard_map`` it needs parameters that vary."""
 
     def on_devices(self, direction_on_device):
         devices = jax.devices()[:SHARDS]
@@ -182,13 +184,16 @@ class TestDevices:
         mapped = jax.shard_map(direction_on_device, mesh=mesh, **specs, check_vma=True)
         return jax.jit(mapped)(*tanh_net())
 
-    def test_replicated_parameters_give_the_sum_over_devices_perturbed_as_one(self):
+    def test_replicated_parameters_are_perturbed_as_one(self):
+        """The direction is the sum over devices at one common perturbation."""
         d = self.on_devices(lambda params, batch: direction(sam, params, batch)[0])
         params, batch = tanh_net()
         as_one, _ = direction(sam, params, batch)
         assert_close(d, optax.tree.scale(SHARDS, as_one))
 
-    def test_varying_parameters_give_each_device_its_own_perturbation_as_per_shard_does(self):
+    def test_varying_parameters_give_the_same_as_per_shard(self):
+        """Each device has its own perturbation, as with ``per_shard``."""
+
         def own(params, batch):
             params = jax.tree.map(lambda w: jax.lax.pcast(w, "data", to="varying"), params)
             return jax.lax.pmean(direction(sam, params, batch)[0], "data")
@@ -199,7 +204,7 @@ class TestDevices:
         as_one, _ = direction(sam, params, batch)
         assert optax.tree.norm(optax.tree.sub(each, as_one)) > 0.01
 
-    def test_per_shard_is_the_mean_of_the_devices_own_steps(self):
+    def test_per_shard_is_the_mean_of_the_devices_directions(self):
         params, batch = tanh_net()
         shards = [jax.tree.map(lambda x, i=i: x[4 * i : 4 * (i + 1)], batch) for i in range(SHARDS)]
         own = [grad_on(shard)(uphill(params, grad_on(shard)(params))) for shard in shards]

@@ -1,4 +1,4 @@
-"""Functions as arguments and ``value_and_grad_fn``'s options: each error names the mending call."""
+"""Errors about arguments that are functions, and about options of ``value_and_grad_fn``."""
 
 import ast
 import inspect
@@ -17,7 +17,11 @@ HVPS = {"exact": flatreg.exact_hvp, "forward": flatreg.forward_hvp, "reverse": f
 SCALED = {  # factory -> its scalars
     flatreg.sam: {"rho": 0.1},
     flatreg.penalized_gradient: {"r": 0.1, "alpha": 0.5},
+    flatreg.gradient_norm_penalty: {"penalty": 0.1},
+    flatreg.gradient_regularization: {"mu": 0.1},
+    flatreg.gam: {"rho": 0.1},
     flatreg.gam_accelerated: {"rho": 0.1},
+    flatreg.perturbed_gradient: {"key": jax.random.key(0), "sigma": 0.1},
 }
 WITH_HVP = {  # (factory, name of the argument) -> its scalars
     (flatreg.gradient_norm_penalty, "hvp"): {"penalty": 0.1},
@@ -29,50 +33,52 @@ scaled = pytest.mark.parametrize("factory", SCALED)
 with_hvp = pytest.mark.parametrize(("factory", "argument"), WITH_HVP)
 
 
-def mend(argument):
+def declared_static(argument):
+    """A pattern for the advice to declare the argument as static."""
     return rf"static_args=(\(.*)?'{argument}'"
 
 
 def inject(factory, **arguments):
-    """The injected method's first state, in which every hyperparameter has become an array."""
-    return optax.inject_hyperparams(factory)(**arguments).init(tanh_net()[0])
+    """The first state of the injected method. Its hyperparameters have become arrays."""
+    static_args = {"key"} & set(arguments)
+    return optax.inject_hyperparams(factory, static_args)(**arguments).init(tanh_net()[0])
 
 
 class TestStaticArguments:
-    """What must not arrive as a number."""
+    """Arguments that ``inject_hyperparams`` must not turn into arrays."""
 
     @scaled
     @pytest.mark.parametrize("scale", [1.0, jnp.ones(()), lambda params: jnp.ones(())])
-    def test_an_injected_scale_is_told_to_be_static(self, factory, scale):
-        with pytest.raises(TypeError, match=mend("scale")):
+    def test_injected_scale_must_be_static(self, factory, scale):
+        with pytest.raises(TypeError, match=declared_static("scale")):
             inject(factory, **SCALED[factory], scale=scale)
 
     @scaled
-    def test_a_scale_that_is_a_tree_is_told_to_be_a_function(self, factory):
+    def test_scale_must_be_a_function(self, factory):
         with pytest.raises(TypeError, match=r"scale must be a function params -> T or None"):
             factory(**SCALED[factory], scale=tanh_net()[0])
 
     @with_hvp
-    def test_an_hvp_that_is_a_number_is_told_to_be_static(self, factory, argument):
+    def test_hvp_that_is_a_number_raises(self, factory, argument):
         scalars = WITH_HVP[factory, argument]
         with pytest.raises(TypeError, match=rf"{argument} must.*flatreg\.exact_hvp.*None"):
             factory(**scalars, **{argument: 0.01})
-        with pytest.raises(TypeError, match=mend(argument)):
+        with pytest.raises(TypeError, match=declared_static(argument)):
             inject(factory, **scalars, **{argument: 0.01})
 
     @with_hvp
     @pytest.mark.parametrize(
         "hvp", [*HVPS.values(), flatreg.finite_difference_hvp(0.01)], ids=[*HVPS, "difference"]
     )
-    def test_an_injected_hvp_is_told_a_call_that_optax_takes(self, factory, argument, hvp):
-        with pytest.raises(TypeError, match=mend(argument)) as caught:
+    def test_injected_hvp_error_shows_a_working_call(self, factory, argument, hvp):
+        with pytest.raises(TypeError, match=declared_static(argument)) as caught:
             inject(factory, **WITH_HVP[factory, argument], **{argument: hvp})
-        told = re.findall(r"static_args=('\w+'|\(.*?\))", str(caught.value))
-        static_args = next(names for names in told if repr(argument) in names)
+        suggested = re.findall(r"static_args=('\w+'|\(.*?\))", str(caught.value))
+        static_args = next(names for names in suggested if repr(argument) in names)
         optax.inject_hyperparams(factory, ast.literal_eval(static_args))
 
     @with_hvp
-    def test_an_hvp_without_its_length_is_told_to_have_one(self, factory, argument):
+    def test_finite_difference_hvp_needs_its_length(self, factory, argument):
         hvp = flatreg.finite_difference_hvp
         with pytest.raises(TypeError, match=r"finite_difference_hvp\(0\.01\)"):
             direction(factory(**WITH_HVP[factory, argument], **{argument: hvp}), *tanh_net())
@@ -82,17 +88,17 @@ class TestStaticArguments:
         ["2", None, jnp.ones(2), jnp.linalg.norm],
         ids=["text", "nothing", "vector", "function"],
     )
-    def test_an_ord_that_is_no_number_is_told_so(self, ord):
+    def test_ord_must_be_a_number(self, ord):
         with pytest.raises(TypeError, match=r"ord must be a number or a 0-d array.*ord=2"):
             flatreg.gradient_norm_penalty(0.1, ord=ord)
 
-    def test_an_injected_normalize_clean_is_told_to_be_static(self):
-        with pytest.raises(TypeError, match=mend("normalize_clean")):
+    def test_injected_normalize_clean_must_be_static(self):
+        with pytest.raises(TypeError, match=declared_static("normalize_clean")):
             inject(flatreg.penalized_gradient, r=0.1, normalize_clean=1)
 
 
 class TestScale:
-    """What ``scale(params)`` returns."""
+    """Structure and shapes of ``scale(params)``."""
 
     @scaled
     @pytest.mark.parametrize(
@@ -104,23 +110,23 @@ class TestScale:
         ],
         ids=["number", "list", "missing"],
     )
-    def test_a_wrong_structure_is_told_the_right_one(self, factory, scale):
+    def test_scale_with_wrong_structure_raises(self, factory, scale):
         with pytest.raises(ValueError, match=r"structure of params.*write scale=lambda params"):
             direction(factory(**SCALED[factory], scale=scale), *tanh_net())
 
     @scaled
     @pytest.mark.parametrize("shape", [(1,), (4,), (1, 8), (8, 1)], ids=repr)
-    def test_a_wrong_shape_is_told_the_right_ones(self, factory, shape):
+    def test_scale_with_wrong_shapes_raises(self, factory, shape):
         def scale(params):
             return jax.tree.map(jnp.ones_like, params) | {"out": jnp.ones(shape)}
 
-        with pytest.raises(ValueError, match=r"\(8,\): give one factor a weight or one a leaf"):
+        with pytest.raises(ValueError, match=r"\(8,\)\. Return one factor per weight or one"):
             direction(factory(**SCALED[factory], scale=scale), *tanh_net())
 
 
 @jax.custom_vjp
 def fused_tanh(x):
-    """tanh by a kernel, whose backward pass is a kernel too, with a derivative of its own."""
+    """tanh with a custom backward pass, which has a custom derivative too."""
     return jnp.tanh(x)
 
 
@@ -138,7 +144,7 @@ fused_backward.defvjp(
 
 @jax.custom_vjp
 def opaque_tanh(x):
-    """tanh by a kernel, whose backward pass has no derivative at all."""
+    """tanh with a custom backward pass that cannot be differentiated."""
     return jnp.tanh(x)
 
 
@@ -149,7 +155,7 @@ opaque_tanh.defvjp(
 
 
 class TestHvp:
-    """Losses that cannot be differentiated twice in every way."""
+    """Losses that support only some of the ways to compute a Hessian-vector product."""
 
     def made(self, factory, argument, hvp):
         others = {} if argument == "hvp" else {"hvp": flatreg.reverse_hvp}
@@ -157,7 +163,7 @@ class TestHvp:
 
     @with_hvp
     @pytest.mark.parametrize("way", ["exact", "forward"])
-    def test_a_loss_without_forward_mode_is_told_the_ways_without(self, factory, argument, way):
+    def test_loss_without_forward_mode_gets_reverse_mode_hint(self, factory, argument, way):
         x, grad_fn = jnp.ones(3), jax.grad(lambda w: jnp.sum(fused_tanh(w)))
         tx = self.made(factory, argument, HVPS[way])
         with pytest.raises(TypeError) as caught:
@@ -168,7 +174,7 @@ class TestHvp:
 
     @with_hvp
     @pytest.mark.parametrize("hvp", [flatreg.reverse_hvp, flatreg.finite_difference_hvp(0.01)])
-    def test_the_ways_that_the_note_names_work(self, factory, argument, hvp):
+    def test_the_suggested_hvps_work(self, factory, argument, hvp):
         x, grad_fn = jnp.ones(3), jax.grad(lambda w: jnp.sum(fused_tanh(w)))
         tx = self.made(factory, argument, hvp)
         d, _ = tx.update(grad_fn(x), tx.init(x), x, grad_fn=grad_fn)
@@ -176,7 +182,7 @@ class TestHvp:
 
     @with_hvp
     @pytest.mark.parametrize("way", HVPS)
-    def test_a_loss_with_one_derivative_is_told_to_take_differences(self, factory, argument, way):
+    def test_loss_with_one_derivative_gets_finite_difference_hint(self, factory, argument, way):
         x, grad_fn = jnp.ones(3), jax.grad(lambda w: jnp.sum(opaque_tanh(w)))
         tx = self.made(factory, argument, HVPS[way])
         with pytest.raises((TypeError, ValueError, NotImplementedError)) as caught:
@@ -185,16 +191,19 @@ class TestHvp:
 
 
 class TestValueAndGradFn:
-    """Options are checked at once, batches while tracing."""
+    """Options are checked at once, and batches during tracing."""
 
     @pytest.mark.parametrize(
         ("options", "text"),
         [
             ({"microbatches": 0}, "microbatches must be a whole number of at least 1"),
             ({"shards": -1}, "shards must be a whole number of at least 1"),
-            ({"ascent_fraction": 0}, r"ascent_fraction must lie in \(0, 1\], got 0: 0\.1, say"),
-            ({"ascent_fraction": 1.5}, r"ascent_fraction must lie in \(0, 1\]"),
-            ({"ascent_fraction": 0.5, "shards": 2}, "leave one of them out"),
+            (
+                {"ascent_fraction": 0},
+                r"ascent_fraction must be in \(0, 1\], got 0:.*ascent_fraction=0\.1",
+            ),
+            ({"ascent_fraction": 1.5}, r"ascent_fraction must be in \(0, 1\]"),
+            ({"ascent_fraction": 0.5, "shards": 2}, "remove one of them"),
             ({"batch_argnums": 0}, "0 is params.*write batch_argnums=1, key_argnums=2"),
             ({"batch_argnums": (1, -1)}, "write batch_argnums=1, key_argnums=2"),
             ({"key_argnums": 1.5}, "write batch_argnums=1, key_argnums=2"),
@@ -202,23 +211,23 @@ class TestValueAndGradFn:
         ],
         ids=repr,
     )
-    def test_an_option_out_of_range_is_told_at_once(self, options, text):
+    def test_options_out_of_range_raise_at_once(self, options, text):
         with pytest.raises(ValueError, match=text):
             flatreg.value_and_grad_fn(loss_fn, **options)
 
     @pytest.mark.parametrize("options", [{}, {"microbatches": 2}, {"shards": 2}], ids=repr)
-    def test_a_tuple_without_has_aux_is_told_to_ask_for_it(self, options):
+    def test_loss_that_returns_a_tuple_needs_has_aux(self, options):
         evaluate = flatreg.value_and_grad_fn(lambda p, b: (loss_fn(p, b), 1.0), **options)
         with pytest.raises(TypeError, match=r"value_and_grad_fn\(loss_fn, has_aux=True\)"):
             evaluate(*tanh_net())
 
     @pytest.mark.parametrize("options", [{"microbatches": 3}, {"shards": 3}], ids=repr)
-    def test_a_ragged_batch_is_told_to_be_padded(self, options):
-        with pytest.raises(ValueError, match=r"16 examples equally.*drop or pad a ragged last"):
+    def test_batch_that_cannot_be_split_equally_raises(self, options):
+        with pytest.raises(ValueError, match=r"16 examples cannot be split equally.*drop or pad"):
             flatreg.value_and_grad_fn(loss_fn, **options)(*tanh_net())
 
-    def test_a_ragged_shard_is_told_its_own_size(self):
-        with pytest.raises(ValueError, match=r"batch of 4 examples equally"):
+    def test_shard_that_cannot_be_split_equally_raises(self):
+        with pytest.raises(ValueError, match=r"batch of 4 examples cannot be split equally"):
             flatreg.value_and_grad_fn(loss_fn, shards=4, microbatches=3)(*tanh_net())
 
     @pytest.mark.parametrize(
@@ -227,19 +236,19 @@ class TestValueAndGradFn:
     @pytest.mark.parametrize(
         "batch", [(jnp.ones((16, 4)), jnp.ones(8)), (jnp.ones((16, 4)), 1.0), None]
     )
-    def test_leading_axes_that_differ_are_told_the_shapes(self, options, batch):
+    def test_leading_axes_that_differ_raise_with_the_shapes(self, options, batch):
         with pytest.raises(ValueError, match=r"leading axis.*name the batch in batch_argnums"):
             flatreg.value_and_grad_fn(loss_fn, **options)(tanh_net()[0], batch)
 
     @pytest.mark.parametrize("argument", ["batch_argnums", "key_argnums"])
     @pytest.mark.parametrize("options", [{"microbatches": 2}, {"shards": 2}], ids=repr)
-    def test_an_argument_that_is_missing_is_told_by_its_number(self, argument, options):
+    def test_missing_loss_argument_is_named_by_its_number(self, argument, options):
         evaluate = flatreg.value_and_grad_fn(loss_fn, **{argument: 2}, **options)
         with pytest.raises(ValueError, match=r"argument 2 of the loss.*called with 1 after params"):
             evaluate(*tanh_net())
 
 
-def test_every_method_that_takes_a_scale_or_an_hvp_is_tested_here():
+def test_every_scale_and_hvp_argument_is_tested():
     takes = {
         (factory, argument)
         for factory in {getattr(case.factory, "func", case.factory) for case in CASES}

@@ -1,4 +1,4 @@
-"""Microbatches need the memory of one of them: peak temporary memory by XLA's analysis."""
+"""Microbatches save memory: the peak of temporary memory, from XLA's analysis."""
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ def loss_fn(params, x):
 
 
 def temporary_bytes(method, microbatches):
-    """Of one jitted training step."""
+    """The temporary memory of one jitted training step, in bytes."""
 
     def step(params, x):
         _, grads, grad_fn = flatreg.value_and_grad_fn(loss_fn, microbatches=microbatches)(params, x)
@@ -34,5 +34,5 @@ def temporary_bytes(method, microbatches):
     [flatreg.sam(0.05), flatreg.gradient_regularization(0.1, hvp=flatreg.forward_hvp)],
     ids=["sam", "gradient_regularization"],
 )
-def test_four_microbatches_need_less_than_two_fifths_of_the_memory(method):
+def test_four_microbatches_need_less_than_40_percent_of_memory(method):
     assert temporary_bytes(method, 4) < 0.4 * temporary_bytes(method, 1)

@@ -1,7 +1,7 @@
-"""Where numbers end: zero, huge, tiny and non-finite gradients, half precision, mixed dtypes.
+"""Numerical limits: zero, huge, tiny and non-finite gradients, half precision, mixed dtypes.
 
-Losses here are chosen so that float64 knows the answer and a half-precision loss is no problem by
-itself; the reference is the surrogate's gradient in float64.
+The reference is the gradient of the surrogate in float64. The losses are chosen so that they can be
+evaluated accurately in half precision.
 """
 
 import jax
@@ -68,7 +68,7 @@ def test_gradient_of_zero_gives_zero(case: Case, dtype):
 
 @every_case
 def test_loss_without_curvature_gives_the_plain_gradient(case: Case):
-    """Hĝ = 0 and ∇L(θ + ε) = g; the authors' unit gradient and weights aside."""
+    """Hĝ = 0 and ∇L(θ + ε) = g. Only ``normalize_clean`` gives a different direction."""
     g = jnp.array([3.0, 0.0, -4.0])
     d = direction_of(case.make(), lambda w: g @ w, jnp.ones(3))
     expected = 0.2 * g / 5 + 0.8 * g if case.name == "penalized_gradient_unit" else g
@@ -94,7 +94,7 @@ every_extreme = pytest.mark.parametrize(
 
 @pytest.mark.parametrize("hvp", [*EXACT, flatreg.finite_difference_hvp(4.0)], ids=HVPS)
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16], ids=str)
-def test_an_oracle_in_float32_of_narrower_parameters_has_every_product(hvp, dtype):
+def test_every_hvp_works_with_a_float32_oracle_of_narrow_weights(hvp, dtype):
     curvature, w = jnp.array([1.0, 3.0, 0.5]), jnp.array([1.0, -0.5, 2.0], dtype)
     g, hessian = hvp(lambda w: curvature * w.astype(jnp.float32), w)
     v = jnp.array([1.0, -2.0, 0.5], dtype)
@@ -107,8 +107,11 @@ def test_an_oracle_in_float32_of_narrower_parameters_has_every_product(hvp, dtyp
     np.testing.assert_allclose(d.astype(float), curvature * w * (1 + curvature / 2), rtol=0.02)
 
 
-def test_a_shift_has_its_length_for_every_size_of_the_gradient():
-    """Of gradients from 1e-30 to 1e36, one by one and in one vmap; the oracle returns its point."""
+def test_shift_length_does_not_depend_on_gradient_size():
+    """For gradients from 1e-30 to 1e36, one at a time and in one vmap.
+
+    The oracle returns its point, so the direction is the shift.
+    """
     method = flatreg.sam(0.5)
     uphill = np.random.default_rng(0).uniform(-1, 1, 1000)
     gradients = jnp.asarray(uphill * 10.0 ** np.arange(-30, 38, 2)[:, None], jnp.float32)
@@ -124,7 +127,7 @@ def test_a_shift_has_its_length_for_every_size_of_the_gradient():
 
 
 def rescaled(case, size):
-    """What has units of 1/loss goes with the size: μ is to ‖g‖² what 1 is to the loss."""
+    """Hyperparameters for a loss of the given size. μ has units of 1/loss, so it is divided."""
     return {"mu": case.scalars["mu"] / size} if "mu" in case.scalars else {}
 
 
@@ -140,7 +143,7 @@ def test_extreme_gradient_has_the_right_direction(case: Case, size, dtype, toler
 @pytest.mark.parametrize("hvp", ["forward", "finite difference"])
 @pytest.mark.parametrize("case", [c for c in CASES if c.uses_hvp], ids=lambda case: case.name)
 def test_extreme_gradient_has_the_right_product(case: Case, hvp, size, dtype, tolerance):
-    """On a quadratic, where differences are exact."""
+    """On a quadratic, where finite differences are exact."""
     a = np.array([0.5, 1.0, -0.75])
     start, changes = np.array([1.0, -0.5, 1.0]), rescaled(case, size)
 
@@ -180,7 +183,7 @@ def test_each_leaf_keeps_its_own_dtype(case: Case, dtypes):
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @every_case
 def test_non_finite_gradient_reaches_the_direction(case: Case, bad):
-    """In the gradient that comes down the chain, if it is used, or in the second pass alone."""
+    """A NaN or Inf in the clean gradient, if the method uses it, or only in the second pass."""
     method, w = case.make(), jnp.asarray(START, jnp.float32)
     state, grad_fn = method.init(w), jax.grad(curved)
     g = grad_fn(w)
@@ -201,7 +204,7 @@ def test_norm_over_many_weights_is_accumulated_in_float32(dtype):
         np.testing.assert_allclose(np.asarray(d, np.float32), 1.25, rtol=tolerance)
 
 
-def test_combination_of_many_methods_does_not_overflow_in_float16():
+def test_combining_many_methods_does_not_overflow_in_float16():
     """g + Σ(dᵢ − g) with five methods passes through −4g."""
     g = jnp.full(3, 3e4, jnp.float16)
     method = flatreg.combine(*[flatreg.sam(0.1)] * 5)
@@ -228,8 +231,8 @@ def test_mean_over_parts_does_not_overflow_in_float16(option):
     ],
     ids=["alone", "combine", "every", "after", "randomly"],
 )
-def test_wider_gradients_come_out_in_the_parameters_dtype(wrap):
-    """Gradients unscaled into float32, of bfloat16 parameters, on the steps on and off."""
+def test_wider_gradients_are_cast_to_the_parameters_dtype(wrap):
+    """Float32 gradients of bfloat16 parameters, on steps with and without the method."""
     method, w = wrap(flatreg.sam(0.1)), jnp.asarray(START, jnp.bfloat16)
     state, grad_fn = method.init(w), jax.grad(curved)
     for _ in range(2):

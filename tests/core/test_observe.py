@@ -1,4 +1,4 @@
-"""What ``observe`` says: ‖g‖, ‖d‖ and cos(g, d) in test_linen and test_nnx, ‖ε‖ here."""
+"""``observe`` reports ‖ε‖. The tests of Linen and NNX check ‖g‖, ‖d‖ and cos(g, d)."""
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ def updates(tx, count=1):
 
 
 def farthest(method):
-    """How far from the parameters an update really calls the oracle."""
+    """The largest distance from the parameters at which an update calls the oracle."""
     params, batch = tanh_net()
     distances = [0.0]
 
@@ -52,7 +52,7 @@ def farthest(method):
     ],
     ids=["sam", "pgn", "schedule", "combine", "asam", "gam_accelerated", "differences", "none"],
 )
-def test_perturbation_norm_is_the_distance_of_the_farthest_point(method, expected):
+def test_perturbation_norm_is_the_largest_distance(method, expected):
     method = optax.with_extra_args_support(method)
     (seen,) = updates(flatreg.observe(method))
     np.testing.assert_allclose(seen, farthest(method), rtol=1e-5)
@@ -65,21 +65,21 @@ def test_perturbation_norm_is_the_distance_of_the_farthest_point(method, expecte
     [flatreg.every(SAM, 2), flatreg.gam(0.1, 0.5)],
     ids=["in a cond", "in a linearization"],
 )
-def test_a_perturbation_that_cannot_be_seen_is_nan(method):
+def test_perturbation_that_cannot_be_observed_is_nan(method):
     assert np.isnan(updates(flatreg.observe(method)))
 
 
-def test_observing_is_no_computation_of_nan():
+def test_observe_works_with_debug_nans():
     with jax.debug_nans(True):
         assert updates(flatreg.observe(SAM), count=2)[1] > 0
 
 
-def test_observed_inside_of_every_it_keeps_what_the_last_on_step_did():
+def test_observe_inside_every_keeps_the_last_observation():
     seen = updates(flatreg.every(flatreg.observe(SAM), 2), count=2)
     np.testing.assert_allclose(seen, 0.3, rtol=1e-5)
 
 
-def test_rounding_of_bfloat16_parameters_shows_in_the_perturbation_norm():
+def test_perturbation_norm_includes_bfloat16_rounding():
     params = jnp.full(10_000, 1.0, jnp.bfloat16)
     grad_fn = jax.grad(lambda w: jnp.mean(jnp.square(w)))
     tx = flatreg.observe(flatreg.sam(0.05))

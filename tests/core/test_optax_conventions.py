@@ -1,4 +1,4 @@
-"""Every method composes as Optax's own transformations do: chains, wrappers, hyperparameters."""
+"""Every method composes like Optax's transformations: chains, wrappers, hyperparameters."""
 
 import inspect
 
@@ -42,7 +42,7 @@ injected = pytest.mark.parametrize(
         pytest.param(case, scalar, id=f"{case.name}-{scalar}")
         for case in CASES
         for scalar in case.scalars
-        if "kwargs" not in signature(case)  # which inject_hyperparams cannot pass on
+        if "kwargs" not in signature(case)  # inject_hyperparams cannot pass on **kwargs
     ],
 )
 
@@ -63,7 +63,7 @@ def test_unknown_extra_arguments_change_nothing(name):
 
 
 @every_method
-def test_a_chain_hands_on_the_direction_and_a_named_chain_names_its_state(name):
+def test_chains_pass_the_direction_on_and_keep_the_state(name):
     params, batch = tanh_net()
     options, tx = OPTIONS.get(name, {}), METHODS[name]()
     d, state = direction(tx, params, batch, **options)
@@ -74,7 +74,7 @@ def test_a_chain_hands_on_the_direction_and_a_named_chain_names_its_state(name):
 
 
 @every_method
-def test_updates_have_the_parameters_dtypes_where_they_are_mixed(name):
+def test_updates_have_the_mixed_dtypes_of_the_parameters(name):
     params, batch = tanh_net()
     params["out"] = params["out"].astype(jnp.bfloat16)
     tx, options = METHODS[name](), OPTIONS.get(name, {})
@@ -83,7 +83,7 @@ def test_updates_have_the_parameters_dtypes_where_they_are_mixed(name):
 
 
 @every_method
-def test_apply_if_finite_behind_the_method_skips_a_nonfinite_perturbed_gradient(name):
+def test_apply_if_finite_skips_nonfinite_perturbed_gradients(name):
     params, batch = tanh_net()
     options = OPTIONS.get(name, {})
     _, g, _ = flatreg.value_and_grad_fn(loss_fn, **options)(params, batch)
@@ -102,7 +102,7 @@ def test_apply_if_finite_behind_the_method_skips_a_nonfinite_perturbed_gradient(
 
 
 @every_method
-def test_conditionally_transform_leaves_gradient_and_state_alone_on_off_steps(name):
+def test_conditionally_transform_skips_the_method_on_off_steps(name):
     params, batch = tanh_net()
     options, tx = OPTIONS.get(name, {}), METHODS[name]()
     odd = optax.conditionally_transform(tx, lambda step: step % 2 == 1)
@@ -115,7 +115,7 @@ def test_conditionally_transform_leaves_gradient_and_state_alone_on_off_steps(na
 
 
 @injected
-def test_an_injected_scalar_that_is_changed_in_the_state_takes_effect(case, scalar):
+def test_injected_scalars_can_be_changed_in_the_state(case, scalar):
     params, batch = tanh_net()
     tx = inject(case)
     state = tx.init(params)
@@ -127,7 +127,7 @@ def test_an_injected_scalar_that_is_changed_in_the_state_takes_effect(case, scal
 
 
 @injected
-def test_a_schedule_takes_effect_injected_or_not(case, scalar):
+def test_schedules_work_with_and_without_injection(case, scalar):
     params, batch = tanh_net()
     by_optax, own = inject(case, **{scalar: ramp}), case.make(**{scalar: ramp})
     states = [by_optax.init(params), own.init(params)]
@@ -140,7 +140,7 @@ def test_a_schedule_takes_effect_injected_or_not(case, scalar):
 
 @injected
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64])
-def test_an_injected_method_keeps_its_state(case, scalar, dtype):
+def test_injected_methods_keep_the_structure_of_their_state(case, scalar, dtype):
     with jax.enable_x64(dtype == jnp.float64):
         params, batch = tanh_net(dtype)
         tx = optax.chain(inject(case, **{scalar: ramp}), optax.sgd(0.1))
@@ -157,7 +157,7 @@ def test_an_injected_method_keeps_its_state(case, scalar, dtype):
         if argument in signature(case)
     ],
 )
-def test_an_hvp_passes_through_inject_hyperparams_as_a_static_argument(case, argument):
+def test_hvp_can_be_a_static_argument_of_inject_hyperparams(case, argument):
     params, batch = tanh_net()
     hvp = {argument: flatreg.finite_difference_hvp(0.3)}
     d, _ = direction(inject(case, **hvp), params, batch)
@@ -166,7 +166,7 @@ def test_an_hvp_passes_through_inject_hyperparams_as_a_static_argument(case, arg
 
 
 @pytest.mark.parametrize("ord", [1, 1.5, 2, 3])
-def test_the_order_of_a_norm_may_be_injected(ord):
+def test_order_of_the_norm_can_be_injected(ord):
     params, batch = tanh_net()
     tx = optax.inject_hyperparams(flatreg.gradient_norm_penalty)(penalty=0.1, ord=ord)
     state = tx.init(params)
@@ -199,7 +199,7 @@ FREEZE_BIAS = {"hidden": {"kernel": False, "bias": True}, "out": False}
     ],
     ids=lambda base: base.update.__qualname__.partition(".")[0],
 )
-def test_any_optimizer_behind_the_method_gets_its_direction(base):
+def test_any_optimizer_after_the_method_gets_its_direction(base):
     params, batch = tanh_net()
     d, _ = direction(flatreg.sam(0.3), params, batch)
     updates, _ = direction(optax.chain(flatreg.sam(0.3), base), params, batch)
@@ -207,7 +207,7 @@ def test_any_optimizer_behind_the_method_gets_its_direction(base):
 
 
 @pytest.mark.parametrize("base", [optax.polyak_sgd(), optax.contrib.reduce_on_plateau()])
-def test_other_links_get_the_extra_arguments_that_they_need(base):
+def test_other_links_get_their_extra_arguments(base):
     params, batch = tanh_net()
     loss, g, grad_fn = flatreg.value_and_grad_fn(loss_fn)(params, batch)
     tx = optax.chain(flatreg.sam(0.3), base)

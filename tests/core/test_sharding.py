@@ -1,4 +1,4 @@
-"""Eight devices: shardings are kept, values are one device's, and nothing more is communicated."""
+"""Steps on eight devices: same values and shardings, and no unnecessary communication."""
 
 import collections
 import functools
@@ -16,8 +16,9 @@ from tests.support.problems import METHODS, OPTIONS, assert_close, chained, loss
 DEVICES = 8
 REPLICATED = {"hidden": {"kernel": P(), "bias": P()}, "out": P()}
 SHARDED = {"hidden": {"kernel": P(None, "data"), "bias": P("data")}, "out": P("data")}
-# Else one a call of the oracle, the clean pass if it is used; both ends of a pair are one sum.
-REDUCTIONS = {"gam": 4, "combine": 4, "perturbed_gradient_antithetic": 1}
+# The numbers of all-reduces that differ from the default, which is one per call of the oracle plus
+# one for the clean pass if it is used. The two gradients of an antithetic pair share one.
+REDUCTIONS = {"gam": 4, "gam_scaled": 4, "combine": 4, "perturbed_gradient_antithetic": 1}
 
 IN_REGISTRY = {case.name for case in CASES}
 WHOLE_BATCH = [name for name in METHODS if name not in OPTIONS]
@@ -29,7 +30,7 @@ both_axes = pytest.mark.parametrize("axes", [AxisType.Auto, AxisType.Explicit], 
 
 
 def gathering_loss(params, batch):
-    """The loss on parameters that are gathered first, as fully sharded training does."""
+    """The loss of parameters that are gathered first, as in fully sharded training."""
     return loss_fn(jax.tree.map(lambda w: jax.sharding.reshard(w, P()), params), batch)
 
 
@@ -43,7 +44,7 @@ def on_one_device(name, **options):
 
 @functools.cache
 def on_mesh(axes, *names, sharded=False, **options):
-    """A compiled step of each method on eight devices, and what it takes."""
+    """A compiled step of each method on eight devices, and its inputs."""
     loss = gathering_loss if sharded and axes == AxisType.Explicit else loss_fn
 
     def steps(carries, batch):
@@ -61,13 +62,13 @@ def on_mesh(axes, *names, sharded=False, **options):
 
 
 def collectives(compiled):
-    """How many of each collective operation the program holds."""
+    """The number of collective operations of each kind in the compiled program."""
     pattern = r" (all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)(?:-start)?\("
     return collections.Counter(re.findall(pattern, compiled.as_text()))
 
 
 def assert_keeps_shardings_and_values(name, compiled, carries, batch, **options):
-    """Outputs are sharded as inputs, and equal one device's."""
+    """Checks that outputs have the shardings of the inputs and the values of one device."""
     new = compiled(carries, batch)[name]
     for before, after in zip(jax.tree.leaves(carries[name]), jax.tree.leaves(new), strict=True):
         assert after.sharding.is_equivalent_to(before.sharding, after.ndim)
@@ -77,13 +78,14 @@ def assert_keeps_shardings_and_values(name, compiled, carries, batch, **options)
 @both_axes
 @every_method
 def test_data_parallel_steps_keep_shardings_and_values(name, axes):
-    together = [name] if name in IN_REGISTRY else OTHERS  # One compilation for all others.
+    together = [name] if name in IN_REGISTRY else OTHERS  # one compilation for all others
     assert_keeps_shardings_and_values(name, *on_mesh(axes, *together))
 
 
 @both_axes
 @every_case
-def test_data_parallel_steps_reduce_once_a_gradient_or_product_and_gather_nothing(case, axes):
+def test_data_parallel_steps_use_one_all_reduce_per_gradient(case, axes):
+    """One all-reduce per gradient or Hessian-vector product, and no all-gather."""
     reductions = REDUCTIONS.get(case.name, case.uses_clean + case.calls)
     assert collectives(on_mesh(axes, case.name)[0]) == {"all-reduce": reductions}
 
@@ -104,7 +106,7 @@ def test_microbatches_of_a_sharded_batch_stay_sharded(name, axes):
 
 @both_axes
 @pytest.mark.parametrize("microbatches", [1, 2])
-def test_each_device_perturbs_by_its_own_shard_and_gathers_nothing(microbatches, axes):
+def test_per_shard_needs_only_all_reduces(microbatches, axes):
     options = {"shards": DEVICES, "microbatches": microbatches}
     compiled, *inputs = on_mesh(axes, "per_shard", **options)
     assert_keeps_shardings_and_values("per_shard", compiled, *inputs, **options)
@@ -112,7 +114,7 @@ def test_each_device_perturbs_by_its_own_shard_and_gathers_nothing(microbatches,
 
 
 @every_method
-def test_a_whole_step_lowers_for_tpu_and_cuda(name):
+def test_training_step_lowers_for_tpu_and_cuda(name):
     tx, step = chained(name)
     params, batch = tanh_net()
     exported = export.export(jax.jit(step), platforms=["tpu", "cuda"])(

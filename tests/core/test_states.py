@@ -1,4 +1,4 @@
-"""A method's state lives wherever Optax states live: jit, scan, cond, vmap, donation, restoring."""
+"""States of methods work wherever Optax states work: jit, scan, cond, vmap, donation."""
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ every_method = pytest.mark.parametrize("name", METHODS)
 
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64])
 @every_method
-def test_state_keeps_structure_dtypes_and_weak_types_in_scan_and_cond(name, dtype):
+def test_state_keeps_its_types_in_scan_and_cond(name, dtype):
     with jax.enable_x64(dtype == jnp.float64):
         params, batch = tanh_net(dtype)
         tx, step = chained(name)
@@ -38,7 +38,7 @@ def test_state_keeps_structure_dtypes_and_weak_types_in_scan_and_cond(name, dtyp
 
 
 @every_method
-def test_jitted_donating_steps_equal_eager_ones_and_trace_once(name):
+def test_jitted_steps_equal_eager_steps_and_trace_once(name):
     params, batch = tanh_net()
     tx, step = chained(name)
     traces = []
@@ -53,7 +53,7 @@ def test_jitted_donating_steps_equal_eager_ones_and_trace_once(name):
     for _ in range(2):
         before = carry
         carry, _ = jitted(before, batch)
-        # A scalar that the step does not read is not donated.
+        # Scalars that the step does not read are not donated.
         assert all(x.is_deleted() for x in jax.tree.leaves(before) if x.ndim)
         eager, _ = step(eager, batch)
     assert_close(carry, eager)
@@ -61,13 +61,14 @@ def test_jitted_donating_steps_equal_eager_ones_and_trace_once(name):
 
 
 @every_method
-def test_a_new_state_shares_no_buffer_so_that_it_can_be_donated(name):
+def test_a_new_state_shares_no_buffers(name):
+    """Otherwise it could not be donated."""
     leaves = jax.tree.leaves(METHODS[name]().init(tanh_net()[0]))
     assert len({id(x) for x in leaves}) == len(leaves)
 
 
 @every_method
-def test_vmap_over_seeds_equals_each_seed_alone(name):
+def test_vmap_over_seeds_equals_each_seed(name):
     nets = [tanh_net(seed=seed) for seed in range(2)]
     tx, step = chained(name)
     stacked = jax.tree.map(lambda *xs: jnp.stack(xs), *[(p, tx.init(p), b) for p, b in nets])
@@ -86,12 +87,12 @@ def test_init_reads_no_values(name):
     assert avals(jax.eval_shape(tx.init, shapes)) == avals(state)
     method = METHODS[name]()
     assert jax.tree.structure(method.init(shapes)) == jax.tree.structure(method.init(params))
-    mapped = optax.tree.map_params(tx, jnp.ones_like, state)  # It calls init on placeholders.
+    mapped = optax.tree.map_params(tx, jnp.ones_like, state)  # which calls init on placeholders
     assert avals(mapped) == avals(state)
 
 
 @pytest.mark.parametrize("name", ["sam_scheduled", "gam_scheduled", "averaging", "per_shard"])
-def test_the_count_of_a_scheduled_method_is_read_and_set_by_name(name):
+def test_count_of_a_scheduled_method_can_be_read_and_set(name):
     params, batch = tanh_net()
     tx, options = chained(name)[0], OPTIONS.get(name, {})
     state = tx.init(params)
@@ -103,7 +104,7 @@ def test_the_count_of_a_scheduled_method_is_read_and_set_by_name(name):
 
 
 @pytest.mark.parametrize("name", ["sam", "penalized_gradient", "gam_accelerated", "combine"])
-def test_the_state_of_an_unscheduled_method_holds_no_array(name):
+def test_state_of_an_unscheduled_method_has_no_arrays(name):
     assert not jax.tree.leaves(METHODS[name]().init(tanh_net()[0]))
 
 
@@ -112,7 +113,7 @@ def test_the_state_of_an_unscheduled_method_holds_no_array(name):
     [(flatreg.every(flatreg.sam(ramp), 3), (0, 3)), (flatreg.after(flatreg.sam(ramp), 3), (3, 4))],
     ids=["every", "after"],
 )
-def test_a_schedule_counts_the_steps_that_the_method_is_on(tx, on_steps):
+def test_schedules_count_only_steps_with_the_method(tx, on_steps):
     params, batch = tanh_net()
     state = tx.init(params)
     with jax.disable_jit():  # lax.cond compiles nothing.
@@ -123,7 +124,7 @@ def test_a_schedule_counts_the_steps_that_the_method_is_on(tx, on_steps):
                 assert_close(d, direction(flatreg.sam(rho), params, batch)[0])
 
 
-def test_an_average_of_the_parameters_composes():
+def test_parameter_averaging_composes():
     params, batch = tanh_net()
     tx, step = chained("sam")
     average = optax.ema(0.5, debias=False)

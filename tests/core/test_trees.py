@@ -1,4 +1,4 @@
-"""Parameters are any tree: nested, of mixed dtypes, with scalars, empty leaves and subtrees."""
+"""Parameters can be any tree: nested, with mixed dtypes, scalars, empty leaves and subtrees."""
 
 import functools
 
@@ -36,7 +36,7 @@ def trees(dtypes):
 
 
 def filled(tree, seed):
-    """Whole sixteenths between −1 and 1: exact in every dtype."""
+    """Random multiples of 1/16 between −1 and 1, which are exact in every dtype."""
     rng = np.random.default_rng(seed)
     return jax.tree.map(
         lambda x: jnp.asarray(rng.integers(-16, 16, x.shape, endpoint=True) / 16, x.dtype), tree
@@ -44,7 +44,7 @@ def filled(tree, seed):
 
 
 def loss(params):
-    """Couples all weights, and has neither a zero gradient nor zero curvature in [−2, 2]."""
+    """A loss that couples all weights and whose gradient and curvature are not zero in [−2, 2]."""
     weights = [x.astype(float) for x in jax.tree.leaves(params)]
     total = sum((jnp.sum(x) for x in weights), jnp.zeros(()))
     own = sum(jnp.sum((x + 4) ** 3) for x in weights)
@@ -52,12 +52,12 @@ def loss(params):
 
 
 def vector_loss(w, real):
-    """The same on a vector, whose entries count where ``real`` is one."""
+    """The same loss of a padded vector, where ``real`` is one for its entries and else zero."""
     return jnp.sum(real * (w + 4) ** 3) / 24 + jnp.sin(jnp.sum(real * w)) / 8
 
 
 def padded(tree):
-    """The tree as a float64 vector of a length that all trees share, and its own length."""
+    """The tree as a float64 vector, padded to a common length, and its length without padding."""
     w = np.concatenate([np.ravel(x).astype(np.float64) for x in jax.tree.leaves(tree)])
     return np.pad(w, (0, LONGEST - len(w))), len(w)
 
@@ -83,7 +83,7 @@ def assert_equals_the_vector(case, params, tolerance):
 
 @settings(max_examples=25)
 @given(st.sampled_from(CASES), trees([jnp.float32]), st.integers(0, 99))
-def test_direction_on_a_tree_is_that_of_the_vector(case, tree, seed):
+def test_direction_on_a_tree_equals_that_on_its_vector(case, tree, seed):
     assert_equals_the_vector(case, filled(tree, seed), tolerance=1e-5)
 
 
@@ -93,13 +93,13 @@ def test_direction_on_a_tree_is_that_of_the_vector(case, tree, seed):
     trees([jnp.bfloat16, jnp.float16, jnp.float32]),
     st.integers(0, 99),
 )
-def test_direction_on_a_tree_of_mixed_dtypes_is_that_of_the_vector(case, tree, seed):
+def test_direction_on_mixed_dtypes_equals_that_on_the_vector(case, tree, seed):
     assert_equals_the_vector(case, filled(tree, seed), tolerance=0.1)
 
 
 @settings(max_examples=6)
 @given(trees([jnp.bfloat16, jnp.float32]), st.integers(0, 99))
-def test_state_of_every_combinator_keeps_its_structure_on_any_tree(tree, seed):
+def test_states_of_combinators_keep_their_structure(tree, seed):
     params, schedule = filled(tree, seed), lambda step: 0.1 * step
     method = flatreg.combine(
         flatreg.sam(schedule),
@@ -117,7 +117,7 @@ def test_state_of_every_combinator_keeps_its_structure_on_any_tree(tree, seed):
 
 @pytest.mark.parametrize("tree", [{}, (), [(), {"a": None}], np.zeros(0, np.float32)], ids=repr)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_tree_without_weights_comes_back(case, tree):
+def test_tree_without_weights_is_returned(case, tree):
     method = case.make()
     d, _ = method.update(tree, method.init(tree), tree, grad_fn=jax.grad(loss))
     assert_like(d, tree)

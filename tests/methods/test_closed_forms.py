@@ -1,7 +1,7 @@
-"""Losses simple enough for pencil and paper: what each method does there, in float64 to 1e-9.
+"""Directions in closed form on simple losses, in float64 up to 1e-9.
 
-A quadratic ½θᵀAθ, the product loss ½(y − abx)², logistic regression on one point, and a loss that
-does not depend on the scale of its parameters. No reference is computed by autodiff.
+The losses are a quadratic ½θᵀAθ, the product loss ½(y − abx)², logistic regression on one point,
+and a loss that does not depend on the scale of its parameters. No reference uses autodiff.
 """
 
 import jax
@@ -27,7 +27,8 @@ def quadratic(size=5):
     return matrix, w, lambda w: w @ matrix @ w / 2, g, g / np.linalg.norm(g)
 
 
-def test_sam_on_a_quadratic_is_a_times_the_shifted_point():
+def test_sam_on_a_quadratic():
+    """d = A(θ + ρĝ)."""
     matrix, w, loss, _, g_hat = quadratic()
     d = direction_of(flatreg.sam(0.3), loss, jnp.asarray(w))
     np.testing.assert_allclose(d, matrix @ (w + 0.3 * g_hat), **CLOSE)
@@ -43,7 +44,7 @@ def test_sam_on_a_quadratic_is_a_times_the_shifted_point():
     ],
     ids=["differences", "short differences", "exact", "exact by differences"],
 )
-def test_pgn_on_a_quadratic_depends_on_alpha_times_r_only(method):
+def test_pgn_on_a_quadratic_depends_only_on_alpha_times_r(method):
     matrix, w, loss, _, g_hat = quadratic()
     d = direction_of(method(), loss, jnp.asarray(w))
     np.testing.assert_allclose(d, matrix @ (w + 0.24 * g_hat), **CLOSE)
@@ -56,7 +57,8 @@ def test_normalized_clean_term_is_the_unit_gradient():
     np.testing.assert_allclose(direction_of(method, loss, jnp.asarray(w)), expected, **CLOSE)
 
 
-def test_egr_turns_curvature_into_curvature_times_one_plus_two_mu_curvature():
+def test_egr_changes_the_curvature_of_a_quadratic():
+    """d = g + 2μAg, so an eigenvalue a becomes a(1 + 2μa)."""
     matrix, w, loss, g, _ = quadratic()
     d = direction_of(flatreg.gradient_regularization(0.1), loss, jnp.asarray(w))
     np.testing.assert_allclose(d, g + 0.2 * matrix @ g, **CLOSE)
@@ -67,7 +69,7 @@ def test_egr_turns_curvature_into_curvature_times_one_plus_two_mu_curvature():
 
 
 @pytest.mark.parametrize("mu", [0.0, 0.05, 0.5])
-def test_egr_is_stable_up_to_its_edge(mu):
+def test_egr_is_stable_up_to_the_predicted_step_size(mu):
     curvature = 4.0
     edge = 2 / (curvature * (1 + 2 * mu * curvature))  # hλ(1 + 2μλ) < 2
     for factor, settles in ((0.99, True), (1.01, False)):
@@ -77,14 +79,16 @@ def test_egr_is_stable_up_to_its_edge(mu):
         np.testing.assert_allclose(abs(w), abs(1 - 2 * factor) ** 100, rtol=1e-9)
 
 
-def test_gam_on_an_isotropic_quadratic_adds_a_constant_pull():
+def test_gam_on_an_isotropic_quadratic():
+    """d = aθ + αρ aθ/‖θ‖: GAM adds a pull of constant length."""
     w, a, rho, alpha = np.asarray(draw(2, 4)), 1.7, 0.3, 0.6
     d = direction_of(flatreg.gam(rho, alpha), lambda w: a * w @ w / 2, jnp.asarray(w))
     np.testing.assert_allclose(d, a * w + alpha * rho * a * w / np.linalg.norm(w), **CLOSE)
 
 
 @pytest.mark.parametrize("rho_prime", [0.01, 1.0])
-def test_both_gam_algorithms_climb_to_the_same_point_of_a_quadratic(rho_prime):
+def test_both_gam_algorithms_ascend_to_the_same_point(rho_prime):
+    """θ_adv = θ + ρ f/‖f‖ with f = Aĝ for both algorithms."""
     matrix, w, loss, _, g_hat = quadratic()
     visited = {"gam": [], "gam_accelerated": []}
 
@@ -107,7 +111,8 @@ def test_both_gam_algorithms_climb_to_the_same_point_of_a_quadratic(rho_prime):
 
 
 @pytest.mark.parametrize("start", [0.003, 5.0])
-def test_sam_never_settles_but_ends_in_a_two_cycle(start):
+def test_sam_on_a_quadratic_ends_in_a_two_cycle(start):
+    """SAM does not converge; it ends with |w| = haρ/(2 − ha)."""
     a, rho, h = 2.0, 0.3, 0.2
     method = optax.chain(flatreg.sam(rho), optax.sgd(h))
     last = walk(method, lambda w: a * w**2 / 2, jnp.asarray(start), steps=200)[-2:]
@@ -116,7 +121,7 @@ def test_sam_never_settles_but_ends_in_a_two_cycle(start):
 
 
 def walk(method, loss, w, steps):
-    """The points that the chain visits."""
+    """The parameters after each step of the chain."""
     grad_fn = jax.grad(loss)
 
     def step(carry, _):
@@ -139,8 +144,8 @@ def test_egr_flow_balances_the_factors_of_a_product():
 
 
 @pytest.mark.parametrize("name", ["sam", "penalized_gradient", "gam"])
-def test_method_balances_the_factors_that_the_plain_flow_conserves(name):
-    """Δ = a² − b² > 0 falls along −d; along −g it stays."""
+def test_methods_balance_factors_that_plain_flow_conserves(name):
+    """Δ = a² − b² > 0 decreases along −d and is constant along −g."""
     methods = {
         "sam": flatreg.sam(0.1),
         "penalized_gradient": flatreg.penalized_gradient(0.1, 0.8),
@@ -178,7 +183,8 @@ def test_pgn_on_one_logistic_point(p):
     np.testing.assert_allclose(d, -(1 - s) * x * (1 + 0.3 * s * size), **CLOSE)
 
 
-def test_sam_and_gam_on_one_logistic_point_see_the_margin_fall():
+def test_sam_and_gam_on_one_logistic_point():
+    """SAM and GAM see the loss at a margin that is lower by ρ‖x‖."""
     x, size, w, loss = one_point()
     s, lower = sigmoid(w @ x), sigmoid(w @ x - 0.3 * size)
     d = direction_of(flatreg.sam(0.3), loss, jnp.asarray(w))
@@ -199,20 +205,21 @@ def test_gradient_of_a_scale_invariant_loss_is_tangential():
 
 
 @pytest.mark.parametrize("p", P_NORMS)
-def test_norm_penalty_on_a_scale_invariant_loss_pushes_out_by_the_norm(p):
-    """∇L(cθ) = ∇L(θ)/c, so by Euler θ·∇‖g‖ₚ = −‖g‖ₚ."""
+def test_norm_penalty_on_a_scale_invariant_loss_pushes_outward(p):
+    """∇L(cθ) = ∇L(θ)/c, so θ·∇‖g‖ₚ = −‖g‖ₚ by Euler's theorem."""
     w, loss = scale_invariant()
     g, d = jax.grad(loss)(w), direction_of(flatreg.gradient_norm_penalty(0.3, ord=p), loss, w)
     np.testing.assert_allclose(w @ d, -0.3 * np.linalg.norm(g, p), **CLOSE)
 
 
-def test_egr_on_a_scale_invariant_loss_pushes_out_by_twice_the_squared_norm():
+def test_egr_on_a_scale_invariant_loss_pushes_outward():
+    """θ·d = −2μ‖g‖²."""
     w, loss = scale_invariant()
     g, d = jax.grad(loss)(w), direction_of(flatreg.gradient_regularization(0.1), loss, w)
     np.testing.assert_allclose(w @ d, -0.1 * 2 * np.linalg.norm(g) ** 2, **CLOSE)
 
 
-def test_sam_on_a_scale_invariant_loss_pushes_out():
+def test_sam_on_a_scale_invariant_loss_pushes_outward():
     """θ = θ′ − ρĝ and θ′·∇L(θ′) = 0, so θ·d = −ρ ĝ·d."""
     w, loss = scale_invariant()
     g, d = jax.grad(loss)(w), direction_of(flatreg.sam(0.1), loss, w)

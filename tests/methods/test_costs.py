@@ -1,7 +1,7 @@
-"""What a step costs in oracle calls: each method's declared number, and none on an off-step.
+"""The number of oracle calls per step: the declared number, and none on a step without the method.
 
-XLA's cost analysis counts both branches of a ``cond``, so the calls are counted here: when a method
-is traced, by a wrapped ``grad_fn``; when it runs, by a callback inside of it.
+XLA's cost analysis counts both branches of a ``cond``. So these tests count the calls of a wrapped
+``grad_fn`` while tracing, and the calls of a callback inside it at run time.
 """
 
 import jax
@@ -41,7 +41,7 @@ class Counter:
 
 
 def walk(method, oracle, steps, w=START):
-    """The directions of some steps of gradient descent by ``lax.scan``."""
+    """The directions of several steps of gradient descent in a ``lax.scan``."""
 
     def step(carry, _):
         w, state = carry
@@ -52,7 +52,7 @@ def walk(method, oracle, steps, w=START):
 
 
 @every_case
-def test_method_traces_the_oracle_as_often_as_it_declares(case: Case):
+def test_method_traces_the_oracle_the_declared_number_of_times(case: Case):
     method, oracle = case.make(), Counter()
     update = lambda g, w: method.update(g, method.init(w), w, grad_fn=oracle)[0]  # noqa: E731
     jax.eval_shape(update, START, START)
@@ -60,7 +60,7 @@ def test_method_traces_the_oracle_as_often_as_it_declares(case: Case):
 
 
 @every_case
-def test_methods_of_methods_trace_the_oracle_no_more_often(case: Case):
+def test_combinators_trace_the_oracle_no_more_often(case: Case):
     for wrapped, calls in (
         (flatreg.every(case.make(), 3), case.calls),
         (flatreg.after(case.make(), 3), case.calls),
@@ -73,7 +73,7 @@ def test_methods_of_methods_trace_the_oracle_no_more_often(case: Case):
         assert oracle.traced == calls
 
 
-def test_every_runs_the_oracle_on_no_off_step_of_a_jitted_loop():
+def test_every_skips_the_oracle_in_a_jitted_loop():
     method, oracle, w = flatreg.every(flatreg.sam(0.1), 5), Counter(), START
     update = jax.jit(lambda g, state, w: method.update(g, state, w, grad_fn=oracle))
     state = method.init(w)
@@ -83,27 +83,27 @@ def test_every_runs_the_oracle_on_no_off_step_of_a_jitted_loop():
     assert oracle.traced == 1
 
 
-def test_every_runs_the_oracle_on_no_off_step_of_a_scan():
+def test_every_skips_the_oracle_in_a_scan():
     oracle = Counter()
     jax.jit(lambda: walk(flatreg.every(flatreg.sam(0.1), 5), oracle, steps=12))()
     assert oracle.runs() == 3
 
 
-def test_every_runs_the_oracle_on_no_off_step_of_seeds_under_lax_map():
+def test_every_skips_the_oracle_of_seeds_under_lax_map():
     oracle, method = Counter(), flatreg.every(flatreg.sam(0.1), 5)
     starts = np.stack([START, 2 * START])
     jax.lax.map(lambda w: walk(method, oracle, steps=12, w=w), starts)
     assert oracle.runs() == 2 * 3
 
 
-def test_every_shares_its_steps_among_all_its_methods():
+def test_every_applies_all_gradients_of_a_method_at_once():
     oracle = Counter()
     walk(flatreg.every(flatreg.gam_accelerated(), 4), oracle, steps=8)
     assert oracle.runs() == 2 * 3
 
 
 @pytest.mark.parametrize("k", [1, 2, 5])
-def test_every_is_the_method_on_its_steps_and_plain_on_the_others(k):
+def test_every_alternates_the_method_and_the_plain_gradient(k):
     method, plain = flatreg.sam(0.1), jax.grad(loss_fn)
     directions = walk(flatreg.every(method, k), plain, steps=6)
     w = START
@@ -124,8 +124,8 @@ def test_after_runs_the_oracle_from_its_first_step_on(first):
     assert not np.allclose(directions[first], plain[first])
 
 
-def coins(probability, key, steps):
-    """On which steps the method was on."""
+def on_steps(probability, key, steps):
+    """A boolean per step: whether the method was applied."""
     mark = flatreg.from_direction(lambda grad_fn, params, g: jnp.ones_like(params))
     method, w = flatreg.randomly(mark, probability, key), jnp.zeros(())
 
@@ -137,33 +137,33 @@ def coins(probability, key, steps):
 
 
 @pytest.mark.parametrize("probability", [0.0, 0.2, 0.7, 1.0])
-def test_randomly_is_on_with_its_probability(probability):
+def test_randomly_applies_the_method_with_its_probability(probability):
     steps = 2000
-    on = coins(probability, jax.random.key(1), steps)
+    on = on_steps(probability, jax.random.key(1), steps)
     deviation = np.sqrt(probability * (1 - probability) / steps)
     assert abs(on.mean() - probability) <= 3 * deviation
 
 
-def test_randomly_repeats_itself_by_its_key():
-    first = coins(0.5, jax.random.key(1), 64)
-    np.testing.assert_array_equal(coins(0.5, jax.random.key(1), 64), first)
-    np.testing.assert_array_equal(coins(0.5, jax.random.PRNGKey(1), 64), first)
-    assert np.any(coins(0.5, jax.random.key(2), 64) != first)
-    tossed = [jax.random.bernoulli(jax.random.fold_in(jax.random.key(1), t)) for t in range(8)]
-    np.testing.assert_array_equal(first[:8], tossed)
+def test_randomly_is_reproducible_from_its_key():
+    first = on_steps(0.5, jax.random.key(1), 64)
+    np.testing.assert_array_equal(on_steps(0.5, jax.random.key(1), 64), first)
+    np.testing.assert_array_equal(on_steps(0.5, jax.random.PRNGKey(1), 64), first)
+    assert np.any(on_steps(0.5, jax.random.key(2), 64) != first)
+    draws = [jax.random.bernoulli(jax.random.fold_in(jax.random.key(1), t)) for t in range(8)]
+    np.testing.assert_array_equal(first[:8], draws)
     with pytest.raises(TypeError):
         flatreg.randomly(flatreg.sam(), 0.5)
 
 
 def test_randomly_follows_a_scheduled_probability():
-    on = coins(lambda step: jnp.where(step < 5, 0.0, 1.0), jax.random.key(1), 10)
+    on = on_steps(lambda step: jnp.where(step < 5, 0.0, 1.0), jax.random.key(1), 10)
     np.testing.assert_array_equal(on, np.arange(10) >= 5)
 
 
-def test_randomly_runs_the_oracle_on_no_off_step():
+def test_randomly_skips_the_oracle_on_off_steps():
     oracle, key = Counter(), jax.random.key(1)
     walk(flatreg.randomly(flatreg.sam(0.1), 0.5, key), oracle, steps=20)
-    assert oracle.runs() == coins(0.5, key, 20).sum()
+    assert oracle.runs() == on_steps(0.5, key, 20).sum()
 
 
 @pytest.mark.parametrize(
@@ -175,8 +175,8 @@ def test_randomly_runs_the_oracle_on_no_off_step():
     ],
     ids=["every", "after", "randomly"],
 )
-def test_off_step_leaves_the_state_of_the_method_untouched(wrap, on):
-    """The method adds up what it sees: its inner count and sum move on its own steps only."""
+def test_off_steps_do_not_change_the_state_of_the_method(wrap, on):
+    """The state of this method is a sum of gradients, which changes only on its own steps."""
 
     def add_up(grad_fn, params, g, total, *, step):
         return step * jnp.ones_like(params), total + g
@@ -185,7 +185,7 @@ def test_off_step_leaves_the_state_of_the_method_untouched(wrap, on):
         flatreg.from_stateful_direction(jnp.zeros_like, add_up, step=lambda step: step + 1.0)
     )
     w, state, total, count = START, method.init(START), np.zeros(3), 0
-    on = coins(0.5, jax.random.key(1), 7) if on is None else on
+    on = on_steps(0.5, jax.random.key(1), 7) if on is None else on
     for step, is_on in enumerate(on):
         g = jnp.full(3, 1.0 + step)
         d, state = method.update(g, state, w, grad_fn=jax.grad(loss_fn))

@@ -1,6 +1,6 @@
-"""Methods that are one another at special values, and products that are all the same Hessian.
+"""Methods that coincide for special hyperparameters, and Hessian-vector products that agree.
 
-In float64. Where two names mean one formula, they agree to rounding.
+All tests use float64. Where two calls compute the same formula, they agree up to rounding.
 """
 
 import jax
@@ -33,7 +33,7 @@ def assert_same(one, other, problem, rtol=1e-12):
 
 @every_problem
 @pytest.mark.parametrize("r", [1e-3, 1e-2, 0.1, 1.0])
-def test_exact_penalty_by_differences_is_the_penalized_gradient(r, problem):
+def test_penalty_by_differences_is_the_penalized_gradient(r, problem):
     penalty = 0.08
     assert_same(
         flatreg.gradient_norm_penalty(penalty, hvp=flatreg.finite_difference_hvp(r)),
@@ -43,26 +43,26 @@ def test_exact_penalty_by_differences_is_the_penalized_gradient(r, problem):
 
 
 @every_problem
-def test_penalized_gradient_is_sam_at_alpha_one(problem):
+def test_penalized_gradient_is_sam_for_alpha_one(problem):
     assert_same(flatreg.penalized_gradient(0.3, 1.0), flatreg.sam(0.3), problem())
 
 
 @every_problem
-def test_penalized_gradient_is_plain_at_alpha_zero(problem):
+def test_penalized_gradient_is_the_gradient_for_alpha_zero(problem):
     params, loss = problem()
     d = direction_of(flatreg.penalized_gradient(0.3, 0.0), loss, params)
     np.testing.assert_allclose(flat(d), flat(jax.grad(loss)(params)), **CLOSE)
 
 
 @every_problem
-def test_accelerated_gam_is_sam_at_alpha_one_and_gamma_zero(problem):
+def test_accelerated_gam_is_sam_for_alpha_one_and_gamma_zero(problem):
     assert_same(
         flatreg.gam_accelerated(0.2, 0.3, alpha=1.0, gamma=0.0), flatreg.sam(0.3), problem()
     )
 
 
 @every_problem
-def test_gam_of_radius_zero_in_the_limit_is_the_norm_penalty(problem):
+def test_gam_tends_to_the_norm_penalty_for_radius_zero(problem):
     assert_same(
         flatreg.gam(1e-12, 0.2 / 1e-12), flatreg.gradient_norm_penalty(0.2), problem(), rtol=1e-9
     )
@@ -73,7 +73,7 @@ def test_asam_is_sam_scaled_by_the_weights():
     assert_same(flatreg.asam(0.3), flatreg.sam(0.3, scale=scale), network())
 
 
-def test_a_scale_of_zero_and_one_perturbs_some_leaves_only():
+def test_sam_with_a_zero_one_scale_perturbs_some_leaves():
     params, loss = network()
     only_out = lambda params: {"hidden": (0.0, 0.0), "out": [1.0, 1.0]}  # noqa: E731
     g = jax.grad(loss)(params)
@@ -101,7 +101,7 @@ def test_combined_methods_add_what_each_adds_to_the_gradient():
 
 
 def test_plain_transformations_combine_with_methods():
-    """A penalty on the weights asks for no gradient, and rejects one."""
+    """A penalty on the weights needs no oracle, and its ``update`` would reject one."""
 
     def pull(strength):
         def update(updates, state, params=None):
@@ -162,13 +162,13 @@ def test_hvp_of_a_tree_is_that_of_the_vector(hvp):
 
 @every_hvp
 @pytest.mark.parametrize("case", [c for c in CASES if c.uses_hvp], ids=lambda case: case.name)
-def test_method_does_not_depend_on_how_products_are_taken(case: Case, hvp):
+def test_method_does_not_depend_on_the_hvp(case: Case, hvp):
     assert_same(case.make(hvp=hvp), case.make(), network(), rtol=1e-4)
 
 
 @every_problem
-def test_gam_climbs_by_its_ascent_hvp_and_descends_by_its_hvp(problem):
-    """With an ascent by a difference of length r: f̂ ∝ ∇L(θ + rĝ) − g."""
+def test_gam_ascends_with_ascent_hvp_and_descends_with_hvp(problem):
+    """With a finite difference of length r for the ascent, f is parallel to ∇L(θ + rĝ) − g."""
     r, rho, alpha = 0.5, 0.3, 0.5
     problem = problem()
     w, grad = problem.vector, jax.grad(problem.loss_of_vector)
@@ -182,7 +182,7 @@ def test_gam_climbs_by_its_ascent_hvp_and_descends_by_its_hvp(problem):
     np.testing.assert_allclose(d, expected, rtol=1e-9, atol=1e-9)
 
 
-def test_finite_difference_of_a_zero_vector_is_zero():
+def test_finite_difference_along_a_zero_vector_is_zero():
     w, loss = logistic().vector, logistic().loss_of_vector
     _, product = HVPS["finite difference"](jax.grad(loss), w)
     np.testing.assert_array_equal(product(jnp.zeros_like(w)), 0)
@@ -207,7 +207,7 @@ WARM_UPS = {
 
 @pytest.mark.parametrize(("method", "recipe"), WARM_UPS.values(), ids=WARM_UPS)
 def test_warm_up_follows_its_recipe_step_by_step(method, recipe):
-    """Five steps of gradient descent, against (1 − α)∇L(θ) + α∇L(θ + rĝ) written out."""
+    """Five steps of gradient descent equal steps along (1 − α)∇L(θ) + α∇L(θ + rĝ)."""
     h, grad = 0.2, jax.grad(logistic().loss_of_vector)
     w = by_hand = logistic().vector
     chain = optax.chain(method(), optax.sgd(h))

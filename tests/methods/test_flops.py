@@ -1,7 +1,7 @@
-"""What a step costs: floating-point operations by XLA's analysis, against one gradient.
+"""The cost of a step in gradients, from the floating-point operations in XLA's cost analysis.
 
-Networks with BatchNorm or LayerNorm and dropout at batch 128. XLA merges whatever a method
-recomputes of the caller's clean pass, so the papers' costs are upper bounds here.
+The networks have BatchNorm or LayerNorm, dropout, and a batch of 128. XLA merges computations that
+a method repeats from the caller's clean pass, so the costs in the papers are upper bounds here.
 """
 
 import functools
@@ -12,7 +12,7 @@ import pytest
 
 import flatreg
 from flatreg.linen import TrainState, classification_loss, make_train_step
-from tests.support import models
+from tests.support.networks import models
 
 EXAMPLES = 128
 MODELS = {"mlp": models.mlp, "cnn": models.cnn, "vit": models.vit}
@@ -20,7 +20,7 @@ every_model = pytest.mark.parametrize(
     "model", ["mlp", "cnn", pytest.param("vit", marks=pytest.mark.slow)]
 )
 
-# A method that does not use the clean gradient leaves a forward pass of it.
+# If a method does not use the clean gradient, only the forward pass of the clean pass remains.
 COSTS = {  # method -> model -> gradients
     "sam": (flatreg.sam(0.05), {"mlp": 2.03, "cnn": 2.03, "vit": 2.03}),
     "asam": (flatreg.asam(0.5), {"mlp": 2.03, "cnn": 2.03, "vit": 2.03}),
@@ -66,7 +66,7 @@ def flops_of_gradient(model):
 
 
 def gradients_of_step(model, method, **options):
-    """The cost of a whole update, in gradients."""
+    """The cost of a complete update, in gradients."""
     loss_fn, *args = problem(model)
     evaluate = flatreg.value_and_grad_fn(loss_fn, has_aux=True, key_argnums=2, **options)
 
@@ -79,17 +79,17 @@ def gradients_of_step(model, method, **options):
 
 @every_model
 @pytest.mark.parametrize("name", COSTS)
-def test_a_step_costs_no_more_gradients_than_its_paper_says(name, model):
+def test_step_cost_is_at_most_the_cost_in_the_paper(name, model):
     method, most = COSTS[name]
     assert gradients_of_step(model, method) <= most[model]
 
 
 @every_model
-def test_sam_on_a_tenth_of_the_batch_costs_a_tenth_of_a_gradient(model):
+def test_ascent_on_a_tenth_of_the_batch_costs_a_tenth_more(model):
     assert gradients_of_step(model, flatreg.sam(0.05), ascent_fraction=0.1) <= 1.13
 
 
-def test_a_train_step_drops_the_clean_backward_pass_where_the_method_does_not_use_it():
+def test_train_step_drops_an_unused_clean_backward_pass():
     _, _, batch, key = problem("mlp")
     tx = optax.chain(flatreg.perturbed_gradient(key), optax.sgd(0.1))
     state = TrainState.init(models.MLP(), tx, key, batch[0], train=False)
@@ -99,8 +99,8 @@ def test_a_train_step_drops_the_clean_backward_pass_where_the_method_does_not_us
 
 
 @every_model
-def test_the_analysis_counts_matrix_products(model):
-    """It is no vacuous measure: a gradient has at least four operations a weight and example."""
+def test_the_cost_analysis_counts_matrix_products(model):
+    """A gradient has at least four operations per weight and example, so the count is not empty."""
     params = problem(model)[1]
     weights = sum(w.size for w in jax.tree.leaves(params) if w.ndim > 1)
     assert flops_of_gradient(model) > 4 * EXAMPLES * weights

@@ -1,6 +1,6 @@
-"""Perturbed gradients: unbiased, noisier where the loss is flat, cheap, and repeatable by the key.
+"""Perturbed gradients are unbiased, reproducible from the key, and noisier where the loss is flat.
 
-The registry tests the shift itself with a fixed z; here stand the noise and its scale.
+The registry tests the formula with a fixed z. These tests are about the noise and its size.
 """
 
 import functools
@@ -31,12 +31,12 @@ def quadratic(w):
 
 
 def bowl(w):
-    """Σ aᵢwᵢ²/2: its Hessian is diagonal."""
+    """Σ aᵢwᵢ²/2, whose Hessian is diagonal."""
     return jnp.sum(CURVATURES * w**2) / 2
 
 
 def walk(method, loss, w, steps):
-    """The directions of some steps at one place, and the last state."""
+    """The directions of several steps at the same parameters, and the last state."""
     grad_fn = jax.grad(loss)
 
     def step(state, _):
@@ -48,21 +48,21 @@ def walk(method, loss, w, steps):
 
 
 def assert_mean(draws, expected):
-    """The mean lies within four standard errors, which are small."""
+    """Checks that the mean is within four standard errors of its expectation, which are small."""
     error = draws.std(0) / np.sqrt(len(draws))
     assert np.all(np.abs(draws.mean(0) - expected) <= 4 * error)
     assert np.all(error < 0.02 * (1 + np.abs(expected)))
 
 
 @every_distribution
-def test_the_mean_direction_on_a_quadratic_is_the_gradient(distribution):
+def test_mean_direction_on_a_quadratic_is_the_gradient(distribution):
     method = make(SIGMA, distribution=distribution)
     assert_mean(walk(method, quadratic, W, 10_000)[0], MATRIX @ W)
 
 
 @every_distribution
 @pytest.mark.parametrize("curvature", [None, CurvatureScale()], ids=["plain", "curvature"])
-def test_antithetic_pairs_give_the_gradient_of_a_quadratic_exactly(distribution, curvature):
+def test_antithetic_pairs_are_exact_on_a_quadratic(distribution, curvature):
     method = make(SIGMA, distribution=distribution, antithetic=True, curvature=curvature)
     directions, _ = walk(method, quadratic, W, 10)
     np.testing.assert_allclose(directions, np.tile(MATRIX @ W, (10, 1)), rtol=1e-5, atol=1e-6)
@@ -70,9 +70,7 @@ def test_antithetic_pairs_give_the_gradient_of_a_quadratic_exactly(distribution,
 
 @every_distribution
 @pytest.mark.parametrize("antithetic", [False, True], ids=["single", "pairs"])
-def test_the_mean_direction_on_a_quartic_is_the_gradient_of_the_expected_loss(
-    distribution, antithetic
-):
+def test_mean_direction_on_a_quartic(distribution, antithetic):
     """E L(θ + u) = Σ θ⁴/4 + (3/2)θ²E u² + …, so its gradient is θ³ + 3θ E u²."""
     method = make(SIGMA, distribution=distribution, antithetic=antithetic)
     directions, _ = walk(method, lambda w: jnp.sum(w**4) / 4, W, 20_000)
@@ -80,23 +78,24 @@ def test_the_mean_direction_on_a_quartic_is_the_gradient_of_the_expected_loss(
 
 
 @every_distribution
-def test_noise_has_its_bounds_and_its_spread(distribution):
+def test_noise_has_the_bounds_and_variance_of_its_distribution(distribution):
     method = make(SIGMA, distribution=distribution)
     z = walk(method, lambda w: jnp.sum(w**2) / 2, jnp.zeros(50), 1000)[0] / SIGMA
     np.testing.assert_allclose(z.var(), VARIANCES[distribution], rtol=0.02)
     bound = {"uniform": 1, "truncated_normal": 2, "normal": np.inf}[distribution]
     assert 0.99 * min(bound, 3) < np.abs(z).max() <= bound * (1 + 1e-6)
-    assert abs(np.corrcoef(z[:, 0], z[:, 1])[0, 1]) < 0.15  # weights are independent,
-    assert abs(np.corrcoef(z[:-1].ravel(), z[1:].ravel())[0, 1]) < 0.02  # and so are steps
+    assert abs(np.corrcoef(z[:, 0], z[:, 1])[0, 1]) < 0.15  # weights are independent
+    assert abs(np.corrcoef(z[:-1].ravel(), z[1:].ravel())[0, 1]) < 0.02  # steps are independent
 
 
-def test_a_function_may_draw_the_noise():
+def test_a_function_can_draw_the_noise():
     method = make(SIGMA, distribution=jax.random.rademacher)
     directions, _ = walk(method, lambda w: jnp.sum(w**2) / 2, jnp.zeros(50), 20)
     np.testing.assert_allclose(np.abs(directions), SIGMA, rtol=1e-6)
 
 
-def test_one_probe_finds_a_diagonal_hessian_and_more_do_not_change_it():
+def test_one_probe_finds_a_diagonal_hessian():
+    """More probes do not change the estimate."""
     method = make(0.1, curvature=CurvatureScale(interval=3, decay=0.9))
     for steps in (1, 2, 40):
         _, state = walk(method, bowl, jnp.ones(5), steps)
@@ -110,7 +109,7 @@ def test_probes_average_to_the_diagonal_of_any_hessian():
 
 
 @pytest.mark.parametrize("interval", [1, 2])
-def test_an_estimate_forgets_by_its_decay(interval):
+def test_estimate_is_a_mean_first_and_a_moving_average_later(interval):
     scale, w, seen = CurvatureScale(interval, decay=0.75), jnp.ones(2), []
     method = make(0.1, curvature=scale)
     state = method.init(w)
@@ -121,17 +120,17 @@ def test_an_estimate_forgets_by_its_decay(interval):
         _, state = update(a, state)
         seen.append(float(optax.tree.get(state, "diagonal")[0]))
     np.testing.assert_allclose(seen[: 4 * interval : interval], [1, 2, 4, 3.5])  # plain means
-    np.testing.assert_allclose(seen[4 * interval :: interval], [3.125, 4.84375])  # a quarter each
+    np.testing.assert_allclose(seen[4 * interval :: interval], [3.125, 4.84375])  # weight 1/4 each
     assert seen[::interval] == seen[interval - 1 :: interval]  # unchanged between probes
 
 
 @pytest.mark.parametrize("rho", [0.0, 0.7])
-def test_noise_follows_the_bound_and_is_larger_where_the_loss_is_flatter(rho):
+def test_noise_is_larger_where_the_loss_is_flatter(rho):
     sigma, gamma, eps, w = 0.5, 0.3, 0.2, np.array([1.0, 2.0, -3.0, 1.0, 4.0])
     kappa = gamma * np.abs(w) + eps
-    bend = np.maximum(CURVATURES, 0) / 3 + rho * np.linalg.norm(kappa) / 9
+    denominator = np.maximum(CURVATURES, 0) / 3 + rho * np.linalg.norm(kappa) / 9
     with np.errstate(divide="ignore"):
-        expected = np.minimum(np.sqrt(sigma**2 / bend), kappa)
+        expected = np.minimum(np.sqrt(sigma**2 / denominator), kappa)
     method = make(
         sigma,
         distribution=lambda key, shape, dtype: jnp.ones(shape, dtype),
@@ -145,7 +144,7 @@ def test_noise_follows_the_bound_and_is_larger_where_the_loss_is_flatter(rho):
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_a_probe_that_is_not_finite_leaves_the_estimate_alone(bad):
+def test_non_finite_probes_do_not_change_the_estimate(bad):
     method, w = make(0.1, curvature=CurvatureScale(1)), jnp.ones(5)
     _, state = walk(method, bowl, w, 1)
     d, after = method.update(w, state, w, grad_fn=jax.grad(lambda w: bowl(w) + bad * w[0] ** 2))
@@ -154,7 +153,7 @@ def test_a_probe_that_is_not_finite_leaves_the_estimate_alone(bad):
 
 
 @pytest.mark.parametrize("loop", ["scan", "jit"])
-def test_the_product_is_computed_on_no_step_between_probes(loop):
+def test_no_product_is_computed_between_probes(loop):
     oracle, w = Counter(), np.array([1.0, -2.0, 0.5], np.float32)
     method = make(0.1, curvature=CurvatureScale(interval=5, hvp=flatreg.finite_difference_hvp(0.1)))
     step = lambda state, _: (method.update(w, state, w, grad_fn=oracle)[1], None)  # noqa: E731
@@ -164,20 +163,20 @@ def test_the_product_is_computed_on_no_step_between_probes(loop):
         state, jitted = method.init(w), jax.jit(step)
         for _ in range(11):
             state, _ = jitted(state, None)
-    assert oracle.runs() == 11 + 3 * 2  # at the steps 0, 5 and 10 two gradients make a product
+    assert oracle.runs() == 11 + 3 * 2  # on the steps 0, 5 and 10 a product takes two gradients
 
 
 @pytest.mark.parametrize("curvature", [None, CurvatureScale(interval=2)])
-def test_a_schedule_decays_the_noise(curvature):
+def test_a_schedule_scales_the_noise(curvature):
     sigmas = jnp.array([0.3, 0.1, 0.0])
     method = make(lambda t: sigmas[t], distribution=jax.random.rademacher, curvature=curvature)
     directions, _ = walk(method, lambda w: 3 * jnp.sum(w**2) / 2, jnp.full(4, 9.0), 3)
-    expected = [[0.3] * 4, [0.1] * 4, [0.0] * 4]  # a curvature of 3 has the noise σ
+    expected = [[0.3] * 4, [0.1] * 4, [0.0] * 4]  # the noise of a weight with curvature 3 is σ
     np.testing.assert_allclose(np.abs(directions / 3 - 9), expected, rtol=1e-4, atol=1e-6)
 
 
-def test_a_loss_without_curvature_has_all_the_noise_while_there_is_any():
-    """κ at any σ > 0, and at σ = 0 neither noise nor NaN."""
+def test_flat_loss_gets_the_largest_noise_unless_sigma_is_zero():
+    """The noise is κ for every σ > 0. For σ = 0 the noise is zero, not NaN."""
     w, scale = jnp.full(3, 2.0), CurvatureScale(hvp=lambda grad_fn, w: (w, jnp.zeros_like))
     for sigma, most in ((1e-6, 0.1 * 2 + 0.1), (0.0, 0.0)):
         method = make(sigma, distribution=jax.random.rademacher, curvature=scale)
@@ -185,7 +184,7 @@ def test_a_loss_without_curvature_has_all_the_noise_while_there_is_any():
         np.testing.assert_allclose(np.abs(d - w), most, rtol=1e-5)
 
 
-def test_the_key_and_the_count_alone_decide_on_the_noise():
+def test_noise_depends_only_on_the_key_and_the_count():
     (params, batch), method = tanh_net(), make(0.1)
     first, state = direction(method, params, batch)
     second, _ = direction(method, params, batch, state)
@@ -200,19 +199,19 @@ def test_the_key_and_the_count_alone_decide_on_the_noise():
 
 
 @pytest.mark.parametrize("key", [0, 0.1, None, jax.random.split(KEY), jnp.ones(2), "key"])
-def test_what_is_no_key_is_told_to_be_one(key):
+def test_key_must_be_a_key(key):
     with pytest.raises(TypeError, match=r"perturbed_gradient\(jax\.random\.key\(0\)"):
         flatreg.perturbed_gradient(key, 0.1)
 
 
 @pytest.mark.parametrize("distribution", ["gaussian", None, 1.0])
-def test_an_unknown_distribution_is_told_the_names(distribution):
+def test_unknown_distribution_error_lists_the_names(distribution):
     with pytest.raises(ValueError, match=r"'uniform', 'truncated_normal', 'normal'.*static_args"):
         make(distribution=distribution)
 
 
 @pytest.mark.parametrize("curvature", [True, 10, CurvatureScale, {"interval": 3}], ids=repr)
-def test_what_is_no_curvature_scale_is_told_to_be_one(curvature):
+def test_curvature_must_be_a_curvature_scale(curvature):
     with pytest.raises(TypeError, match=r"curvature=flatreg\.CurvatureScale\(interval=10\)"):
         make(curvature=curvature)
 
@@ -221,8 +220,8 @@ def test_what_is_no_curvature_scale_is_told_to_be_one(curvature):
     ("setting", "value"),
     [("interval", 0), ("decay", 1.1), ("rho", -1.0), ("gamma", float("nan")), ("eps", -0.1)],
 )
-def test_a_setting_is_told_its_range_and_to_be_a_number(setting, value):
+def test_curvature_settings_are_checked(setting, value):
     with pytest.raises(ValueError, match=rf"{setting} must be "):
         make(curvature=CurvatureScale(**{setting: value}))
-    with pytest.raises(TypeError, match=rf"CurvatureScale\({setting}=.*schedule goes to sigma"):
+    with pytest.raises(TypeError, match=rf"CurvatureScale\({setting}=.*sigma can be a schedule"):
         make(curvature=CurvatureScale(**{setting: optax.constant_schedule(0.1)}))

@@ -1,7 +1,7 @@
-"""What each method descends: its direction is the gradient of its surrogate, in float64 to 1e-9.
+"""The direction of each method is the gradient of its surrogate, in float64 up to 1e-9.
 
-The surrogates come from the registry, where they are differentiated by ``jax.grad`` alone; dense
-algebra in NumPy stands beside them where a loss has a known gradient and Hessian.
+The surrogates come from the registry and are differentiated by ``jax.grad``. Where the gradient and
+Hessian of a loss are known, the directions are also compared with dense algebra in NumPy.
 """
 
 import functools
@@ -49,7 +49,7 @@ def test_neutral_hyperparameters_give_the_gradient(case: Case):
 
 
 @pytest.mark.parametrize("case", [c for c in CASES if c.isotropic], ids=lambda case: case.name)
-def test_isotropic_method_commutes_with_rotations(case: Case):
+def test_isotropic_methods_commute_with_rotations(case: Case):
     w, loss = network().vector, network().loss_of_vector
     rotation = jnp.linalg.qr(draw(20, w.size, w.size))[0]
     turned = direction_of(case.make(), lambda w: loss(rotation @ w), rotation.T @ w)
@@ -60,7 +60,7 @@ def test_isotropic_method_commutes_with_rotations(case: Case):
     ("case", "name"),
     [pytest.param(case, name, id=f"{case.name}-{name}") for case in CASES for name in case.scalars],
 )
-def test_scheduled_scalar_takes_the_value_of_its_step(case: Case, name: str):
+def test_schedules_are_evaluated_at_the_step_count(case: Case, name: str):
     w, loss = logistic().vector, logistic().loss_of_vector
     values = case.scalars[name] * jnp.array([0.5, 1.5])
     method, grad_fn = case.make(**{name: lambda step: values[step]}), jax.grad(loss)
@@ -80,7 +80,7 @@ def test_scalars_may_be_arrays(case: Case):
 
 @pytest.mark.parametrize("scale", [None, absolute], ids=["isotropic", "scaled"])
 @pytest.mark.parametrize("clean_weight", [None, 1.0], ids=["paper", "authors"])
-def test_accelerated_gam_is_dense_algebra_on_a_quadratic(clean_weight, scale):
+def test_accelerated_gam_matches_dense_algebra_on_a_quadratic(clean_weight, scale):
     rho, rho_prime, alpha, beta, gamma = 0.2, 0.1, 0.6, 0.3, 0.4
     matrix = np.asarray(draw(30, 6, 6) + draw(30, 6, 6).T)
     w = np.asarray(draw(31, 6))
@@ -106,9 +106,9 @@ def test_accelerated_gam_is_dense_algebra_on_a_quadratic(clean_weight, scale):
 
 
 @pytest.mark.parametrize("p", [1, 1.5, 2, 3, 4])
-def test_p_norm_penalty_ignores_dead_leaves_and_zero_coordinates(p):
+def test_norm_penalty_ignores_coordinates_with_zero_gradient(p):
     matrix = np.array([[2, 1, -1, 3], [1, -3, 2, 0], [-1, 2, 1, 1], [3, 0, 1, 4]])
-    w, g = np.array([1, -2, 3, 0]), np.array([2, 0, -1, 0])  # whole numbers: exact zeros in g
+    w, g = np.array([1, -2, 3, 0]), np.array([2, 0, -1, 0])  # integers, so that g has exact zeros
     weighted = np.sign(g) * np.abs(g) ** (p - 1.0) / np.sum(np.abs(g) ** float(p)) ** (1 - 1 / p)
 
     def loss(params):

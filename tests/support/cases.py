@@ -1,7 +1,7 @@
-"""The registry of methods: a new method is one row here, and every property test runs on it.
+"""The registry of methods. A new method is one row here, and every property test runs on it.
 
-A row names the method, its factory and hyperparameters, the surrogate loss whose gradient it must
-return, and what a step costs.
+A row contains the method's name, its factory and hyperparameters, the surrogate loss whose gradient
+it must return, and the cost of a step.
 """
 
 import functools
@@ -19,15 +19,15 @@ from tests.support.surrogates import Loss, Surrogate
 
 
 class Case(NamedTuple):
-    """One method and what is known about it.
+    """One method and its properties.
 
     Attributes:
-      name: what the tests call it.
-      factory: makes the method from ``scalars``; takes ``hvp=`` as well if ``uses_hvp``.
+      name: the name of the case in the tests.
+      factory: makes the method from ``scalars``. It also takes ``hvp`` if ``uses_hvp``.
       surrogate_of: makes the surrogate from ``scalars``.
-      scalars: hyperparameters far from neutral; each also takes a schedule.
-      zero: the changes of ``scalars`` that leave the plain gradient.
-      calls: of ``grad_fn`` in one step, beyond the caller's clean pass.
+      scalars: hyperparameters with a clear effect. Each of them can also be a schedule.
+      zero: the changes of ``scalars`` for which the method returns the plain gradient.
+      calls: the number of calls of ``grad_fn`` per step, not counting the caller's clean pass.
       isotropic: whether the method commutes with rotations of the parameters.
       uses_hvp: whether the method differentiates ``grad_fn``.
       uses_clean: whether the direction depends on the gradient that came down the chain.
@@ -44,20 +44,29 @@ class Case(NamedTuple):
     uses_clean: bool = True
 
     def make(self, **changes: Any) -> optax.GradientTransformationExtraArgs:
-        """The method, with some arguments changed."""
+        """The method with the given changes of its arguments."""
         return self.factory(**self.scalars | changes)
 
     def neutral(self) -> optax.GradientTransformationExtraArgs:
-        """The method with its radius or penalty at zero."""
+        """The method with a radius or penalty of zero."""
         return self.make(**self.zero)
 
     def surrogate(self, loss: Loss, w: jax.Array, **changes: float) -> jax.Array:
         """The loss that the method descends, at the vector w."""
         return self.surrogate_of(**self.scalars | changes)(loss, w)
 
+    def scaled(self) -> "Case":
+        """The same method with the scale T = |w| + 0.1, which rotations do not preserve."""
+        return self._replace(
+            name=f"{self.name}_scaled",
+            factory=functools.partial(self.factory, scale=absolute),
+            surrogate_of=functools.partial(self.surrogate_of, scale=absolute),
+            isotropic=False,
+        )
+
 
 def absolute(w: Any) -> Any:
-    """T = |w| + 0.1, for trees and vectors."""
+    """The scale T = |w| + 0.1, for trees and vectors."""
     return jax.tree.map(lambda x: jnp.abs(x) + 0.1, w)
 
 
@@ -66,144 +75,114 @@ def sam_and_gam(rho: Any, radius: Any, alpha: Any, **kwargs: Any) -> Any:
 
 
 NOISE = 0.75
-KEY = np.zeros(2, np.uint32)  # Raw, so that importing this starts no backend.
+KEY = np.zeros(2, np.uint32)  # A raw key, because a typed one would start a backend at import.
 
 
 def same_noise(key: Any, shape: Any, dtype: Any) -> jax.Array:
-    """z that depends neither on the key nor on how the weights lie in the tree."""
+    """A constant z, which depends neither on the key nor on the structure of the tree."""
     return jnp.full(shape, NOISE, dtype)
 
 
 PGN = {"r": 0.3, "alpha": 0.8}
+ALGORITHM_1 = {"rho": 0.3, "alpha": 0.5}
 ACCELERATED = {"rho": 0.2, "rho_prime": 0.1, "alpha": 0.6, "beta": 0.5, "gamma": 0.3}
-NO_RADIUS = {"rho": 0.0, "rho_prime": 0.0, "gamma": 0.0}
 partial = functools.partial
 
+SAM = Case("sam", flatreg.sam, surrogates.sam, {"rho": 0.3}, {"rho": 0.0}, calls=1)
+ASAM = Case("asam", flatreg.asam, surrogates.asam, {"rho": 0.3, "eta": 0.1}, {"rho": 0.0}, calls=1)
+PENALIZED_GRADIENT = Case(
+    "penalized_gradient",
+    flatreg.penalized_gradient,
+    surrogates.penalized_gradient,
+    PGN,
+    zero={"r": 0.0},
+    calls=1,
+)
+UNIT_PENALIZED_GRADIENT = Case(
+    "penalized_gradient_unit",
+    partial(flatreg.penalized_gradient, normalize_clean=True),
+    surrogates.penalized_gradient_unit,
+    PGN,
+    zero={"r": 0.0, "alpha": 1.0},
+    calls=1,
+)
+GRADIENT_NORM_PENALTIES = {
+    p: Case(
+        f"gradient_norm_penalty_{p}",
+        partial(flatreg.gradient_norm_penalty, ord=p),
+        partial(surrogates.gradient_norm_penalty, p=p),
+        {"penalty": 0.2},
+        zero={"penalty": 0.0},
+        calls=1,
+        isotropic=p == 2,
+        uses_hvp=True,
+    )
+    for p in (1, 1.5, 2, 3, 4)
+}
+GRADIENT_REGULARIZATION = Case(
+    "gradient_regularization",
+    flatreg.gradient_regularization,
+    surrogates.gradient_regularization,
+    {"mu": 0.1},
+    zero={"mu": 0.0},
+    calls=1,
+    uses_hvp=True,
+)
+GAM = Case("gam", flatreg.gam, surrogates.gam, ALGORITHM_1, {"alpha": 0.0}, 2, uses_hvp=True)
+GAM_ACCELERATED = Case(
+    "gam_accelerated",
+    flatreg.gam_accelerated,
+    surrogates.gam_accelerated,
+    ACCELERATED,
+    zero={"rho": 0.0, "rho_prime": 0.0, "gamma": 0.0},
+    calls=3,
+)
+SAM_AND_GAM = Case(
+    "combine",
+    sam_and_gam,
+    surrogates.sam_and_gam,
+    {"rho": 0.3, "radius": 0.2, "alpha": 0.5},
+    zero={"rho": 0.0, "radius": 0.0},
+    calls=3,
+    uses_hvp=True,
+)
+PERTURBED_GRADIENT = Case(
+    "perturbed_gradient",
+    partial(flatreg.perturbed_gradient, KEY, distribution=same_noise),
+    partial(surrogates.perturbed_gradient, z=NOISE),
+    {"sigma": 0.3},
+    zero={"sigma": 0.0},
+    calls=1,
+    isotropic=False,
+    uses_clean=False,
+)
+ANTITHETIC = PERTURBED_GRADIENT._replace(
+    name="perturbed_gradient_antithetic",
+    factory=partial(PERTURBED_GRADIENT.factory, antithetic=True),
+    surrogate_of=partial(surrogates.perturbed_gradient_antithetic, z=NOISE),
+    calls=2,
+)
+AUTHORS_GAM = GAM_ACCELERATED.scaled()._replace(
+    name="gam_accelerated_authors", scalars=ACCELERATED | {"clean_weight": 1.0}
+)
+
 CASES = [
-    Case("sam", flatreg.sam, surrogates.sam, {"rho": 0.3}, {"rho": 0.0}, calls=1),
-    Case(
-        "sam_scaled",
-        partial(flatreg.sam, scale=absolute),
-        partial(surrogates.sam, scale=absolute),
-        {"rho": 0.3},
-        {"rho": 0.0},
-        calls=1,
-        isotropic=False,
-    ),
-    Case(
-        "asam",
-        flatreg.asam,
-        surrogates.asam,
-        {"rho": 0.3, "eta": 0.1},
-        {"rho": 0.0},
-        calls=1,
-        isotropic=False,
-    ),
-    Case(
-        "penalized_gradient",
-        flatreg.penalized_gradient,
-        surrogates.penalized_gradient,
-        PGN,
-        {"r": 0.0},
-        calls=1,
-    ),
-    Case(
-        "penalized_gradient_scaled",
-        partial(flatreg.penalized_gradient, scale=absolute),
-        partial(surrogates.penalized_gradient, scale=absolute),
-        PGN,
-        {"alpha": 0.0},
-        calls=1,
-        isotropic=False,
-    ),
-    Case(
-        "penalized_gradient_unit",
-        partial(flatreg.penalized_gradient, normalize_clean=True),
-        surrogates.penalized_gradient_unit,
-        PGN,
-        {"r": 0.0, "alpha": 1.0},
-        calls=1,
-    ),
-    *(
-        Case(
-            f"gradient_norm_penalty_{p}",
-            partial(flatreg.gradient_norm_penalty, ord=p),
-            partial(surrogates.gradient_norm_penalty, p=p),
-            {"penalty": 0.2},
-            {"penalty": 0.0},
-            calls=1,
-            isotropic=p == 2,
-            uses_hvp=True,
-        )
-        for p in (1, 1.5, 2, 3, 4)
-    ),
-    Case(
-        "gradient_regularization",
-        flatreg.gradient_regularization,
-        surrogates.gradient_regularization,
-        {"mu": 0.1},
-        {"mu": 0.0},
-        calls=1,
-        uses_hvp=True,
-    ),
-    Case(
-        "gam",
-        flatreg.gam,
-        surrogates.gam,
-        {"rho": 0.3, "alpha": 0.5},
-        {"alpha": 0.0},
-        calls=2,
-        uses_hvp=True,
-    ),
-    Case(
-        "gam_accelerated",
-        flatreg.gam_accelerated,
-        surrogates.gam_accelerated,
-        ACCELERATED,
-        NO_RADIUS,
-        calls=3,
-    ),
-    Case(
-        "gam_accelerated_authors",
-        partial(flatreg.gam_accelerated, scale=absolute),
-        partial(surrogates.gam_accelerated, scale=absolute),
-        ACCELERATED | {"clean_weight": 1.0},
-        NO_RADIUS,
-        calls=3,
-        isotropic=False,
-    ),
-    Case(
-        "combine",
-        sam_and_gam,
-        surrogates.sam_and_gam,
-        {"rho": 0.3, "radius": 0.2, "alpha": 0.5},
-        {"rho": 0.0, "radius": 0.0},
-        calls=3,
-        uses_hvp=True,
-    ),
-    Case(
-        "perturbed_gradient",
-        partial(flatreg.perturbed_gradient, KEY, distribution=same_noise),
-        partial(surrogates.perturbed_gradient, z=NOISE),
-        {"sigma": 0.3},
-        {"sigma": 0.0},
-        calls=1,
-        isotropic=False,
-        uses_clean=False,
-    ),
-    Case(
-        "perturbed_gradient_antithetic",
-        partial(
-            flatreg.perturbed_gradient,
-            KEY,
-            distribution=same_noise,
-            antithetic=True,
-        ),
-        partial(surrogates.perturbed_gradient_antithetic, z=NOISE),
-        {"sigma": 0.3},
-        {"sigma": 0.0},
-        calls=2,
-        isotropic=False,
-        uses_clean=False,
-    ),
+    SAM,
+    SAM.scaled(),
+    ASAM._replace(isotropic=False),
+    PENALIZED_GRADIENT,
+    PENALIZED_GRADIENT.scaled(),
+    UNIT_PENALIZED_GRADIENT,
+    *GRADIENT_NORM_PENALTIES.values(),
+    GRADIENT_NORM_PENALTIES[3].scaled(),
+    GRADIENT_REGULARIZATION,
+    GRADIENT_REGULARIZATION.scaled(),
+    GAM,
+    GAM.scaled(),
+    GAM_ACCELERATED,
+    AUTHORS_GAM,
+    SAM_AND_GAM,
+    PERTURBED_GRADIENT,
+    PERTURBED_GRADIENT.scaled(),
+    ANTITHETIC,
 ]

@@ -1,4 +1,4 @@
-"""Smooth losses that are no quadratics, on trees of parameters, in the precision of the moment."""
+"""Smooth losses that are not quadratic, on trees of parameters, in JAX's current precision."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -10,7 +10,7 @@ from jax.flatten_util import ravel_pytree
 
 
 class Problem(NamedTuple):
-    """A loss with the point at which it is examined."""
+    """A loss, and the parameters at which it is tested."""
 
     params: Any
     loss: Callable[[Any], jax.Array]
@@ -50,13 +50,13 @@ def logistic() -> Problem:
 
 
 def logistic_loss(params: Any, batch: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """The mean over a batch of features and signs."""
+    """The mean logistic loss over a batch of features and signs."""
     x, signs = batch
     return jnp.mean(jax.nn.softplus(-signs * (x @ params["weights"] + params["bias"])))
 
 
 def examples() -> tuple[jax.Array, jax.Array]:
-    """Twelve features and signs."""
+    """Twelve examples: features and signs."""
     return draw(6, 12, 5), jnp.sign(draw(9, 12))
 
 
@@ -77,6 +77,6 @@ PROBLEMS = [network, logistic, quartic]
 def direction_of(
     method: optax.GradientTransformationExtraArgs, loss: Callable[[Any], jax.Array], params: Any
 ) -> Any:
-    """The first direction of the method, from the loss's own gradient."""
+    """The first direction of the method, given the gradient of the loss."""
     grad_fn = jax.grad(loss)
     return method.update(grad_fn(params), method.init(params), params, grad_fn=grad_fn)[0]

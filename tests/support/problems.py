@@ -1,8 +1,8 @@
-"""One small regression problem in any dtype, and every method that the tests of conventions run.
+"""A small regression problem in any dtype, and all methods for the tests of Optax's conventions.
 
-``METHODS`` holds the registry and what is made of it: schedules, other Hessian-vector products,
-combinators. Each entry makes the transformation; ``OPTIONS`` holds what it asks of
-``value_and_grad_fn``.
+``METHODS`` contains the registry, and variants with schedules, other Hessian-vector products and
+combinators. Each entry is a function that makes the transformation. ``OPTIONS`` contains the
+options of ``value_and_grad_fn`` that an entry needs.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ ramp = optax.linear_schedule(0.1, 0.4, 3)
 
 
 def averaging_sam(rho: float = 0.3, decay: float = 0.9):
-    """A method with memory: SAM along an average of the gradients."""
+    """A method with a state: SAM along a moving average of the gradients."""
 
     def direction(grad_fn, params, g, average, *, rho):
         average = optax.tree.update_moment(g, average, decay, 1)
@@ -84,13 +84,13 @@ def training_step(tx: Any, loss_fn: Any = loss_fn, **options: Any) -> Any:
 
 
 def chained(name: str, **options: Any) -> tuple[Any, Any]:
-    """The method in front of SGD with momentum, and its training step."""
+    """The method followed by SGD with momentum, and a training step of this chain."""
     tx = optax.chain(METHODS[name](), optax.sgd(0.1, momentum=0.9))
     return tx, training_step(tx, **OPTIONS.get(name, {}) | options)
 
 
 def direction(tx: Any, params: Any, batch: Any, state: Any = None, **options: Any) -> Any:
-    """What the transformation makes of the gradient, and its state."""
+    """The output of the transformation for the gradient of the loss, and its new state."""
     _, grads, grad_fn = flatreg.value_and_grad_fn(loss_fn, **options)(params, batch)
     return tx.update(grads, tx.init(params) if state is None else state, params, grad_fn=grad_fn)
 

@@ -1,7 +1,7 @@
-"""Surrogates: the losses that the methods descend, with shifts constant for differentiation.
+"""Surrogates: the losses that the methods descend, with shifts that are constants.
 
-A surrogate maps a loss and a vector to a number, by ``jax.grad`` and algebra on flat vectors. Its
-own gradient is what the method must return.
+A surrogate maps a loss and a vector to a number, by ``jax.grad`` and algebra on flat vectors. The
+gradient of the surrogate is the direction that the method must return.
 """
 
 from collections.abc import Callable
@@ -52,18 +52,27 @@ def penalized_gradient_unit(r: float, alpha: float) -> Surrogate:
     return surrogate
 
 
-def gradient_norm_penalty(penalty: float, p: float) -> Surrogate:
-    return lambda loss, w: loss(w) + penalty * jnp.sum(jnp.abs(jax.grad(loss)(w)) ** p) ** (1 / p)
-
-
-def gradient_regularization(mu: float) -> Surrogate:
-    return lambda loss, w: loss(w) + mu * jnp.sum(jax.grad(loss)(w) ** 2)
-
-
-def gam(rho: float, alpha: float) -> Surrogate:
+def gradient_norm_penalty(penalty: float, p: float, scale: Scale = ones) -> Surrogate:
     def surrogate(loss: Loss, w: jax.Array) -> jax.Array:
-        uphill = jax.grad(lambda w: jnp.linalg.norm(jax.grad(loss)(w)))(w)
-        return loss(w) + alpha * rho * jnp.linalg.norm(jax.grad(loss)(shifted(w, uphill, rho)))
+        scaled = jnp.abs(stop(scale(w)) * jax.grad(loss)(w))
+        return loss(w) + penalty * jnp.sum(scaled**p) ** (1 / p)
+
+    return surrogate
+
+
+def gradient_regularization(mu: float, scale: Scale = ones) -> Surrogate:
+    return lambda loss, w: loss(w) + mu * jnp.sum((stop(scale(w)) * jax.grad(loss)(w)) ** 2)
+
+
+def gam(rho: float, alpha: float, scale: Scale = ones) -> Surrogate:
+    def surrogate(loss: Loss, w: jax.Array) -> jax.Array:
+        t = stop(scale(w))
+
+        def scaled_gradient_norm(w: jax.Array) -> jax.Array:
+            return jnp.linalg.norm(t * jax.grad(loss)(w))
+
+        worst = shifted(w, jax.grad(scaled_gradient_norm)(w), rho, t)
+        return loss(w) + alpha * rho * scaled_gradient_norm(worst)
 
     return surrogate
 
@@ -100,8 +109,8 @@ def sam_and_gam(rho: float, radius: float, alpha: float) -> Surrogate:
     return lambda loss, w: sum(surrogate(loss, w) for surrogate in both) - loss(w)
 
 
-def perturbed_gradient(sigma: float, z: float) -> Surrogate:
-    return lambda loss, w: loss(w + sigma * z)
+def perturbed_gradient(sigma: float, z: float, scale: Scale = ones) -> Surrogate:
+    return lambda loss, w: loss(w + stop(scale(w)) * sigma * z)
 
 
 def perturbed_gradient_antithetic(sigma: float, z: float) -> Surrogate:

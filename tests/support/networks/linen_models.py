@@ -1,4 +1,4 @@
-"""Small Linen models for the tests of states and steps, a batch, and a plain Optax loop."""
+"""Small Linen models for the tests of train states and steps, and a plain Optax loop."""
 
 import functools
 from typing import Any
@@ -6,16 +6,14 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from flatreg.linen import TrainState
-
-CLASSES = 3
+from tests.support.steps import CLASSES
 
 
 class Plain(nn.Module):
-    """A tanh network without BatchNorm and dropout, so that the examples do not meet."""
+    """A tanh network without BatchNorm and dropout, whose loss is a mean over the examples."""
 
     width: int = 8
     dtype: Any = None
@@ -38,7 +36,7 @@ class Noisy(nn.Module):
 
 
 class Mask(nn.Module):
-    """Its output is its dropout mask, times a weight; it may remember the last mask."""
+    """A model whose output is its weight times its dropout mask; it may store the last mask."""
 
     remember: bool = True
 
@@ -51,14 +49,8 @@ class Mask(nn.Module):
         return mask * weight
 
 
-def examples(dtype: Any = jnp.float32, count: int = 16, seed: int = 0) -> tuple[Any, Any]:
-    """Inputs and labels."""
-    x = jax.random.normal(jax.random.key(seed), (count, 4), dtype)
-    return x, jnp.arange(count) % CLASSES
-
-
 def state_of(model: nn.Module, tx: Any, x: Any, **kwargs: Any) -> TrainState:
-    """The state of step 0, of freshly copied parameters."""
+    """The state before the first step, with its own copy of the parameters."""
     variables = jax.tree.map(jnp.copy, _variables(model, x.shape, x.dtype))
     fields = {
         "apply_fn": model.apply,
@@ -85,7 +77,7 @@ def step_keys(state: TrainState, names: tuple[str, ...] = ("dropout",), call: in
 
 
 def clean_forward(state: TrainState, params: Any, batch: Any) -> tuple[jax.Array, Any]:
-    """Loss and new statistics of one training pass, written out."""
+    """Loss and new statistics of one training pass, written by hand."""
     x, labels = batch
     logits, updated = state.apply_fn(
         {"params": params, "batch_stats": state.batch_stats},
@@ -99,7 +91,7 @@ def clean_forward(state: TrainState, params: Any, batch: Any) -> tuple[jax.Array
 
 
 def plain_step(state: TrainState, batch: Any) -> TrainState:
-    """A step of a plain Optax loop, by hand: ``jax.grad`` and ``tx.update``."""
+    """A step of a plain Optax loop, written by hand with ``jax.grad`` and ``tx.update``."""
 
     def oracle(params: Any) -> Any:
         return jax.grad(clean_forward, argnums=1, has_aux=True)(state, params, batch)
@@ -114,34 +106,9 @@ def plain_step(state: TrainState, batch: Any) -> TrainState:
     )
 
 
-def chain(method: Any) -> optax.GradientTransformation:
-    """The method in front of SGD with momentum."""
-    return optax.chain(method, optax.sgd(0.1, momentum=0.9))
-
-
 def trained(step: Any, state: TrainState, batches: Any) -> TrainState:
-    """The state after one step on each batch; the step may return metrics as well."""
+    """The state after one step on each batch; the step may also return metrics."""
     for batch in batches:
         out = step(state, batch)
         state = out[0] if type(out) is tuple else out
     return state
-
-
-def assert_equal(actual: Any, expected: Any) -> None:
-    """Bitwise, random keys included."""
-    assert jax.tree.structure(actual) == jax.tree.structure(expected)
-    for x, y in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
-        assert jnp.result_type(x) == jnp.result_type(y)
-        np.testing.assert_array_equal(_numbers(x), _numbers(y))
-
-
-def assert_close(actual: Any, expected: Any, tolerance: float) -> None:
-    """Both absolutely and relatively, random keys included."""
-    assert jax.tree.structure(actual) == jax.tree.structure(expected)
-    for x, y in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(_numbers(x), _numbers(y), rtol=tolerance, atol=tolerance)
-
-
-def _numbers(x: Any) -> Any:
-    is_key = jnp.issubdtype(jnp.result_type(x), jax.dtypes.prng_key)
-    return jax.random.key_data(x) if is_key else x

@@ -1,4 +1,4 @@
-"""Small NNX models for the tests of train steps, a batch, and a plain Optax loop."""
+"""Small NNX models for the tests of train steps, and a plain Optax loop."""
 
 import inspect
 from collections.abc import Callable
@@ -10,7 +10,9 @@ import optax
 import pytest
 from flax import nnx
 
-CLASSES = 3
+from flatreg.nnx import Optimizer, classification_loss, make_train_step
+from tests.support.steps import CLASSES
+
 GRAPH: dict[str, Any] = {}
 TREE = {"graph": False}
 HAS_TREE_MODE = "graph" in inspect.signature(nnx.Optimizer.__init__).parameters  # Flax ≥ 0.12.8
@@ -22,7 +24,7 @@ in_both_modes = pytest.mark.parametrize(
 
 
 class Plain(nnx.Module):
-    """A tanh network without BatchNorm and dropout, so that the examples do not meet."""
+    """A tanh network without BatchNorm and dropout, whose loss is a mean over the examples."""
 
     def __init__(self, rngs: nnx.Rngs, dtype: Any = None) -> None:
         self.body = nnx.Linear(4, 8, dtype=dtype, rngs=rngs)
@@ -46,7 +48,7 @@ class Noisy(nnx.Module):
 
 
 class Mask(nnx.Module):
-    """Its output is its dropout mask, times a weight."""
+    """A model whose output is its weight times its dropout mask."""
 
     def __init__(self, rngs: nnx.Rngs) -> None:
         self.weight = nnx.Param(jnp.ones(16))
@@ -57,11 +59,11 @@ class Mask(nnx.Module):
 
 
 class Cache(nnx.Variable):
-    """A type of Variable that Flax has never heard of."""
+    """A type of Variable that Flax does not know."""
 
 
 class Remembering(Plain):
-    """Counts its calls and keeps its last input; it also holds arrays in no Variable."""
+    """Counts its calls and stores its last input; it also holds arrays outside Variables."""
 
     def __init__(self, rngs: nnx.Rngs) -> None:
         super().__init__(rngs)
@@ -102,11 +104,11 @@ class Stacked(nnx.Module):
 
 
 class Adapter(nnx.Variable):
-    """Weights that are trained while those of the base are frozen."""
+    """Weights that are trained while those of the base network are frozen."""
 
 
 class Adapted(nnx.Module):
-    """A frozen network of wide layers with a small trained factor a layer."""
+    """A frozen network of wide layers, with one small trained factor per layer."""
 
     def __init__(self, rngs: nnx.Rngs, width: int = 256) -> None:
         layers = [nnx.Linear(width, width, rngs=rngs) for _ in range(4)]
@@ -117,12 +119,6 @@ class Adapted(nnx.Module):
         for layer, factor in zip(self.layers, self.factors, strict=True):
             x = nnx.tanh(layer(x)) * factor[...]
         return x
-
-
-def examples(count: int = 16, seed: int = 0, dtype: Any = jnp.float32) -> tuple[Any, Any]:
-    """Inputs and labels."""
-    x = jax.random.normal(jax.random.key(seed), (count, 4), dtype)
-    return x, jnp.arange(count) % CLASSES
 
 
 def in_float64(model: Any) -> Any:
@@ -136,7 +132,7 @@ def in_float64(model: Any) -> Any:
 
 
 def arrays(node: Any, kind: Any = nnx.Variable) -> list[Any]:
-    """What the node's Variables of a kind hold, as it is now; keys as their data."""
+    """Copies of the arrays in a node's Variables of one type; random keys as their data."""
 
     def copy(x: jax.Array) -> jax.Array:
         is_key = jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
@@ -145,13 +141,8 @@ def arrays(node: Any, kind: Any = nnx.Variable) -> list[Any]:
     return [copy(x) for x in jax.tree.leaves(nnx.state(node, kind))]
 
 
-def chain(method: Any) -> optax.GradientTransformation:
-    """The method in front of SGD with momentum."""
-    return optax.chain(method, optax.sgd(0.1, momentum=0.9))
-
-
 def pure(step: Callable[..., Any], model: Any, optimizer: Any) -> Any:
-    """The step as a pure function of a state and a batch, and the first state."""
+    """The step as a pure function of a state and a batch, and the state before the first step."""
     graphdef, state = nnx.split((model, optimizer))
 
     def pure_step(state: Any, batch: Any) -> Any:
@@ -162,8 +153,24 @@ def pure(step: Callable[..., Any], model: Any, optimizer: Any) -> Any:
     return pure_step, state
 
 
+def trained(
+    model: Any,
+    tx: Any,
+    batches: Any,
+    loss_fn: Any = classification_loss,
+    mode: Any = (),
+    **options: Any,
+) -> Any:
+    """The model, its optimizer and the last metrics, after one step on each batch."""
+    optimizer = Optimizer(model, tx, wrt=nnx.Param, **dict(mode))
+    step = nnx.jit(make_train_step(loss_fn, **options), **dict(mode))
+    for batch in batches:
+        metrics = step(model, optimizer, batch)
+    return model, optimizer, metrics
+
+
 class PlainLoop:
-    """A plain Optax loop, by hand; all that a pass needs goes in and comes out as arrays."""
+    """A plain Optax loop, written by hand as pure functions of arrays."""
 
     def __init__(self, model: Any, tx: Any, loss_fn: Any, wrt: Any = nnx.Param) -> None:
         self.loss_fn, self.tx, self.wrt = loss_fn, tx, wrt
@@ -174,7 +181,7 @@ class PlainLoop:
         self.jitted = jax.jit(self.pure_step)
 
     def clean_pass(self, params: Any, rest: Any, batch: Any) -> Any:
-        """The loss, and what the model holds afterwards beside the parameters."""
+        """The loss, and what the model holds afterwards in addition to the parameters."""
         states = self.params_def.unflatten(params), self.rest_def.unflatten(rest)
         model = nnx.merge(self.graphdef, *states)
         out = self.loss_fn(model, batch)
@@ -197,5 +204,5 @@ class PlainLoop:
 
     @property
     def state(self) -> Any:
-        """What the model holds beside the parameters."""
+        """What the model holds in addition to the parameters."""
         return self.rest_def.unflatten(self.rest)

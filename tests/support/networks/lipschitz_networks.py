@@ -1,4 +1,4 @@
-"""Small networks for the tests of Lipschitz bounds, trained for some steps on digits."""
+"""Small networks for the tests of Lipschitz bounds, trained for a few steps on digits."""
 
 import functools
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ CLASSES = 10
 
 
 class Network(NamedTuple):
-    """``apply(params, x)`` in evaluation mode, its parameters and inputs, in float64."""
+    """``apply(params, x)`` in evaluation mode, with parameters and inputs in float64."""
 
     apply: Any
     params: Any
@@ -36,7 +36,7 @@ class Mlp(nn.Module):
 
 
 class Cnn(nn.Module):
-    """Strides, overlapping pooling, BatchNorm with fixed statistics, GELU."""
+    """A network with strides, overlapping pooling, BatchNorm with fixed statistics, and GELU."""
 
     @nn.compact
     def __call__(self, x):
@@ -49,7 +49,7 @@ class Cnn(nn.Module):
 
 
 class ResNet(nn.Module):
-    """A residual block with a projected and one with a plain shortcut."""
+    """Two residual blocks: one with a projected shortcut, one with an identity shortcut."""
 
     @nn.compact
     def __call__(self, x):
@@ -97,7 +97,7 @@ MODELS = {
 
 @functools.cache
 def trained_network(name: str, steps: int = 60) -> Network:
-    """Trained in float32 with Adam, statistics fixed at some values other than 0 and 1."""
+    """A network trained in float32 with Adam, which also changes its BatchNorm statistics."""
     x, labels = digits()
     x = jnp.asarray(x, jnp.float32).reshape(-1, 8, 8, 1)
     labels = jnp.asarray(labels)
@@ -123,7 +123,7 @@ def trained_network(name: str, steps: int = 60) -> Network:
 
 @functools.cache
 def upper_bound(name: str) -> lipschitz.LipschitzBound:
-    """The bound of a trained network in float64."""
+    """The Lipschitz bound of a trained network, in float64."""
     network = trained_network(name)
     with jax.enable_x64(True):
         return jax.jit(lambda params: lipschitz.lipschitz_bound(network.apply, params, network.x))(
@@ -132,6 +132,6 @@ def upper_bound(name: str) -> lipschitz.LipschitzBound:
 
 
 def bound_of(f, *shape):
-    """The bound of a function of one batch, without parameters."""
+    """The Lipschitz bound of a function without parameters, for examples of this shape."""
     x = jax.ShapeDtypeStruct((1, *shape), jnp.float64)
     return jax.jit(lambda: lipschitz.lipschitz_bound(lambda _, x: f(x), (), x))()

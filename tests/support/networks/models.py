@@ -1,7 +1,7 @@
 """Small Flax networks with dropout: an MLP, a CNN with BatchNorm, a vision transformer.
 
 Each function returns ``loss_fn, params, batch, key`` with ``loss_fn(params, batch, key) -> (loss,
-aux)``, where ``aux`` holds the new BatchNorm statistics, if there are any.
+aux)``, where ``aux`` contains the new BatchNorm statistics, if there are any.
 """
 
 from typing import Any
@@ -14,7 +14,7 @@ CLASSES = 10
 
 
 class MLP(nn.Module):
-    """Dense layers with GELU, LayerNorm and dropout."""
+    """An MLP: dense layers with GELU, LayerNorm and dropout."""
 
     width: int = 512
 
@@ -28,7 +28,7 @@ class MLP(nn.Module):
 
 
 class CNN(nn.Module):
-    """Three convolutions with BatchNorm and GELU, average pooling, dropout."""
+    """A CNN: three convolutions with BatchNorm and GELU, average pooling, dropout."""
 
     width: int = 32
 
@@ -42,7 +42,7 @@ class CNN(nn.Module):
 
 
 class ViT(nn.Module):
-    """Patch embedding, pre-norm encoder blocks, mean over the patches."""
+    """A vision transformer: patch embedding, pre-norm encoder blocks, mean over the patches."""
 
     width: int = 64
     patch: int = 8
