@@ -1,4 +1,4 @@
-"""Of trained networks: every slope that is found is below the bound. Dense Jacobians, float64."""
+"""Bounds of trained networks: no slope that is found exceeds them. Dense Jacobians, float64."""
 
 import functools
 import math
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from flatreg import lipschitz
-from tests.support.lipschitz_networks import MODELS, trained_network, upper_bound
+from tests.support.networks.lipschitz_networks import MODELS, trained_network, upper_bound
 
 pytestmark = pytest.mark.usefixtures("x64")
 KEY = jax.random.key(0)
@@ -17,7 +17,7 @@ every_network = pytest.mark.parametrize("name", MODELS)
 
 
 def quotients(network, pairs):
-    """‖f(x) − f(y)‖ / ‖x − y‖ of every pair."""
+    """‖f(x) − f(y)‖ / ‖x − y‖ for every pair."""
     a, b = pairs
     length = functools.partial(jnp.linalg.norm, axis=1)
     apart = length((a - b).reshape(len(a), -1))
@@ -29,7 +29,7 @@ def dense_jacobian(network, x):
 
 
 def random_pairs(x, count=10_000):
-    """Points of the data with noise, and others at distances from 1e-4 to 10."""
+    """Pairs of a noisy data point and a point at a random distance from 1e-4 to 10."""
     keys = jax.random.split(jax.random.key(0), 4)
     start = x[jax.random.randint(keys[0], (count,), 0, len(x))]
     start = start + jax.random.normal(keys[1], start.shape, x.dtype)
@@ -50,20 +50,22 @@ def lower_bound(name):
 
 
 @every_network
-def test_no_difference_quotient_of_a_trained_network_is_above_the_bound(name, record_property):
+def test_no_difference_quotient_is_above_the_bound(name, record_property):
+    """‖f(x) − f(y)‖ / ‖x − y‖ ≤ bound for random pairs and for one in the steepest direction."""
     network, upper = trained_network(name), upper_bound(name).upper
     at_random = float(quotients(network, random_pairs(network.x)).max())
     lower, point = lower_bound(name)
     steepest = np.linalg.svd(dense_jacobian(network, point))[2][0].reshape(point.shape)
     near = float(quotients(network, (point[None], point[None] + 1e-7 * steepest))[0])
     record_property("upper over lower", float(upper / lower))
-    assert near == pytest.approx(float(lower), rel=1e-4)  # a quotient attains it in the limit
+    assert near == pytest.approx(float(lower), rel=1e-4)  # the limit of quotients
     assert at_random <= lower <= upper
     assert near <= upper
 
 
 @pytest.mark.parametrize("name", ["mlp", "nnx"])
-def test_no_difference_of_two_outputs_is_steeper_than_their_pair_s_bound(name):
+def test_no_difference_of_outputs_exceeds_its_pair_bound(name):
+    """The Lipschitz constant of f(x)ᵢ − f(x)ⱼ is at most ``pairs[i, j]``, which is ≤ √2·upper."""
     network, pairs = trained_network(name), upper_bound(name).pairs
     jacobian = dense_jacobian(network, lower_bound(name).point)
     slopes = np.linalg.norm(jacobian[:, None] - jacobian[None], axis=2)
@@ -78,7 +80,7 @@ def test_no_difference_of_two_outputs_is_steeper_than_their_pair_s_bound(name):
 
 
 @pytest.mark.parametrize("name", ["mlp", "cnn"])
-def test_the_lower_bound_is_above_the_steepest_example(name):
+def test_the_lower_bound_exceeds_the_steepest_example(name):
     network = trained_network(name)
     measure = jax.jit(lambda x: lipschitz.input_sensitivity(network, x))
     at_data = measure(network.x[:8]).max_spectral
@@ -89,7 +91,7 @@ def test_the_lower_bound_is_above_the_steepest_example(name):
 
 def test_ascent_finds_the_steepest_point_of_a_smooth_function():
     weights = np.random.default_rng(0).normal(size=(5, 3))
-    f = lambda w, x: jnp.tanh(x @ w)  # noqa: E731 steepest at 0, where J = Wᵀ
+    f = lambda w, x: jnp.tanh(x @ w)  # noqa: E731  # steepest at 0, where J = Wᵀ
     x = jnp.asarray(np.random.default_rng(1).normal(size=(4, 5)))
     search = jax.jit(functools.partial(lipschitz.lipschitz_lower_bound, f, steps=200))
     found = search(weights, x, jax.random.key(0))
@@ -97,7 +99,9 @@ def test_ascent_finds_the_steepest_point_of_a_smooth_function():
     assert 0.98 * norm < found.lower <= norm
 
 
-def test_in_float32_the_lower_bound_exceeds_the_norm_by_its_last_rounding_only():
+def test_the_lower_bound_in_float32_is_exact_up_to_rounding():
+    """For a linear function, the bound differs from the norm by less than two units of rounding."""
+
     @jax.jit
     def lower(matrix):
         linear = lambda w, x: jnp.matmul(x, w, precision="highest")  # noqa: E731
@@ -110,7 +114,7 @@ def test_in_float32_the_lower_bound_exceeds_the_norm_by_its_last_rounding_only()
     assert np.abs(above).max() < 2 * np.finfo(np.float32).eps
 
 
-def test_the_lower_bound_tells_bad_input():
+def test_lower_bound_errors_show_what_is_valid():
     with pytest.raises(ValueError, match="steps must be"):
         lipschitz.lipschitz_lower_bound(jnp.dot, 1.0, jnp.ones((2, 3)), KEY, steps=-1)
     with pytest.raises(ValueError, match=r"\(1,\) or \(1, outputs\)"):

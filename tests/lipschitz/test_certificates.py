@@ -1,4 +1,4 @@
-"""Certified radii: exact for linear classifiers, and no attack succeeds inside them."""
+"""Certified radii: they are exact for linear classifiers, and no attack succeeds within them."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from flatreg import lipschitz
-from tests.support.lipschitz_networks import trained_network, upper_bound
+from tests.support.networks.lipschitz_networks import trained_network, upper_bound
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -23,9 +23,9 @@ def certificates(name):
 
 
 def attacked(f, x, labels, radii, steps=15):
-    """Whether an example is misclassified at some point of a projected ascent in its ball."""
+    """Whether projected gradient descent on the margin finds a misclassified point in the ball."""
 
-    def lead(x):
+    def margin(x):
         logits = f(x)
         own = jnp.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
         others = jnp.where(jax.nn.one_hot(labels, logits.shape[1], dtype=bool), -jnp.inf, logits)
@@ -38,7 +38,7 @@ def attacked(f, x, labels, radii, steps=15):
 
     def step(_, carry):
         d, fooled = carry
-        height, pull = jax.vjp(lambda d: lead(x + d), d)
+        height, pull = jax.vjp(lambda d: margin(x + d), d)
         (downhill,) = pull(-jnp.ones_like(height))
         d = d + scaled(downhill, radii / 5)
         length = jnp.linalg.norm(d.reshape(len(d), -1), axis=1)
@@ -46,19 +46,20 @@ def attacked(f, x, labels, radii, steps=15):
 
     d = scaled(jax.random.normal(jax.random.key(1), x.shape, x.dtype), 0.5 * radii)
     d, fooled = jax.lax.fori_loop(0, steps, step, (d, jnp.zeros(len(x), bool)))
-    return fooled | (lead(x + d) <= 0)
+    return fooled | (margin(x + d) <= 0)
 
 
-def test_of_a_linear_classifier_the_radius_is_the_distance_to_the_boundary():
+def test_linear_classifiers_get_the_distance_to_the_boundary():
+    """Slightly shorter perturbations keep the prediction, and slightly longer ones change it."""
     apply, weights, x = linear_classifier()
     logits = apply(weights, x)
     labels = jnp.argmax(logits, axis=1)
     pairs = lipschitz.lipschitz_bound(apply, weights, x).pairs
     radii = lipschitz.certified_radius(logits, labels, pairs)
     slopes = np.asarray(weights)[:, labels].T[:, :, None] - np.asarray(weights)  # (50, 6, 4)
-    leads = logits[jnp.arange(50), labels][:, None] - logits
+    margins = logits[jnp.arange(50), labels][:, None] - logits
     distances = np.where(
-        leads == 0, np.inf, leads / np.maximum(np.linalg.norm(slopes, axis=1), 1e-99)
+        margins == 0, np.inf, margins / np.maximum(np.linalg.norm(slopes, axis=1), 1e-99)
     )
     np.testing.assert_allclose(radii, distances.min(axis=1), rtol=1e-9)
     away = slopes[np.arange(50), :, distances.argmin(axis=1)]
@@ -78,13 +79,13 @@ def test_a_bound_that_is_nan_certifies_nothing():
 def test_no_attack_succeeds_inside_the_certified_radius(name):
     network, x, labels, bound = certificates(name)
     logits = network(x)
-    right = jnp.argmax(logits, axis=1) == labels
-    assert right.mean() > 0.5
+    correct = jnp.argmax(logits, axis=1) == labels
+    assert correct.mean() > 0.5
     radii = lipschitz.certified_radius(logits, labels, bound.pairs)
-    np.testing.assert_array_equal(radii > 0, right)
+    np.testing.assert_array_equal(radii > 0, correct)
     attack = jax.jit(lambda radii: attacked(network, x, labels, radii))
-    assert not attack(radii)[right].any()
-    assert attack(30 * radii)[right].mean() > 0.5  # it is an attack: further out it succeeds
+    assert not attack(radii)[correct].any()
+    assert attack(30 * radii)[correct].mean() > 0.5  # farther out, the attack succeeds
 
 
 @pytest.mark.parametrize("name", ["mlp", "cnn"])
@@ -98,9 +99,10 @@ def test_pairs_certify_more_than_the_plain_constant(name):
     assert tighter.sum() > 1.05 * plain.sum()
 
 
-def test_the_plain_radius_is_the_margin_over_root_two_times_the_constant():
+def test_the_plain_radius_is_the_margin_over_root_two_l():
+    """The radius is margin/(√2·L), 0 without a positive margin, and infinite for L = 0."""
     logits = jnp.array([[1.0, 4.0, 2.0], [5.0, 5.5, 0.0], [1.0, 1.0, 0.0], [3.0, 0.0, 1.0]])
-    labels = jnp.array([1, 0, 0, 0])  # right by 2, wrong, a tie, right by 2
+    labels = jnp.array([1, 0, 0, 0])  # correct by 2, wrong, a tie, correct by 2
     radii = lipschitz.certified_radius(logits, labels, 0.5)
     np.testing.assert_allclose(radii, [2 / (0.5 * 2**0.5), 0, 0, 2 / (0.5 * 2**0.5)])
     assert (
@@ -133,24 +135,27 @@ def test_bfloat16_logits_are_compared_in_float32():
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [
-        ((jnp.ones(3), jnp.ones(3, int), 1.0), "logits must be"),
+        ((jnp.ones(3), jnp.ones(3, int), 1.0), "logits must have"),
         ((jnp.ones((3, 2)), jnp.ones((3, 2), int), 1.0), "one-hot"),
-        ((jnp.ones((3, 2)), jnp.ones(3, int), jnp.ones(3)), r"number or \(2, 2\)"),
+        (
+            (jnp.ones((3, 2)), jnp.ones(3, int), jnp.ones(3)),
+            r"number or an array .*\(2, 2\)",
+        ),
         ((jnp.ones((3, 2)), jnp.ones(3, int), -1.0), "lipschitz must be"),
     ],
 )
-def test_bad_input_is_told(arguments, match):
+def test_errors_show_what_is_valid(arguments, match):
     with pytest.raises(ValueError, match=match):
         lipschitz.certified_radius(*arguments)
 
 
-def test_a_bound_in_place_of_its_numbers_is_told_to_hand_them_over():
+def test_a_whole_bound_raises_an_error_that_names_its_fields():
     bound = lipschitz.LipschitzBound(jnp.ones(()), jnp.ones((2, 2)), {"layer": jnp.ones(())})
     for given in (bound, bound._replace(pairs=None).pairs):
         with pytest.raises(TypeError, match=r"pass bound\.pairs, or bound\.upper"):
             lipschitz.certified_radius(jnp.ones((3, 2)), jnp.ones(3, int), given)
 
 
-def test_negative_radii_are_told():
+def test_negative_radii_raise():
     with pytest.raises(ValueError, match="radii must be"):
         lipschitz.certified_accuracy(jnp.ones((3, 2)), jnp.ones(3, int), 1.0, -1.0)

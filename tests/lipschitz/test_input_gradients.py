@@ -1,4 +1,4 @@
-"""Input-gradient penalties and sensitivities against each example's dense Jacobian in float64."""
+"""Penalties and sensitivities compared with the dense Jacobian of each example, in float64."""
 
 import functools
 
@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from flatreg import lipschitz
+from tests.support.kernels import assert_trees_close
 
 KEY = jax.random.key(0)
 SHAPE = (3, 2)
@@ -38,7 +39,7 @@ def inputs(count=11):
 
 
 def jacobians(function, params, x):
-    """One dense (outputs, inputs) an example, from that example alone."""
+    """One dense Jacobian (outputs, inputs) per example, computed from that example alone."""
     rows = jax.vmap(jax.jacobian(lambda a: function(params, a[None])[0]))(x)
     return rows.reshape(len(x), -1, 6)
 
@@ -52,7 +53,7 @@ class TestPenalty:
     @pytest.mark.parametrize(
         ("target", "one_sided"), [(0.0, False), (1.0, False), (4.0, False), (4.0, True)]
     )
-    def test_value_and_gradient_are_those_of_the_formula(self, function, target, one_sided):
+    def test_value_and_gradient_match_the_formula(self, function, target, one_sided):
         x = inputs()
 
         def expected(params):
@@ -63,10 +64,11 @@ class TestPenalty:
             f = functools.partial(function, params)
             return lipschitz.input_gradient_penalty(f, x, target, one_sided=one_sided)
 
-        jax.tree.map(
-            functools.partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-12),
+        assert_trees_close(
             jax.jit(jax.value_and_grad(actual))(weights()),
             jax.jit(jax.value_and_grad(expected))(weights()),
+            rtol=1e-9,
+            atol=1e-12,
         )
 
     def test_the_norm_is_taken_over_all_axes_of_an_example(self):
@@ -92,7 +94,7 @@ class TestPenalty:
         assert penalty.dtype == jnp.float32
         assert penalty == pytest.approx((6**0.5 - 1) ** 2)
 
-    def test_bad_input_is_told(self):
+    def test_errors_show_what_is_valid(self):
         with pytest.raises(ValueError, match=r"\(11,\) or \(11, outputs\)"):
             lipschitz.input_gradient_penalty(jnp.sum, inputs())
         with pytest.raises(ValueError, match=r"got \(11, 3, 2\)"):
@@ -104,29 +106,29 @@ class TestPenalty:
 
 
 class TestInterpolated:
-    def test_every_example_is_mixed_by_a_uniform_share_of_its_own(self):
-        shares = []
+    def test_every_example_has_its_own_uniform_epsilon(self):
+        seen = []
 
         def f(x):
-            jax.debug.callback(lambda x: shares.append(np.asarray(x)), x)
+            jax.debug.callback(lambda x: seen.append(np.asarray(x)), x)
             return x.sum(axis=(1, 2))
 
         real, fake = jnp.ones((4000, 3, 2)), jnp.zeros((4000, 3, 2))
         lipschitz.interpolated_gradient_penalty(f, real, fake, KEY)
         jax.effects_barrier()
-        share = shares[0].reshape(4000, 6)
-        assert (share == share[:, :1]).all()
-        quantiles = np.quantile(share[:, 0], [0.1, 0.5, 0.9])
+        epsilon = seen[0].reshape(4000, 6)
+        assert (epsilon == epsilon[:, :1]).all()
+        quantiles = np.quantile(epsilon[:, 0], [0.1, 0.5, 0.9])
         np.testing.assert_allclose(quantiles, [0.1, 0.5, 0.9], atol=0.03)
 
-    def test_it_is_the_penalty_at_the_mixed_inputs(self):
+    def test_it_is_the_penalty_at_the_interpolated_inputs(self):
         def f(x):
             return jnp.sum(x**2, axis=(1, 2)) / 2  # ∇f = x̂
 
         real, fake = inputs(), -2 * inputs()
         actual = lipschitz.interpolated_gradient_penalty(f, real, fake, KEY, 0.0)
-        share = jax.random.uniform(KEY, (11, 1, 1), real.dtype)
-        mixed = share * real + (1 - share) * fake
+        epsilon = jax.random.uniform(KEY, (11, 1, 1), real.dtype)
+        mixed = epsilon * real + (1 - epsilon) * fake
         np.testing.assert_allclose(actual, jnp.sum(mixed**2) / 11)
 
     def test_shapes_must_agree(self):
@@ -137,7 +139,7 @@ class TestInterpolated:
 class TestSensitivity:
     @every_shape
     @pytest.mark.parametrize("batch_size", [4, 11, 100])
-    def test_norms_and_places_are_those_of_the_dense_jacobians(self, function, batch_size):
+    def test_norms_and_indices_match_the_dense_jacobians(self, function, batch_size):
         dense = np.asarray(jacobians(function, weights(), inputs()))
         frobenius = np.linalg.norm(dense, axis=(1, 2))
         spectral = np.linalg.norm(dense, 2, axis=(1, 2))
@@ -151,7 +153,7 @@ class TestSensitivity:
 
     @every_shape
     @pytest.mark.parametrize("batch_size", [4, 100])
-    def test_geometric_complexity_and_its_gradient_are_the_mean_square(self, function, batch_size):
+    def test_geometric_complexity_is_the_mean_square(self, function, batch_size):
         x = inputs()
 
         def actual(params):
@@ -161,13 +163,13 @@ class TestSensitivity:
         def expected(params):
             return jnp.mean(norms(function, params, x) ** 2)
 
-        jax.tree.map(
-            functools.partial(np.testing.assert_allclose, rtol=1e-9),
+        assert_trees_close(
             jax.jit(jax.value_and_grad(actual))(weights()),
             jax.jit(jax.value_and_grad(expected))(weights()),
+            rtol=1e-9,
         )
 
-    def test_labels_go_along_with_their_examples(self):
+    def test_labels_are_passed_with_their_examples(self):
         labels = jnp.arange(11) % 4
 
         def loss(x, labels):
@@ -184,7 +186,7 @@ class TestSensitivity:
         found = lipschitz.input_sensitivity(lambda x: jnp.ones(len(x)), inputs())
         assert found == (0, 0, 0, 0, 0, 0)
 
-    def test_bad_input_is_told(self):
+    def test_errors_show_what_is_valid(self):
         with pytest.raises(ValueError, match="batch_size must be at least 1"):
             lipschitz.input_sensitivity(several, inputs(), batch_size=0)
         with pytest.raises(ValueError, match=r"\(1,\) or \(1, outputs\)"):

@@ -1,4 +1,4 @@
-"""The linear maps found in a model are those that its layers apply."""
+"""The linear maps found in a model compute what its layers compute."""
 
 import flax.linen as nn
 import jax
@@ -30,7 +30,7 @@ def example(layer):
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_the_map_of_a_layer_applies_it(name):
+def test_the_map_of_a_layer_computes_its_output(name):
     layer, x = LAYERS[name], example(name)
     variables = layer.init(KEY, x)
     kernel = variables["params"]["kernel"]
@@ -55,7 +55,7 @@ class Network(nn.Module):
         return nn.Dense(3, name="last")(jax.jit(nn.silu)(x.mean((1, 2))))
 
 
-def test_kernels_are_found_through_remat_and_jit_and_nothing_else_is_listed():
+def test_only_kernels_are_listed_also_inside_remat_and_jit():
     x = example(None)
     maps = lipschitz.linear_maps(Network().apply, Network().init(KEY, x), x)
     first = Convolution((7, 6, 4), padding=((1, 1), (1, 1)))
@@ -82,26 +82,23 @@ def test_an_nnx_model_is_traced_by_merging_it():
 
 
 W, X = {"w": jnp.ones((4, 4))}, jnp.ones((2, 4))
+USES = {
+    "product": (lambda p, x: x @ p["w"], Dense()),
+    "transposed": (lambda p, x: x @ p["w"].T, Dense((1,))),
+    "used twice": (lambda p, x: jnp.tanh(x @ p["w"]) @ p["w"], Dense()),
+    "inside vmap": (lambda p, x: jax.vmap(lambda x: p["w"].T @ x)(x), Dense()),
+    "used in two ways": (lambda p, x: x @ p["w"] @ p["w"].T, None),
+    "scaled before": (lambda p, x: x @ (2 * p["w"]), None),
+    "also in a penalty": (lambda p, x: x @ p["w"] + jnp.sum(p["w"] ** 2), None),
+    "scale": (lambda p, x: x * p["w"][0], None),
+    "embedding": (lambda p, x: p["w"][jnp.int32(x[:, 0])], None),
+    "in a loop": (lambda p, x: jax.lax.fori_loop(0, 3, lambda _, x: x @ p["w"], x), None),
+    "without the input": (lambda p, x: p["w"] @ p["w"] + jnp.sum(x), None),
+}
 
 
-@pytest.mark.parametrize(
-    ("function", "found"),
-    [
-        (lambda p, x: x @ p["w"], Dense()),
-        (lambda p, x: x @ p["w"].T, Dense((1,))),
-        (lambda p, x: jnp.tanh(x @ p["w"]) @ p["w"], Dense()),
-        (lambda p, x: jax.vmap(lambda x: p["w"].T @ x)(x), Dense()),
-        (lambda p, x: x @ p["w"] @ p["w"].T, None),
-        (lambda p, x: x @ (2 * p["w"]), None),
-        (lambda p, x: x @ p["w"] + jnp.sum(p["w"] ** 2), None),
-        (lambda p, x: x * p["w"][0], None),
-        (lambda p, x: p["w"][jnp.int32(x[:, 0])], None),
-        (lambda p, x: jax.lax.fori_loop(0, 3, lambda _, x: x @ p["w"], x), None),
-        (lambda p, x: p["w"] @ p["w"] + jnp.sum(x), None),
-    ],
-    ids=map(str, range(11)),
-)
-def test_a_weight_is_listed_if_all_of_its_uses_are_one_linear_map(function, found):
+@pytest.mark.parametrize(("function", "found"), USES.values(), ids=USES)
+def test_a_weight_is_listed_if_all_its_uses_are_one_map(function, found):
     assert lipschitz.linear_maps(function, W, X).get("w") == found
 
 
@@ -114,6 +111,6 @@ def test_a_weight_is_listed_if_all_of_its_uses_are_one_linear_map(function, foun
     ],
     ids=["reflected", "circular transposed", "recurrent"],
 )
-def test_what_is_no_single_linear_map_is_not_listed(layer):
+def test_layers_without_a_single_linear_map_are_not_listed(layer):
     x = example(None)[:, :, 0] if isinstance(layer, nn.RNN) else example(None)
     assert lipschitz.linear_maps(layer.apply, layer.init(KEY, x), x) == {}

@@ -1,4 +1,7 @@
-"""Lipschitz bounds of layers, activations and their composition against algebra, in float64."""
+"""Lipschitz bounds of layers, activations and their compositions, in float64.
+
+The references come from algebra and from dense Jacobians.
+"""
 
 import functools
 import math
@@ -11,7 +14,8 @@ import pytest
 from jax import lax
 
 from flatreg import lipschitz
-from tests.support.lipschitz_networks import bound_of, trained_network, upper_bound
+from tests.support.kernels import assert_trees_close
+from tests.support.networks.lipschitz_networks import bound_of, trained_network, upper_bound
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -31,7 +35,7 @@ def convolve(kernel, **options):
     return lambda x: lax.conv_general_dilated(x, kernel, dimension_numbers=layout, **options)
 
 
-# Linear functions of (1, 6, 6, 4), and how far above the norm the bound may be.
+# Linear functions of an array of shape (1, 6, 6, 4), and the largest bound / norm allowed.
 LINEAR = {
     "dense": (lambda x: x @ normal(4, 5), 1),
     "kernel on the left": (lambda x: jnp.einsum("oc,bhwc->bhwo", normal(3, 4), x), 1),
@@ -83,12 +87,13 @@ LINEAR = {
     "masked": (lambda x: jnp.where(np.eye(6)[..., None] > 0, x, 1.0), 1),
     "residual": (lambda x: x + x @ normal(4, 4), 2),
     "difference": (lambda x: x - 2 * x, 3),
-    "not at all": (lambda x: jnp.ones((1, 3)), 1),
+    "constant": (lambda x: jnp.ones((1, 3)), 1),
 }
 
 
 @pytest.mark.parametrize(("f", "ratio"), LINEAR.values(), ids=LINEAR)
-def test_of_a_linear_function_the_bound_is_at_least_its_norm_and_near_it(f, ratio):
+def test_linear_functions_are_bounded_close_to_their_norm(f, ratio):
+    """norm ≤ bound ≤ ratio · norm."""
     x = jnp.asarray(normal(1, 6, 6, 4))
     columns = jax.jit(jax.jacobian(lambda x: f(x).reshape(-1)))(x)
     norm = np.linalg.norm(columns.reshape(len(columns), -1), 2)
@@ -126,7 +131,7 @@ ACTIVATIONS = {
 
 @pytest.mark.parametrize(("f", "constant"), ACTIVATIONS.values(), ids=ACTIVATIONS)
 def test_an_activation_is_bounded_by_its_steepest_slope(f, constant):
-    z = jnp.sinh(jnp.linspace(-6.0, 6.0, 200_003))  # to ±200, densest at the kinks
+    z = jnp.sinh(jnp.linspace(-6.0, 6.0, 200_003))  # up to ±200, densest near 0
     steepest = jax.jit(lambda z: jnp.abs(jax.jvp(f, (z,), (jnp.ones_like(z),))[1]).max())(z)
     upper = bound_of(f, 3).upper
     assert upper == pytest.approx(constant, rel=1e-4)
@@ -143,7 +148,7 @@ def test_an_activation_is_bounded_by_its_steepest_slope(f, constant):
     ],
 )
 def test_softmax_is_bounded_where_it_is_steepest(f, constant):
-    # A tie of two far above the rest, one far above the rest, and anything.
+    # Two equal logits far above the rest, one far above the rest, and random logits.
     extreme = np.array([[50.0, 50, 0, 0, 0], [50.0, 0, 0, 0, 0]])
     points = np.concatenate([extreme, *(size * normal(50, 5) for size in (0.1, 1, 10))])
     jacobians = jax.jit(jax.vmap(jax.jacobian(f)))(points).reshape(len(points), -1, 5)
@@ -156,18 +161,18 @@ def test_softmax_is_bounded_where_it_is_steepest(f, constant):
     ("window", "strides", "shared"),
     [((2, 2), (2, 2), 1), ((3, 3), (2, 2), 4), ((3, 2), (1, 2), 3), ((5, 3), (2, 3), 3)],
 )
-def test_max_pooling_is_bounded_by_the_windows_that_share_an_entry(window, strides, shared):
+def test_max_pooling_is_bounded_by_the_overlap_of_windows(window, strides, shared):
     f = pool(window, strides)
     assert bound_of(f, 16, 16, 1).upper == pytest.approx(math.sqrt(shared))
-    # Zero, and one entry that is 1: the quotient is √(windows that hold it).
+    # Between zero and a single entry 1, the quotient is √(number of windows with that entry).
     spikes = jnp.eye(256).reshape(256, 16, 16, 1)
     assert jnp.sqrt(jnp.sum(f(spikes) ** 2, axis=(1, 2, 3))).max() == pytest.approx(
         math.sqrt(shared)
     )
 
 
-class TestProgram:
-    def test_of_a_feed_forward_network_it_is_the_product_of_the_layers(self):
+class TestNetworks:
+    def test_a_feed_forward_network_gets_the_product_of_norms(self):
         network, (upper, _, layers) = trained_network("mlp"), upper_bound("mlp")
         assert set(layers) == {"Mlp/Dense_0", "Mlp/Dense_1", "Mlp/Dense_2"}
         for layer, factor in layers.items():
@@ -184,7 +189,7 @@ class TestProgram:
         upper = bound_of(lambda x: x + nn.relu(x @ w) @ v, 4).upper
         assert upper == pytest.approx(1 + np.linalg.norm(w, 2) * np.linalg.norm(v, 2))
 
-    def test_its_gradient_is_that_of_the_product_of_norms(self):
+    def test_its_gradient_is_the_gradient_of_the_product(self):
         params = {"in": jnp.asarray(normal(6, 5)), "out": jnp.asarray(normal(5, 4))}
         network = lambda w, x: nn.gelu(x @ w["in"]) @ w["out"]  # noqa: E731
 
@@ -192,10 +197,8 @@ class TestProgram:
             return 1.1289931 * jnp.linalg.norm(w["in"], 2) * jnp.linalg.norm(w["out"], 2)
 
         upper = jax.jit(lambda w: lipschitz.lipschitz_bound(network, w, jnp.ones((3, 6))).upper)
-        jax.tree.map(
-            functools.partial(np.testing.assert_allclose, rtol=1e-9),
-            jax.value_and_grad(upper)(params),
-            jax.value_and_grad(product)(params),
+        assert_trees_close(
+            jax.value_and_grad(upper)(params), jax.value_and_grad(product)(params), rtol=1e-9
         )
 
     def test_bfloat16_parameters_are_measured_in_float32(self):
@@ -209,7 +212,7 @@ class TestProgram:
         assert bound.upper == 0
         assert not bound.pairs.any()
 
-    def test_remat_and_jit_change_nothing(self):
+    def test_remat_and_jit_do_not_change_the_bound(self):
         w = normal(4, 4)
         inner = jax.checkpoint(jax.jit(lambda x: nn.silu(x @ w)))
         assert bound_of(inner, 4).upper == bound_of(lambda x: nn.silu(x @ w), 4).upper

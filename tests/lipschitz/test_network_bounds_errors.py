@@ -1,4 +1,4 @@
-"""What lipschitz_bound says to a network that it cannot bound: the operation and its layer."""
+"""Errors of lipschitz_bound, which name the operation without a bound and its layer."""
 
 import flax.linen as nn
 import jax
@@ -8,14 +8,14 @@ from flax import nnx
 from jax import lax
 
 from flatreg import lipschitz
-from tests.support.lipschitz_networks import bound_of
+from tests.support.networks.lipschitz_networks import bound_of
 
 pytestmark = pytest.mark.usefixtures("x64")
 
 
 @jax.jit
 def gelu(x):
-    """By its name only."""
+    """Not GELU in spite of its name: functions are recognized by their operations."""
     return x**3
 
 
@@ -97,7 +97,7 @@ class TestErrors:
         with pytest.raises(ValueError, match=f"no bound for `({operation})`.*right after x"):
             bound_of(f, 3)
 
-    def test_a_single_image_is_told_its_batch_axis(self):
+    def test_a_missing_batch_axis_is_pointed_out(self):
         class Cnn(nn.Module):
             @nn.compact
             def __call__(self, x):
@@ -108,9 +108,9 @@ class TestErrors:
         variables = jax.eval_shape(Cnn().init, jax.random.key(0), image[None])
         with pytest.raises(ZeroDivisionError) as caught:
             lipschitz.lipschitz_bound(Cnn().apply, variables, image)
-        assert "if x is a single one, pass x[None]" in "".join(caught.value.__notes__)
+        assert "If x is a single example, pass x[None]" in "".join(caught.value.__notes__)
 
-    def test_other_input_and_output_is_told(self):
+    def test_invalid_inputs_and_outputs_raise(self):
         with pytest.raises(TypeError, match="one array"):
             bound_of(lambda x: (x, x), 3)
         with pytest.raises(TypeError, match="floating-point inputs"):

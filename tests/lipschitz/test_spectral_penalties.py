@@ -1,4 +1,4 @@
-"""Penalties, projections and normalization of spectral norms, against SVDs of dense operators."""
+"""Penalties, projections and normalization of spectral norms, compared with dense SVDs."""
 
 import functools
 
@@ -10,9 +10,10 @@ import pytest
 
 import flatreg
 from flatreg import lipschitz
+from tests.support.kernels import dense_matrix, first_update
 
 KEY = jax.random.key(0)
-# The kernels of a network by the shape of what they map, all with a gap between singular values.
+# Linear maps of the kernels of ``network``, which have a gap between their singular values.
 OPERATORS = {
     "dense/kernel": lipschitz.Dense(),
     "conv/kernel": lipschitz.Convolution((6, 6, 2), strides=2),
@@ -30,15 +31,8 @@ def network(dtype=jnp.float32):
     }
 
 
-def dense_operator(kernel, linear_map):
-    """The matrix of the linear map, from its values on a basis."""
-    shape = linear_map.input_shape_of(kernel)
-    basis = jnp.eye(np.prod(shape), dtype=kernel.dtype).reshape(-1, *shape)
-    return jax.vmap(lambda x: linear_map.apply(kernel, x).ravel())(basis)
-
-
 def norm(kernel, linear_map):
-    return jnp.linalg.svd(dense_operator(kernel, linear_map), compute_uv=False)[0]
+    return jnp.linalg.svd(dense_matrix(linear_map, kernel), compute_uv=False)[0]
 
 
 def norms(params, operators=OPERATORS):
@@ -46,7 +40,7 @@ def norms(params, operators=OPERATORS):
 
 
 def train(tx, steps=200, after_step=lambda params: None):
-    """Adam pulls all weights up, beyond any bound."""
+    """Trains with Adam on a loss that increases all weights beyond any bound."""
     params = network()
     chain = optax.chain(optax.adam(0.02), tx)
 
@@ -65,7 +59,7 @@ def train(tx, steps=200, after_step=lambda params: None):
 
 
 def converged(tx, params, steps=300):
-    """The update of zeros after many steps at the same parameters."""
+    """The update of a zero gradient after many steps at the same parameters."""
     zeros = optax.tree.zeros_like(params)
 
     def step(state, _):
@@ -76,7 +70,7 @@ def converged(tx, params, steps=300):
 
 
 class TestPenalty:
-    def test_its_gradient_is_that_of_the_sum_of_squared_norms(self):
+    def test_it_adds_the_gradient_of_the_squared_norms(self):
         with jax.enable_x64(True):
             params = network(jnp.float64)
             tx = lipschitz.spectral_norm_penalty(0.3, KEY, operators=OPERATORS)
@@ -87,21 +81,22 @@ class TestPenalty:
             assert not updates["dense"]["bias"].any()
 
     def test_the_norm_is_homogeneous(self):
-        """⟨∇σ, W⟩ = σ, and 50 warm-up iterations in the first update suffice for a wide gap."""
+        """⟨∇σ, W⟩ = σ, and the 50 iterations of the first update suffice for a wide gap."""
         params = {"kernel": jnp.diag(jnp.array([1.0, 2.0, 5.0]))}
         tx = lipschitz.spectral_norm_penalty(1.0, KEY)
-        updates, state = tx.update(optax.tree.zeros_like(params), tx.init(params), params)
+        updates, state = first_update(tx, params)
         assert state.norms["kernel"] == pytest.approx(5, rel=1e-6)
         inner = float(jnp.vdot(updates["kernel"], params["kernel"]))  # of σ∇σ
         assert inner == pytest.approx(25, rel=1e-6)
 
-    def test_without_operators_a_convolution_is_bounded_by_its_symbol(self):
+    def test_without_operators_a_convolution_gets_its_symbol(self):
         params = {"kernel": jnp.ones((3, 3, 1, 1))}
         tx = lipschitz.spectral_norm_penalty(1.0, KEY)
-        _, state = tx.update(optax.tree.zeros_like(params), tx.init(params), params)
-        assert 8.9 < state.norms["kernel"] <= 9 * (1 + 1e-6)  # by 51 iterations
+        _, state = first_update(tx, params)
+        assert 8.9 < state.norms["kernel"] <= 9 * (1 + 1e-6)  # after 51 iterations
 
-    def test_orthogonality_is_autodiffs_and_zero_for_orthogonal_kernels(self):
+    def test_the_orthogonality_penalty_adds_its_gradient(self):
+        """2λW(WᵀW − 1), which is zero for orthogonal kernels."""
         tx = lipschitz.orthogonality_penalty(0.3)
         for shape in ((5, 3), (3, 5), (3, 3, 1, 4)):
             kernel = jax.random.normal(KEY, shape)
@@ -111,10 +106,10 @@ class TestPenalty:
             slope = (0.6 * tall @ (gram - jnp.eye(len(gram)))).reshape(tall.shape)
             slope = slope if tall is matrix else slope.T
             params = {"kernel": kernel}
-            update, _ = tx.update(optax.tree.zeros_like(params), tx.init(params), params)
+            update, _ = first_update(tx, params)
             np.testing.assert_allclose(update["kernel"], slope.reshape(shape), rtol=1e-4, atol=1e-5)
-        flat = {"kernel": jnp.linalg.qr(jax.random.normal(KEY, (5, 3)))[0]}
-        update, _ = tx.update(optax.tree.zeros_like(flat), tx.init(flat), flat)
+        orthogonal = {"kernel": jnp.linalg.qr(jax.random.normal(KEY, (5, 3)))[0]}
+        update, _ = first_update(tx, orthogonal)
         np.testing.assert_allclose(update["kernel"], 0, atol=1e-6)
 
 
@@ -124,8 +119,8 @@ class TestProjection:
         params, seen = train(tx, after_step=norms)
         for found in seen:
             assert max(found.values()) <= 1.5 * (1 + 1e-5)
-        assert norms(params)["dense/kernel"] > 1.49  # it binds, and costs a dense kernel nothing
-        assert params["dense"]["bias"].min() > 2  # which nobody bounds
+        assert norms(params)["dense/kernel"] > 1.49  # a dense kernel is not shrunk below the bound
+        assert params["dense"]["bias"].min() > 2  # biases are not bounded
 
     def test_power_iteration_has_caught_up_after_200_steps(self):
         tx = lipschitz.project_spectral_norm(1.5, operators=OPERATORS)
@@ -145,14 +140,14 @@ class TestProjection:
         assert max(seen) <= 2 * (1 + 1e-5)
         assert seen[-1] > 1.99
 
-    def test_every_other_step_projects_on_every_other_step(self):
+    def test_it_can_be_applied_on_every_other_step_only(self):
         tx = lipschitz.project_spectral_norm(1.5, norm="upper_bound", operators=OPERATORS)
         _, seen = train(flatreg.every(tx, 2), 100, after_step=norms)
         above = [bool(max(found.values()) > 1.5 * (1 + 1e-5)) for found in seen]
         assert not any(above[::2])
         assert all(above[51::2])
 
-    def test_layers_get_bounds_of_their_own(self):
+    def test_layers_can_have_different_bounds(self):
         tx = optax.chain(
             lipschitz.project_spectral_norm(0.5, where=lambda path: path == "dense/kernel"),
             lipschitz.project_spectral_norm(optax.constant_schedule(2.0), operators=OPERATORS),
@@ -163,7 +158,8 @@ class TestProjection:
 
 
 class TestNormalization:
-    def test_norms_become_the_bound_and_gradients_are_autodiffs_of_the_svd(self):
+    def test_norms_and_gradients_match_the_dense_svd(self):
+        """The norms become the bound, and the gradient is that of 2W/σ(W) with σ by SVD."""
         with jax.enable_x64(True):
             params = network(jnp.float64)
             state = lipschitz.spectral_normalization_state(params, KEY, operators=OPERATORS)

@@ -1,4 +1,4 @@
-"""What all transformations of spectral norms owe: types, sharding, checkpoints, cost, errors."""
+"""Properties of all transformations of kernels: dtypes, sharding, checkpoints, cost, errors."""
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,7 @@ from jax.sharding import PartitionSpec as P
 
 from flatreg import checkpoint, lipschitz, measures
 from flatreg.nnx import make_train_step
+from tests.support.kernels import first_update
 
 KEY = jax.random.key(0)
 PARAMS = {
@@ -35,7 +36,7 @@ KERNELS = {
 
 @every_transformation
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_degenerate_kernels_stay_finite_and_state_keeps_its_types(name, dtype):
+def test_degenerate_kernels_stay_finite_and_keep_dtypes(name, dtype):
     params = {case: {"kernel": kernel.astype(dtype)} for case, kernel in KERNELS.items()}
     tx = TRANSFORMATIONS[name]
 
@@ -57,7 +58,7 @@ def test_degenerate_kernels_stay_finite_and_state_keeps_its_types(name, dtype):
 
 
 @every_transformation
-def test_init_reads_no_values_and_state_round_trips(name, tmp_path):
+def test_init_reads_only_shapes_and_checkpoints_round_trip(name, tmp_path):
     tx, params = TRANSFORMATIONS[name], PARAMS
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
     state = tx.init(shapes)
@@ -70,12 +71,12 @@ def test_init_reads_no_values_and_state_round_trips(name, tmp_path):
 
 
 @every_transformation
-def test_sharded_kernels_give_the_same(name):
+def test_sharded_kernels_give_the_same_updates(name):
     tx, params = TRANSFORMATIONS[name], {"kernel": jax.random.normal(KEY, (16, 8))}
 
     @jax.jit
     def update(params):
-        return tx.update(optax.tree.zeros_like(params), tx.init(params), params)[0]
+        return first_update(tx, params)[0]
 
     expected = update(params)
     with jax.set_mesh(jax.make_mesh((8,), ("model",), (jax.sharding.AxisType.Auto,))):
@@ -88,8 +89,8 @@ def test_sharded_kernels_give_the_same(name):
 @pytest.mark.parametrize(
     ("name", "expected"), [("penalty", [2.7, 1.0]), ("power", [1.0, 1 / 3])], ids=["3−.1·3", "W/3"]
 )
-def test_an_nnx_optimizer_holds_them(name, expected, operators, way):
-    """Singular values 3 and 1 after a step along a gradient of zero with learning rate 1."""
+def test_they_work_inside_an_nnx_optimizer(name, expected, operators, way):
+    """Singular values that were 3 and 1, after a step with a zero gradient and learning rate 1."""
     model = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
     model.kernel[...] = jnp.array([[3.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
     graphdef, params = nnx.split(model)
@@ -115,7 +116,7 @@ def test_an_nnx_optimizer_holds_them(name, expected, operators, way):
     np.testing.assert_allclose(jnp.diagonal(model.kernel[...]), expected, rtol=1e-5)
 
 
-def test_an_nnx_variable_has_the_path_of_its_array_everywhere():
+def test_nnx_variables_have_the_paths_of_their_arrays():
     graphdef, state = nnx.split(nnx.Linear(3, 2, rngs=nnx.Rngs(0)))
 
     def network(params, x):
@@ -136,8 +137,8 @@ def test_an_nnx_variable_has_the_path_of_its_array_everywhere():
 
 
 @pytest.mark.parametrize("name", ["penalty", "power"])
-def test_a_step_of_a_cnn_becomes_at_most_a_twentieth_dearer(name):
-    """FLOPs by XLA's analysis at batch 128; the iteration works on a single example."""
+def test_a_step_of_a_cnn_costs_at_most_5_percent_more(name):
+    """FLOPs at batch size 128 by XLA's analysis. The iteration works on a single example."""
     keys = jax.random.split(KEY, 4)
     params = {
         f"layer{i}": {"kernel": jax.random.normal(key, shape) / 30}
@@ -172,7 +173,7 @@ def test_a_step_of_a_cnn_becomes_at_most_a_twentieth_dearer(name):
 
         return jax.jit(step).lower(params, tx.init(params)).compile().cost_analysis()["flops"]
 
-    # The warm-up's loop is counted once, and so is each of the iterations behind it.
+    # XLA counts the body of the warm-up loop once, and the iteration after it once.
     assert flops(added[name]) <= 1.05 * flops(optax.identity())
 
 
@@ -194,7 +195,7 @@ def test_a_step_of_a_cnn_becomes_at_most_a_twentieth_dearer(name):
             lambda: lipschitz.project_spectral_norm(
                 1.0, operators={"other/kernel": lipschitz.Dense()}
             ).init(PARAMS),
-            "operators names other/kernel",
+            "operators contains the paths other/kernel",
         ),
         (
             lambda: lipschitz.spectral_norm_penalty(
@@ -210,6 +211,6 @@ def test_a_step_of_a_cnn_becomes_at_most_a_twentieth_dearer(name):
         ),
     ],
 )
-def test_bad_input_is_told_what_to_write(call, message):
+def test_errors_show_the_corrected_call(call, message):
     with pytest.raises(ValueError, match=message):
         call()

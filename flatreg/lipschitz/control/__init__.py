@@ -1,1 +1,1 @@
-"""Penalties, projections and normalization of spectral norms during training."""
+"""Control of the norms of kernels in training: penalties, projections and normalization."""

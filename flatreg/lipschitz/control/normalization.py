@@ -1,12 +1,13 @@
-"""Spectral normalization, W · bound/σ(A_W), as a reparametrization inside of any loss."""
+"""Spectral normalization, W · bound/σ(A_W), as a reparametrization inside a loss."""
 
 import jax
 import jax.numpy as jnp
 
 from flatreg._core.checks import check_nonnegative
 from flatreg._core.tree import map_named
-from flatreg.lipschitz.control.kernels import Operators, PowerState, Where, advance, kernels, start
-from flatreg.lipschitz.operators.linear_maps import widened
+from flatreg.lipschitz.control.kernels import Operators, Where, choose_kernels
+from flatreg.lipschitz.control.power_state import PowerState, advance, start
+from flatreg.lipschitz.operators.linear import float_kernel
 from flatreg.typing import Params, Scalar
 
 
@@ -17,16 +18,22 @@ def spectral_normalization_state(
     operators: Operators | None = None,
     where: Where | None = None,
 ) -> PowerState:
-    """The state that :func:`spectral_normalize` starts from; no values are read.
+    """Returns the initial state for :func:`spectral_normalize`.
+
+    Only the shapes and dtypes of the parameters are read, not their values.
 
     Args:
-      params: a tree with the kernels.
-      key: draws the start of the power iteration.
-      operators: as for :func:`spectral_norm_penalty`.
-      where: likewise.
+      params: a tree that contains the kernels.
+      key: the random key for the start of the power iteration.
+      operators: the linear map of each kernel, as returned by ``linear_maps(f, params, x)``. If
+        None, the leaves called ``kernel`` are normalized: those with two axes as dense kernels, all
+        others as convolutions with stride 1 and circular padding on a grid of at least 16 places
+        per axis.
+      where: a predicate on the path of a leaf. With ``operators``, it selects some of their
+        kernels. Without, it selects the kernels among all leaves.
 
     Returns:
-      :class:`PowerState`.
+      A :class:`PowerState`.
 
     Raises:
       ValueError: if no kernel is found.
@@ -38,7 +45,8 @@ def spectral_normalization_state(
       >>> lipschitz.spectral_normalization_state(params, jax.random.key(0)).inputs["kernel"].shape
       (4,)
     """
-    return start(key, kernels("spectral_normalize", params, operators, where), operators)
+    chosen = choose_kernels("spectral_normalize", params, operators, where)
+    return start(key, chosen, operators)
 
 
 def spectral_normalize(
@@ -49,28 +57,35 @@ def spectral_normalize(
     operators: Operators | None = None,
     where: Where | None = None,
 ) -> tuple[Params, PowerState]:
-    r"""Spectral normalization: every kernel becomes W · bound/σ(A), so that its norm is ``bound``.
+    r"""Spectral normalization: replaces every kernel by W · bound/σ(A), which has norm ``bound``.
 
-    Inside of a loss, ``loss(spectral_normalize(params, state)[0])``: gradients go through W and
-    through σ = ⟨v, A_W(u)⟩, with u and v held constant, so that they are orthogonal to W. One power
-    iteration a call, after 50 more in the first. σ is approached from below, so that a norm may
-    exceed the bound a little while the kernel moves fast.
+    Call it inside a loss: ``loss(spectral_normalize(params, state)[0])``. Gradients flow through W
+    and through σ = ⟨v, A_W(u)⟩, with u and v held constant. They are therefore orthogonal to W.
 
-    For evaluation call it in the same way and drop the new state.
+    Each call does one power iteration, and the first call does 50 more before it. The iteration
+    approaches σ from below, so a norm may slightly exceed the bound while the kernel changes
+    quickly.
+
+    For evaluation, call it in the same way and discard the new state.
 
     Args:
-      params: a tree with the kernels.
-      state: from :func:`spectral_normalization_state`, then what this returns (as auxiliary output
-        of the loss).
-      bound: > 0, the norm.
-      operators: what each kernel does, as for :func:`spectral_norm_penalty`.
-      where: likewise.
+      params: a tree that contains the kernels.
+      state: in the first call, the result of :func:`spectral_normalization_state`. In later calls,
+        the state that this function returned, for example as an auxiliary output of the loss.
+      bound: the norm of the normalized kernels, > 0.
+      operators: the linear map of each kernel, as returned by ``linear_maps(f, params, x)``. If
+        None, the leaves called ``kernel`` are normalized: those with two axes as dense kernels, all
+        others as convolutions with stride 1 and circular padding on a grid of at least 16 places
+        per axis.
+      where: a predicate on the path of a leaf. With ``operators``, it selects some of their
+        kernels. Without, it selects the kernels among all leaves.
 
     Returns:
-      The tree with normalized kernels, in its dtypes, and the new state. A kernel of zeros stays.
+      The tree with normalized kernels and unchanged dtypes, and the new state. A kernel of zeros is
+      returned unchanged.
 
     Raises:
-      ValueError: if no kernel is found, or the bound is negative.
+      ValueError: if no kernel is found, or if the bound is negative.
 
     Examples:
       >>> import jax, jax.numpy as jnp
@@ -83,17 +98,16 @@ def spectral_normalize(
 
     References:
       Miyato, Kataoka, Koyama and Yoshida, `Spectral Normalization for Generative Adversarial
-      Networks <https://arxiv.org/abs/1802.05957>`_, ICLR 2018 (there of the reshaped kernel).
+      Networks <https://arxiv.org/abs/1802.05957>`_, ICLR 2018, who normalize the reshaped kernel.
     """
     check_nonnegative(bound=bound)
-    norms, state = advance(
-        kernels("spectral_normalize", params, operators, where), operators, state
-    )
+    chosen = choose_kernels("spectral_normalize", params, operators, where)
+    norms, state = advance(chosen, operators, state)
 
     def normalized(path: str, kernel: jax.Array) -> jax.Array:
         if path not in norms:
             return kernel
-        wide = widened(kernel)
+        wide = float_kernel(kernel)
         sigma = norms[path](wide)
         return (wide * (bound / jnp.where(sigma == 0, 1, sigma))).astype(kernel.dtype)
 

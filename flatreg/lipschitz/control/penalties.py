@@ -1,14 +1,14 @@
-"""Penalties on the norms of kernels, as Optax transformations which add their gradients.
+"""Penalties on the norms of kernels, as Optax transformations that add the penalty's gradient.
 
     spectral     L + (λ/2) Σ σ(A_W)²         adds λσ∇σ,  ∇σ = VJP of ⟨v, A_W(u)⟩: uvᵀ if dense
     orthogonal   L + (λ/2) Σ ‖WᵀW − 1‖_F²    adds 2λW(WᵀW − 1)
 
-They stand between the method and the optimizer: in front of ``sam`` a penalty would only turn its
-ascent, and be gone from the step::
+In a chain, put a penalty between the method and the optimizer. If the penalty came before ``sam``,
+it would change only the direction of the ascent and would be missing from the step::
 
     optax.chain(flatreg.sam(0.05), lipschitz.spectral_norm_penalty(0.01, key), optax.sgd(0.1))
 
-The Frobenius norm's is weight decay: ``optax.add_decayed_weights(penalty)`` for L + (λ/2)‖W‖_F².
+The penalty (λ/2)‖W‖_F² on the Frobenius norm is weight decay: ``optax.add_decayed_weights(λ)``.
 """
 
 from typing import Any
@@ -19,16 +19,10 @@ import optax
 
 from flatreg._core.checks import check_nonnegative, check_scalars
 from flatreg._core.tree import map_named, matmul
-from flatreg.lipschitz.control.kernels import (
-    Operators,
-    PowerState,
-    Where,
-    advance,
-    increment,
-    kernels,
-    start,
-)
-from flatreg.lipschitz.operators.linear_maps import Dense, widened
+from flatreg.lipschitz.control.kernels import Operators, Where, choose_kernels
+from flatreg.lipschitz.control.power_state import PowerState, advance, increment, start, value_at
+from flatreg.lipschitz.operators.dense import Dense
+from flatreg.lipschitz.operators.linear import float_kernel
 from flatreg.typing import Grads, Params, ScalarOrSchedule
 
 
@@ -41,23 +35,29 @@ def spectral_norm_penalty(
 ) -> optax.GradientTransformation:
     r"""Spectral norm regularization: descends L + (λ/2) Σ σ(A)² over the kernels.
 
-    Adds λσ∇σ with σ by one power iteration a step, from where the last one ended; the first update
-    makes 50 more. That λ/2 multiplies σ², as in the paper, so that weight decay of the same λ
-    penalizes (λ/2)Σ‖W‖_F².
+    The transformation adds λσ∇σ to the gradient. σ comes from one power iteration per step, which
+    continues from the previous step. The first update does 50 more iterations.
+
+    As in the paper, σ² is multiplied by λ/2. For comparison, weight decay with the same λ penalizes
+    (λ/2)Σ‖W‖_F².
 
     Args:
       penalty: λ ≥ 0, a number or a schedule.
-      key: draws the start of the iteration, a random key.
-      operators: what each kernel does: ``linear_maps(f, params, x)`` of the tree that is trained
-        (in Linen ``f = lambda params, x: model.apply({"params": params}, x)``), and then these
-        kernels are penalized. If None, leaves called ``kernel``: those of two axes as dense, others
-        as convolutions of stride 1 on a grid of 16 or more an axis that closes on itself. Their
-        norm is their symbol's largest on that grid, whatever the stride and padding really are.
-      where: a predicate on a leaf's path, to leave some out, or without ``operators`` to name the
-        kernels. For other penalties on other layers chain several.
+      key: the random key for the start of the power iteration.
+      operators: the linear map of each kernel, as returned by ``linear_maps(f, params, x)`` for the
+        tree that is trained. In Linen, ``f = lambda params, x: model.apply({"params": params},
+        x)``. The kernels in ``operators`` are penalized. If None, the leaves called ``kernel`` are
+        penalized: those with two axes as dense kernels, all others as convolutions with stride 1
+        and circular padding on a grid of at least 16 places per axis. The norm of such a
+        convolution is the maximum of its symbol on that grid, whatever the stride and the padding
+        of the layer are.
+      where: a predicate on the path of a leaf. With ``operators``, it selects some of their
+        kernels. Without, it selects the kernels among all leaves. To penalize several groups of
+        layers differently, chain several penalties.
 
     Returns:
-      A transformation with a :class:`PowerState`, to stand between the method and the optimizer:
+      A gradient transformation whose state is a :class:`PowerState`. In a chain, put it between the
+      method and the optimizer:
       ``optax.chain(flatreg.sam(0.05), spectral_norm_penalty(0.01, key), optax.sgd(0.1))``.
 
     Raises:
@@ -81,19 +81,19 @@ def spectral_norm_penalty(
     check_nonnegative(penalty=penalty)
 
     def init(params: Params) -> PowerState:
-        chosen = kernels("spectral_norm_penalty", params, operators, where)
+        chosen = choose_kernels("spectral_norm_penalty", params, operators, where)
         return start(key, chosen, operators)
 
     def update(updates: Grads, state: Any, params: Any = None) -> tuple[Grads, Any]:
-        chosen = kernels("spectral_norm_penalty", _needed(params), operators, where)
-        size = scheduled(penalty, state.count)
+        chosen = choose_kernels("spectral_norm_penalty", params, operators, where)
+        weight = value_at(penalty, state.count)
         norms, state = advance(chosen, operators, state)
 
         def penalized(path: str, g: jax.Array, kernel: jax.Array) -> jax.Array:
             if path not in norms:
                 return g
-            sigma, slope = jax.value_and_grad(norms[path])(widened(kernel))
-            penalized: jax.Array = g + size * sigma * slope  # g + λσ∇σ
+            sigma, slope = jax.value_and_grad(norms[path])(float_kernel(kernel))
+            penalized: jax.Array = g + weight * sigma * slope  # g + λσ∇σ
             return penalized.astype(g.dtype)
 
         return map_named(penalized, updates, params), state
@@ -106,17 +106,18 @@ def orthogonality_penalty(
 ) -> optax.GradientTransformation:
     r"""Parseval regularization: descends L + (λ/2) Σ ‖WᵀW − 1‖_F² over the kernels.
 
-    W is the kernel as a matrix (inputs, outputs), or transposed where that is wider than tall, so
-    that WᵀW = 1 can be reached: then all singular values are 1. A convolution's matrix is its
-    reshaped kernel (window·in, out): orthogonal, it is a tight frame of patches, of which several
-    read each input.
+    W is the kernel as a matrix (inputs, outputs), transposed if it has fewer inputs than outputs,
+    so that WᵀW = 1 is possible. If WᵀW = 1, all singular values are 1. For a convolution, W is the
+    reshaped kernel (window·in, out). An orthogonal W is a tight frame for single patches. It does
+    not make the convolution orthogonal, because several patches read each input.
 
     Args:
       penalty: λ ≥ 0, a number or a schedule.
-      where: a predicate on a leaf's path; by default it is called ``kernel``.
+      where: a predicate on the path of a leaf, which selects the kernels. If None, the leaves
+        called ``kernel``.
 
     Returns:
-      A transformation, to stand between the method and the optimizer:
+      A gradient transformation. In a chain, put it between the method and the optimizer:
       ``optax.chain(flatreg.sam(0.05), orthogonality_penalty(0.01), optax.sgd(0.1))``.
 
     Raises:
@@ -140,18 +141,18 @@ def orthogonality_penalty(
     check_nonnegative(penalty=penalty)
 
     def init(params: Params) -> optax.ScaleByScheduleState:
-        kernels("orthogonality_penalty", params, None, where)
+        choose_kernels("orthogonality_penalty", params, None, where)
         return optax.ScaleByScheduleState(jnp.zeros((), jnp.int32))
 
     def update(updates: Grads, state: Any, params: Any = None) -> tuple[Grads, Any]:
-        chosen = kernels("orthogonality_penalty", _needed(params), None, where)
-        size = scheduled(penalty, state.count)
+        chosen = choose_kernels("orthogonality_penalty", params, None, where)
+        weight = value_at(penalty, state.count)
 
         def penalized(path: str, g: jax.Array, kernel: jax.Array) -> jax.Array:
             if path not in chosen:
                 return g
-            slope = jax.grad(_distance_from_orthogonal)(widened(kernel))
-            penalized: jax.Array = g + size * slope
+            slope = jax.grad(_distance_from_orthogonal)(float_kernel(kernel))
+            penalized: jax.Array = g + weight * slope
             return penalized.astype(g.dtype)
 
         state = optax.ScaleByScheduleState(increment(state.count))
@@ -166,15 +167,3 @@ def _distance_from_orthogonal(kernel: jax.Array) -> jax.Array:
         matrix = matrix.T
     gram = matmul(matrix.T, matrix)
     return jnp.sum((gram - jnp.eye(len(gram), dtype=gram.dtype)) ** 2) / 2  # ½‖WᵀW − 1‖²
-
-
-def scheduled(value: ScalarOrSchedule, count: jax.Array) -> jax.Array:
-    """The scalar at this step."""
-    size: Any = value(count) if callable(value) else value
-    return jnp.asarray(size)
-
-
-def _needed(params: Params | None) -> Params:
-    if params is None:
-        raise ValueError("a penalty on kernels needs them: write tx.update(grads, state, params).")
-    return params

@@ -1,1 +1,1 @@
-"""Gradients with respect to the input: penalties and sensitivity measures."""
+"""Gradients with respect to the input: penalties and measures of sensitivity."""

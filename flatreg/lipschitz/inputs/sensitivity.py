@@ -1,29 +1,35 @@
-"""How strongly a function reacts to its input over a data set, from each example's own Jacobian J.
+"""How strongly a function reacts to its input: norms of the Jacobian J over a data set.
 
-One backward pass an output gives J's rows, (outputs, inputs), exactly; ‖J‖_F is the gradient's norm
-where there is one output, and ‖J‖₂ comes from the small Gram matrix JJᵀ. f sees one example at a
-time, so no example's Jacobian mixes with another's.
+The rows of J, with shape (outputs, inputs), come from one backward pass per output. If there is one
+output, ‖J‖_F is the norm of the gradient. ‖J‖₂ is computed from the Gram matrix JJᵀ, which has only
+one row per output. The function sees one example at a time, so that the Jacobians of different
+examples cannot mix.
 """
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 
-from flatreg._core.tree import matmul, norm, unit, widened
-from flatreg.lipschitz.inputs.gradient_penalties import BatchFn, check_inputs, check_outputs
+from flatreg.lipschitz.batch_functions import BatchFn, check_inputs
+from flatreg.lipschitz.inputs.jacobians import jacobian, top_singular_value
+
+Result = TypeVar("Result")
 
 
 class InputSensitivity(NamedTuple):
-    """Norms of the Jacobian over a data set; f's Lipschitz constant is at least ``max_spectral``.
+    """Norms of the Jacobian J = ∂f/∂x over a data set.
+
+    The Lipschitz constant of f, in the 2-norm, is at least ``max_spectral``.
 
     Attributes:
-      mean_norm: mean of ‖J‖_F, which for one output is ‖∇ₓf‖.
+      mean_norm: the mean of ‖J‖_F, which is ‖∇ₓf‖ if f has one output.
       max_norm: the largest ‖J‖_F.
-      argmax_norm: the index of the example where it is.
-      mean_spectral: mean of ‖J‖₂.
+      argmax_norm: the index of the example with the largest ‖J‖_F.
+      mean_spectral: the mean of ‖J‖₂.
       max_spectral: the largest ‖J‖₂.
-      argmax_spectral: the index of the example where it is.
+      argmax_spectral: the index of the example with the largest ‖J‖₂.
     """
 
     mean_norm: jax.Array
@@ -37,23 +43,24 @@ class InputSensitivity(NamedTuple):
 def input_sensitivity(
     f: BatchFn, x: jax.Array, *args: Any, batch_size: int = 100
 ) -> InputSensitivity:
-    r"""Mean and maximum of ‖J‖_F and ‖J‖₂ over the examples, J = ∂f/∂x of each, and where.
+    r"""Returns the mean and the maximum of ‖J‖_F and ‖J‖₂ over the examples, with J = ∂f/∂x.
 
     Args:
-      f: maps a batch to (batch,) or (batch, outputs); it is called with one example at a time
-        under ``vmap``, so BatchNorm needs its evaluation mode.
-      x: the inputs, (examples, …).
-      *args: what else f takes, arrays with the examples as leading axis, such as labels:
-        ``f(x, labels)`` a loss an example, say.
-      batch_size: examples at a time; decides about memory, batch_size × outputs × inputs numbers,
-        not about values.
+      f: maps a batch to (batch,) or (batch, outputs). It is called with one example at a time under
+        ``vmap``, so BatchNorm must be in evaluation mode.
+      x: the inputs, with shape (examples, …).
+      *args: further arguments of f, arrays whose first axis indexes the examples. For example,
+        ``f(x, labels)`` may return one loss per example.
+      batch_size: the number of examples per batch. It affects only the memory use, batch_size ×
+        outputs × inputs numbers, and not the values.
 
     Returns:
-      :class:`InputSensitivity`.
+      An :class:`InputSensitivity`.
 
     Raises:
-      ValueError: if f's output is of another shape, or ``batch_size`` below 1.
-      TypeError: if x is not of floating point.
+      ValueError: if the output of f is neither (batch,) nor (batch, outputs), or if ``batch_size``
+        is less than 1.
+      TypeError: if x is not floating-point.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -67,7 +74,12 @@ def input_sensitivity(
       Novak et al., `Sensitivity and Generalization in Neural Networks: an Empirical Study
       <https://arxiv.org/abs/1802.08760>`_, ICLR 2018.
     """
-    frobenius, spectral = jacobian_norms(f, x, *args, batch_size=batch_size)
+
+    def norms(*example: Any) -> tuple[jax.Array, jax.Array]:
+        matrix = jacobian(f, *example)
+        return jnp.linalg.norm(matrix), top_singular_value(matrix)
+
+    frobenius, spectral = _over_examples(norms, (x, *args), batch_size)
     return InputSensitivity(
         jnp.mean(frobenius),
         jnp.max(frobenius),
@@ -79,21 +91,25 @@ def input_sensitivity(
 
 
 def geometric_complexity(f: BatchFn, x: jax.Array, *args: Any, batch_size: int = 100) -> jax.Array:
-    r"""⟨f, D⟩_G = mean over the examples of ‖∂f/∂x‖²_F.
+    r"""Returns the geometric complexity: the mean of ‖∂f/∂x‖²_F over the examples.
 
-    It can be differentiated, to be a regularizer. For a classifier the paper takes the logits'.
+    The paper denotes it by ⟨f, D⟩_G. It is differentiable and can be used as a regularizer. For a
+    classifier, the paper uses the complexity of the logits.
 
     Args:
-      f: as in :func:`input_sensitivity`.
-      x: see there.
-      *args: see there.
-      batch_size: see there.
+      f: maps a batch to (batch,) or (batch, outputs). It is called with one example at a time under
+        ``vmap``, so BatchNorm must be in evaluation mode.
+      x: the inputs, with shape (examples, …).
+      *args: further arguments of f, arrays whose first axis indexes the examples.
+      batch_size: the number of examples per batch. It affects only the memory use, not the value.
 
     Returns:
       A scalar, in at least float32.
 
     Raises:
-      ValueError: if f's output is of another shape, or ``batch_size`` below 1.
+      ValueError: if ``batch_size`` is less than 1, or if the output of f is neither (batch,) nor
+        (batch, outputs).
+      TypeError: if x is not floating-point.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -113,50 +129,14 @@ def geometric_complexity(f: BatchFn, x: jax.Array, *args: Any, batch_size: int =
     return jnp.mean(_over_examples(square, (x, *args), batch_size))
 
 
-def jacobian_norms(
-    f: BatchFn, x: jax.Array, *args: Any, batch_size: int
-) -> tuple[jax.Array, jax.Array]:
-    """‖J‖_F and ‖J‖₂ of every example, (examples,) each."""
-
-    def norms(*example: Any) -> tuple[jax.Array, jax.Array]:
-        matrix = jacobian(f, *example)
-        return jnp.linalg.norm(matrix), top_singular_value(matrix)
-
-    frobenius, spectral = _over_examples(norms, (x, *args), batch_size)
-    return frobenius, spectral
-
-
-def _over_examples(function: Any, examples: tuple[Any, ...], batch_size: int) -> Any:
-    """``function`` of each example, stacked."""
+def _over_examples(
+    function: Callable[..., Result], examples: tuple[Any, ...], batch_size: int
+) -> Result:
+    """Returns the values of ``function`` at each example, stacked."""
     if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}: write batch_size=100.")
     check_inputs(examples[0])
-    return jax.lax.map(lambda example: function(*example), examples, batch_size=batch_size)
-
-
-def jacobian(f: BatchFn, x: jax.Array, *args: Any) -> jax.Array:
-    """J of one example, (outputs, inputs), in at least float32."""
-    batch_of_one = jax.tree.map(lambda a: a[None], args)
-
-    def outputs(x: jax.Array) -> jax.Array:
-        y = f(x[None], *batch_of_one)
-        check_outputs(y.shape, 1)
-        return y.reshape(-1)
-
-    y, pull = jax.vjp(outputs, x)
-    (rows,) = jax.vmap(pull)(jnp.eye(y.size, dtype=y.dtype))
-    matrix: jax.Array = widened(rows.reshape(y.size, x.size))
-    return matrix
-
-
-def top_singular_value(matrix: jax.Array) -> jax.Array:
-    """σ of a matrix with few rows, as ‖uJ‖, which is not above σ even where u is not exact."""
-    return norm(matmul(top_output(matrix), matrix))
-
-
-def top_output(matrix: jax.Array) -> jax.Array:
-    """The unit vector u that makes ‖uJ‖ largest, a constant for differentiation."""
-    matrix = jax.lax.stop_gradient(matrix)
-    _, outputs = jnp.linalg.eigh(matmul(matrix, matrix.T))
-    top: jax.Array = unit(outputs[:, -1])  # exactly, as its norm multiplies σ
-    return top
+    results: Result = jax.lax.map(
+        lambda example: function(*example), examples, batch_size=batch_size
+    )
+    return results

@@ -1,1 +1,1 @@
-"""Lipschitz bounds of whole networks, and the certificates that follow from them."""
+"""Bounds on the Lipschitz constants of whole networks, and certificates that follow from them."""

@@ -1,13 +1,14 @@
-"""Lipschitz constants of functions that are more than the sum of their operations.
+"""Lipschitz constants of functions that are bounded as a whole, not operation by operation.
 
-x·Φ(x) is a product of two values that depend on x, for which there is no bound; but GELU has one.
-So a network's operations are compared with those of the functions below, traced likewise: the same
-operations on the same value are the same function, by whatever name and inside whatever module.
+For example, GELU is x·Φ(x), the product of two values that depend on x. Such a product cannot be
+bounded in general, but GELU can. Therefore the operations of a network are compared with those of
+the functions below. Both are traced. If the operations and their argument are the same, the
+function is the same, regardless of its name and of the module that contains it.
 
     gelu, silu, mish, selu        the maximum of |φ′|, rounded up in the eighth digit
     elu, celu, leaky_relu         max(1, |α|), 1, max(1, |slope|)
     softmax                       ½: Jacobian diag(p) − ppᵀ, Gershgorin rows 2pᵢ(1 − pᵢ)
-    log_softmax                   √n: I − 1pᵀ is convex in p, and at a vertex its norm is √n
+    log_softmax                   √n: ‖I − 1pᵀ‖ is convex in p, and it is √n at a vertex
     logsumexp                     1: its gradient is p
 """
 
@@ -21,7 +22,13 @@ from jax.extend.core import ClosedJaxpr
 
 
 class Pattern(NamedTuple):
-    """A function of one array by its operations, and its Lipschitz constant in the 2-norm."""
+    """A function of one array.
+
+    Attributes:
+      name: the name of the function.
+      constant: its Lipschitz constant in the 2-norm.
+      operations: the traced function.
+    """
 
     name: str
     constant: float
@@ -41,8 +48,8 @@ FIXED: list[tuple[str, Callable[[jax.Array], jax.Array], float]] = [
     ("hard_tanh", jax.nn.hard_tanh, 1.0),
     ("hard_silu", jax.nn.hard_silu, 1.5),
 ]
-# Functions with a parameter, which is looked for among the numbers in the network.
-FAMILIES: list[tuple[str, Callable[..., jax.Array], Callable[[float], float]]] = [
+# Functions with a parameter. Its possible values are the numbers in the network's program.
+FAMILIES: list[tuple[str, Callable[[jax.Array, float], jax.Array], Callable[[float], float]]] = [
     ("leaky_relu", jax.nn.leaky_relu, lambda slope: max(1.0, abs(slope))),
     ("elu", jax.nn.elu, lambda alpha: max(1.0, abs(alpha))),
     ("celu", jax.nn.celu, lambda alpha: 1.0 if alpha > 0 else math.inf),
@@ -50,21 +57,33 @@ FAMILIES: list[tuple[str, Callable[..., jax.Array], Callable[[float], float]]] =
 
 
 def patterns(shape: tuple[int, ...], dtype: Any, numbers: Iterable[float]) -> Iterator[Pattern]:
-    """Every function, traced for an array of this shape."""
+    """Yields every function above, traced for an array of this shape and dtype.
+
+    Args:
+      shape: the shape of the argument.
+      dtype: the dtype of the argument.
+      numbers: the candidates for the parameters of ``FAMILIES``.
+    """
     argument = jax.ShapeDtypeStruct(shape, dtype)
 
-    def traced(name: str, constant: float, function: Callable[..., jax.Array]) -> Pattern:
+    def traced(name: str, constant: float, function: Callable[[jax.Array], jax.Array]) -> Pattern:
         return Pattern(name, constant, jax.make_jaxpr(function)(argument))
 
     for name, function, constant in FIXED:
         yield traced(name, constant, function)
-    for name, function, of_parameter in FAMILIES:
+    for name, of_parameter, constant_of in FAMILIES:
         for number in numbers:
-            if math.isfinite(of_parameter(number)):
-                yield traced(name, of_parameter(number), lambda x, f=function, a=number: f(x, a))
+            if math.isfinite(constant_of(number)):
+                yield traced(name, constant_of(number), _with_parameter(of_parameter, number))
     if shape:
         yield traced("softmax", 0.5, jax.nn.softmax)
         yield traced("log_softmax", math.sqrt(shape[-1]), jax.nn.log_softmax)
         for keepdims in (False, True):
             logsumexp = partial(jax.nn.logsumexp, axis=-1, keepdims=keepdims)
             yield traced("logsumexp", 1.0, logsumexp)
+
+
+def _with_parameter(
+    function: Callable[[jax.Array, float], jax.Array], number: float
+) -> Callable[[jax.Array], jax.Array]:
+    return lambda x: function(x, number)

@@ -1,8 +1,9 @@
-"""Which perturbations of an input cannot change a classifier's answer, by its Lipschitz constant.
+"""Certified robustness: perturbations that cannot change a classifier's answer.
 
-zᵧ − zⱼ, the lead of a label over another, is a function of x with a Lipschitz constant Lᵧⱼ: no
-perturbation shorter than min over j of (zᵧ − zⱼ)/Lᵧⱼ closes it. Of logits with constant L each lead
-has √2·L; where they are Wz(x) + b it has the smaller ‖Wᵧ − Wⱼ‖ times the constant of z.
+The margin zᵧ − zⱼ of label y over label j is a function of the input x. If Lᵧⱼ is its Lipschitz
+constant, no perturbation whose norm is less than min over j of (zᵧ − zⱼ)/Lᵧⱼ changes the answer. If
+the logits have the constant L, then every margin has the constant √2·L. If the logits have the form
+Wz(x) + b, the margin has the smaller constant ‖Wᵧ − Wⱼ‖ times the constant of z.
 """
 
 from typing import Any
@@ -17,23 +18,25 @@ from flatreg._core.tree import widened
 def certified_radius(
     logits: jax.Array, labels: jax.Array, lipschitz: float | jax.Array
 ) -> jax.Array:
-    r"""min over j ≠ y of (zᵧ − zⱼ)/Lᵧⱼ, and 0 where the prediction is wrong.
+    r"""Returns the radius within which a classifier's correct predictions cannot change.
 
-    No input within this distance, in the 2-norm, is classified otherwise. It is a certificate only
-    if ``lipschitz`` is an upper bound, and the logits those of the same function.
+    The radius is min over j ≠ y of (zᵧ − zⱼ)/Lᵧⱼ, and 0 where the prediction is wrong. No input
+    within this distance, in the 2-norm, is classified differently. This is a certificate only if
+    ``lipschitz`` is an upper bound for the function that computed the logits.
 
     Args:
-      logits: z, (batch, classes).
-      labels: y, (batch,), integers.
-      lipschitz: a number L, the constant of the logits, for Lᵧⱼ = √2·L; or the matrix of all Lᵧⱼ,
-        (classes, classes), such as ``lipschitz_bound(…).pairs``, which certifies more.
+      logits: z, with shape (batch, classes).
+      labels: y, integers with shape (batch,).
+      lipschitz: either the Lipschitz constant L of the logits, a number, which gives Lᵧⱼ = √2·L, or
+        the matrix of all Lᵧⱼ, with shape (classes, classes), such as ``lipschitz_bound(…).pairs``.
+        The matrix certifies larger radii.
 
     Returns:
-      Radii, (batch,), in the units of the input; infinite for a right prediction that no input
-      changes.
+      The radii, with shape (batch,), in the units of the input. A correct prediction with a
+      Lipschitz constant of 0 has an infinite radius.
 
     Raises:
-      ValueError: if the shapes do not agree, or ``lipschitz`` is a negative number.
+      ValueError: if the shapes do not agree, or if ``lipschitz`` is a negative number.
       TypeError: if ``lipschitz`` is neither a number nor an array.
 
     Examples:
@@ -41,7 +44,7 @@ def certified_radius(
       >>> from flatreg import lipschitz
       >>> logits = jnp.array([[3.0, 1.0], [0.0, 1.0]])
       >>> radii = lipschitz.certified_radius(logits, jnp.array([0, 0]), 2.0)
-      >>> print(radii.round(4))  # 2/(√2·2), and wrong
+      >>> print(radii.round(4))  # 2/(√2·2), and 0 for the wrong prediction
       [0.7071 0.    ]
 
     References:
@@ -54,30 +57,30 @@ def certified_radius(
         raise TypeError(
             f"lipschitz must be a number or an array, got {type(given).__name__}: write "
             "bound = lipschitz_bound(function, params, x), and pass bound.pairs, or bound.upper if "
-            "that is None."
+            "bound.pairs is None."
         )
     logits, labels, bounds = map(jnp.asarray, (logits, labels, lipschitz))
     if logits.ndim != 2 or labels.shape != logits.shape[:1]:
         raise ValueError(
-            f"logits must be (batch, classes) and labels (batch,), got {logits.shape} and "
-            f"{labels.shape}: pass jnp.argmax(labels, axis=-1) for labels that are one-hot."
+            f"logits must have shape (batch, classes) and labels (batch,), got {logits.shape} and "
+            f"{labels.shape}: if the labels are one-hot, pass jnp.argmax(labels, axis=-1)."
         )
     classes = logits.shape[1]
     if bounds.shape not in ((), (classes, classes)):
         raise ValueError(
-            f"lipschitz must be a number or ({classes}, {classes}), got {bounds.shape}: "
-            "pass lipschitz_bound(function, params, x).upper or its .pairs."
+            f"lipschitz must be a number or an array of shape ({classes}, {classes}), got shape "
+            f"{bounds.shape}: pass lipschitz_bound(function, params, x).upper or its .pairs."
         )
     logits = widened(logits)
     own = jnp.take_along_axis(logits, labels[:, None], axis=1)
-    lead = own - logits
-    steepness = jnp.sqrt(2) * bounds if bounds.ndim == 0 else bounds[labels]
-    steepness = jnp.broadcast_to(steepness, lead.shape)
-    # A lead that no input changes lasts for ever, one that there is not has no radius; a bound that
-    # is NaN certifies nothing.
-    changes = steepness != 0
-    radii = jnp.where(changes, lead / jnp.where(changes, steepness, 1), jnp.inf)
-    radii = jnp.where(lead > 0, radii, 0)
+    margin = own - logits
+    constants = jnp.sqrt(2) * bounds if bounds.ndim == 0 else bounds[labels]
+    constants = jnp.broadcast_to(constants, margin.shape)
+    # A zero Lipschitz constant gives an infinite radius; a nonpositive margin gives zero. A bound
+    # that is NaN certifies nothing.
+    changes = constants != 0
+    radii = jnp.where(changes, margin / jnp.where(changes, constants, 1), jnp.inf)
+    radii = jnp.where(margin > 0, radii, 0)
     others = jnp.arange(classes) != labels[:, None]
     return jnp.min(radii, axis=1, initial=jnp.inf, where=others)
 
@@ -85,22 +88,26 @@ def certified_radius(
 def certified_accuracy(
     logits: jax.Array, labels: jax.Array, lipschitz: float | jax.Array, radii: jax.Array
 ) -> jax.Array:
-    r"""The share of examples that are right, and provably so wherever ‖x′ − x‖ < r, for every r.
+    r"""Returns the fraction of examples that are classified correctly on a ball of radius r.
 
-    At r = 0 it is the accuracy. It is a lower bound on the accuracy under any attack of that size.
+    An example counts if its prediction is correct and provably stays so for all ‖x′ − x‖ < r. At
+    r = 0 the result is the accuracy. At r > 0 it is a lower bound on the accuracy under any attack
+    with ‖x′ − x‖ < r.
 
     Args:
-      logits: as in :func:`certified_radius`.
-      labels: see there.
-      lipschitz: see there.
+      logits: z, with shape (batch, classes).
+      labels: y, integers with shape (batch,).
+      lipschitz: either the Lipschitz constant of the logits, or the matrix of the Lipschitz
+        constants of all differences of two logits, with shape (classes, classes), such as
+        ``lipschitz_bound(…).pairs``.
       radii: r ≥ 0, a number or an array.
 
     Returns:
-      Accuracies in [0, 1], shaped like ``radii``.
+      Accuracies in [0, 1], with the shape of ``radii``.
 
     Raises:
-      ValueError: as there, or if ``radii`` is a negative number.
-      TypeError: as there.
+      ValueError: if the shapes do not agree, or if ``lipschitz`` or ``radii`` is a negative number.
+      TypeError: if ``lipschitz`` is neither a number nor an array.
 
     Examples:
       >>> import jax.numpy as jnp

@@ -1,154 +1,190 @@
-"""One walk through a network's program, in which every value that depends on x gets its bound."""
+"""Bounds the Lipschitz constants of all values in a traced network with respect to x."""
 
 import collections
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import JaxprEqn
 
 from flatreg.lipschitz.networks.activations import Pattern, patterns
-from flatreg.lipschitz.networks.folding import behind, folded, layer_of
+from flatreg.lipschitz.networks.folding import after_scale_or_shift, foldable_layer
 from flatreg.lipschitz.networks.rules import combined, gain, matrices
-from flatreg.lipschitz.networks.values import Dependent, Known, Unbounded, Value, numbered, walk
+from flatreg.lipschitz.networks.values import (
+    Dependent,
+    Known,
+    Operation,
+    Unbounded,
+    numbered,
+    propagate,
+)
+
+_LAYERS = {"conv_general_dilated", "dot_general"}
 
 
 def explain(unbounded: Unbounded) -> str:
-    """Where there is no bound, and what to do then."""
-    operation, place, after, before = unbounded
-    where = [f"in {place!r}"] if place else []
+    """Returns an error message that names the operation without a bound and suggests a remedy."""
+    operation, layer, after, before = unbounded
+    where = [f"in {layer!r}"] if layer else []
     where.append(f"after {after!r}" if after else "right after x")
     where += [f"before {before!r}"] if before else []
     return (
-        f"lipschitz_bound knows no bound for `{operation}` of values that depend on x, "
-        f"{', '.join(where)}: products of two such values (attention, LayerNorm, GroupNorm, "
-        "BatchNorm in training mode) have none over all x. Bound the parts before and after it by "
-        "lipschitz_bound(part, params, z) and multiply, or replace the layer."
+        f"lipschitz_bound has no bound for `{operation}` of values that depend on x, "
+        f"{', '.join(where)}. The product of two such values (attention, LayerNorm, GroupNorm, "
+        "BatchNorm in training mode) cannot be bounded for all x. Bound the parts before and after "
+        "the operation with lipschitz_bound(part, params, z) and multiply the bounds, or replace "
+        "the layer."
     )
 
 
+class Factor(NamedTuple):
+    """A factor in a bound, and the name of the layer or operation that it comes from."""
+
+    name: str
+    value: Any
+
+
+class Match(NamedTuple):
+    """A known function of an earlier value."""
+
+    argument: Dependent
+    pattern: Pattern
+
+
 class Interpreter:
-    """What is remembered on the way through one program."""
+    """Bounds the values of one program.
+
+    Args:
+      numbers: the numbers that the program contains, as candidates for the parameters of
+        activations such as ``leaky_relu``.
+    """
 
     def __init__(self, numbers: set[float]) -> None:
-        self._factors: list[tuple[str, Any]] = []
         self._numbers = sorted(numbers)
+        self._factors: list[Factor] = []
         self._keys: dict[Any, int] = {}
         self._patterns: dict[Any, list[Pattern]] = {}
-        self._bounded: list[Dependent] = []  # Values of which no function has been looked for.
-        self._expected: dict[Any, tuple[Dependent, Pattern]] = {}
+        self._unmatched: list[Dependent] = []  # bounded, not yet tried as an argument
+        self._matches: dict[Any, Match] = {}
 
     def start(self, x: jax.ShapeDtypeStruct) -> Dependent:
-        """The input."""
-        return self._found(Dependent(x.shape, x.dtype, "x"), [], 1.0, jnp.ones(()))
+        """Returns the input x, whose Lipschitz constant is 1."""
+        return self._with_bound(Dependent(x.shape, x.dtype, "x"), [], 1.0, jnp.ones(()))
 
-    def visit(self, equation: JaxprEqn, operands: list[Value], path: str) -> list[Dependent]:
-        """Results of an operation with their bounds, as they are by themselves or as a function."""
-        names = [operand.name for operand in operands if isinstance(operand, Known)]
-        name = next(filter(None, names), "")
-        dependent = [operand for operand in operands if isinstance(operand, Dependent)]
-        place = path or name.rpartition("/")[0] or name or dependent[0].place
-        unbounded = next((z.unbounded for z in dependent if z.bound is None), None)
-        if unbounded is not None and not unbounded.before:
-            unbounded = unbounded._replace(before=name)
-        results = []
-        for result in numbered(equation, operands, self._keys):
-            parameter = name or dependent[0].parameter
-            result = result._replace(place=place, parameter=parameter)
-            if unbounded is None:
-                result = self._bounded_by_itself(equation, operands, result)
-            if result.bound is None:
-                why = Unbounded(equation.primitive.name, path, dependent[0].parameter, name)
-                result = self._as_function(result._replace(unbounded=unbounded or why))
-            results.append(result)
-        return results
+    def visit(self, operation: Operation) -> list[Dependent]:
+        """Returns the outputs of an operation, each with a bound or the reason why it has none."""
+        return [self._bounded(operation, output) for output in numbered(operation, self._keys)]
 
     def layers(self, result: Dependent) -> dict[str, jax.Array]:
-        """The factors in a result's bound, under names that differ."""
+        """Returns the factors in the bound of a result under distinct names."""
         layers: dict[str, jax.Array] = {}
         seen: collections.Counter[str] = collections.Counter()
-        for place in sorted(result.factors):
-            name, factor = self._factors[place]
+        for index in sorted(result.factors):
+            name, value = self._factors[index]
             seen[name] += 1
-            layers[name if seen[name] == 1 else f"{name} ({seen[name]})"] = jnp.asarray(factor)
+            layers[name if seen[name] == 1 else f"{name} ({seen[name]})"] = jnp.asarray(value)
         return layers
 
-    def _bounded_by_itself(
-        self, equation: JaxprEqn, operands: list[Value], result: Dependent
-    ) -> Dependent:
-        """The result with a bound, if the operation has one."""
-        dependent = [operand for operand in operands if isinstance(operand, Dependent)]
-        if len(dependent) > 1:
-            bound = combined(equation, operands)
-            return self._found(result, dependent, 1.0, bound)
-        factor = gain(equation, operands)
-        bound = None if factor is None else factor * dependent[0].bound
-        operation = equation.primitive.name
-        is_layer = operation in {"conv_general_dilated", "dot_general"}
-        layer = layer_of(equation, operands) if is_layer else behind(equation, operands)
-        if layer is not None and bound is not None and operation in {"mul", "div"}:
-            bound = jnp.minimum(bound, folded(layer, result.shape[layer.axis]))
-            factor = bound / jnp.where(dependent[0].bound == 0, 1, dependent[0].bound)
-        name = result.place if is_layer else f"{result.place} {operation}"
-        found = self._found(result, dependent, factor, bound, name)
-        return found._replace(head=_head(equation, operands, result), layer=layer)
+    def _bounded(self, operation: Operation, output: Dependent) -> Dependent:
+        """Bounds one output by a rule for the operation or, without one, as a known function."""
+        output = _located(operation, output)
+        inherited = _inherited_reason(operation)
+        if inherited is None:
+            output = self._bounded_by_rule(operation, output)
+        if output.bound is None:
+            reason = inherited or _own_reason(operation)
+            output = self._bounded_as_known_function(output._replace(unbounded=reason))
+        return output
 
-    def _found(
+    def _bounded_by_rule(self, operation: Operation, output: Dependent) -> Dependent:
+        """Bounds an output from the bounds of the operands, if the operation has a rule."""
+        if len(operation.dependent) > 1:
+            return self._with_bound(output, operation.dependent, 1.0, combined(operation))
+        factor = gain(operation)
+        if factor is None:
+            return output
+        (operand,) = operation.dependent
+        bound = factor * operand.bound
+        is_layer = operation.name in _LAYERS
+        layer = foldable_layer(operation) if is_layer else after_scale_or_shift(operation)
+        if layer is not None and operation.name in {"mul", "div"}:
+            folded_bound = layer.bound(jnp.ones(output.shape[layer.axis]))
+            bound = jnp.minimum(bound, folded_bound)
+            factor = bound / jnp.where(operand.bound == 0, 1, operand.bound)
+        name = output.layer_name if is_layer else f"{output.layer_name} {operation.name}"
+        output = self._with_bound(output, [operand], factor, bound, name)
+        return output._replace(head=_head(operation, output), layer=layer)
+
+    def _bounded_as_known_function(self, output: Dependent) -> Dependent:
+        """Bounds an output if it is a function of an earlier value with a known constant."""
+        while self._unmatched:
+            self._add_matches(self._unmatched.pop())
+        if output.key not in self._matches:
+            return output
+        argument, (name, constant, _) = self._matches[output.key]
+        bound = constant * argument.bound
+        return self._with_bound(output, [argument], constant, bound, f"{output.layer_name} {name}")
+
+    def _add_matches(self, value: Dependent) -> None:
+        """Finds the keys that the outputs of the known functions of a value would have."""
+        kind = value.shape, value.dtype
+        if kind not in self._patterns:
+            self._patterns[kind] = list(patterns(*kind, self._numbers))
+        for pattern in self._patterns[kind]:
+            (output,) = propagate(pattern.operations, [value], self._only_keys)
+            self._matches.setdefault(output.key, Match(value, pattern))
+
+    def _only_keys(self, operation: Operation) -> list[Dependent]:
+        return list(numbered(operation, self._keys))
+
+    def _with_bound(
         self,
-        result: Dependent,
+        output: Dependent,
         operands: Sequence[Dependent],
         factor: Any,
         bound: Any,
         name: str = "",
     ) -> Dependent:
-        """The result with its bound and the factors in it; one that is 1 says nothing."""
+        """Adds a bound and its factors to an output. A factor that is the number 1 is omitted."""
         if bound is None:
-            return result
+            return output
         factors = frozenset[int]().union(*(operand.factors for operand in operands))
         if isinstance(factor, jax.Array) or factor != 1:
             factors |= {len(self._factors)}
-            self._factors.append((name.strip(), factor))
-        result = result._replace(bound=bound, factors=factors, unbounded=None)
-        if jnp.issubdtype(result.dtype, jnp.floating):
-            self._bounded.append(result)
-        return result
-
-    def _as_function(self, result: Dependent) -> Dependent:
-        """The result as a function of an earlier value, if it is one with a known constant."""
-        while self._bounded:
-            self._expect(self._bounded.pop())
-        if result.key not in self._expected:
-            return result
-        earlier, (name, constant, _) = self._expected[result.key]
-        bound = constant * earlier.bound
-        return self._found(result, [earlier], constant, bound, f"{result.place} {name}")
-
-    def _expect(self, value: Dependent) -> None:
-        """Which results would be a known function of this value."""
-        kind = value.shape, value.dtype
-        if kind not in self._patterns:
-            self._patterns[kind] = list(patterns(*kind, self._numbers))
-
-        def visit(equation: JaxprEqn, operands: list[Value], path: str) -> list[Dependent]:
-            del path
-            return list(numbered(equation, operands, self._keys))
-
-        for pattern in self._patterns[kind]:
-            (result,) = walk(pattern.operations, [value], visit)
-            self._expected.setdefault(result.key, (value, pattern))
+            self._factors.append(Factor(name.strip(), factor))
+        output = output._replace(bound=bound, factors=factors, unbounded=None)
+        if jnp.issubdtype(output.dtype, jnp.floating):
+            self._unmatched.append(output)
+        return output
 
 
-def _head(
-    equation: JaxprEqn, operands: Sequence[Value], result: Dependent
-) -> tuple[Any, jax.Array] | None:
-    """(B, W) where the result is Wz + c, B the bound of z."""
-    name = equation.primitive.name
-    dependent = [operand for operand in operands if isinstance(operand, Dependent)]
-    first, other = dependent[0], operands[-1]
-    if name == "dot_general" and isinstance(other, Known):
-        (left, right), (batch, _) = equation.params["dimension_numbers"]
-        if len(first.shape) == 2 and not batch and tuple(left) == (1,):
-            return first.bound, matrices(other.value, right)[0]
-    keeps = name in {"add", "sub", "convert_element_type"} and first.shape == result.shape
-    return first.head if keeps and len(dependent) == 1 else None
+def _located(operation: Operation, output: Dependent) -> Dependent:
+    """Records the layer that an output comes from and the last parameter used to compute it."""
+    parameter, operand = operation.parameter, operation.dependent[0]
+    layer = operation.path or parameter.rpartition("/")[0] or parameter or operand.layer_name
+    return output._replace(layer_name=layer, parameter=parameter or operand.parameter)
+
+
+def _inherited_reason(operation: Operation) -> Unbounded | None:
+    """Returns the reason why an operand has no bound, or None if all operands have one."""
+    reason = next((z.unbounded for z in operation.dependent if z.bound is None), None)
+    if reason is not None and not reason.before:
+        return reason._replace(before=operation.parameter)
+    return reason
+
+
+def _own_reason(operation: Operation) -> Unbounded:
+    """Returns the reason if the operands have bounds but the operation itself has none."""
+    after = operation.dependent[0].parameter
+    return Unbounded(operation.name, operation.path, after, operation.parameter)
+
+
+def _head(operation: Operation, output: Dependent) -> tuple[Any, jax.Array] | None:
+    """Returns (B, W) if an output is Wz + c and z has the bound B."""
+    operand, other = operation.dependent[0], operation.operands[-1]
+    if operation.name == "dot_general" and isinstance(other, Known):
+        (left, right), (batch, _) = operation.params["dimension_numbers"]
+        if len(operand.shape) == 2 and not batch and tuple(left) == (1,):
+            return operand.bound, matrices(other.value, right)[0]
+    keeps = operation.name in {"add", "sub", "convert_element_type"}
+    return operand.head if keeps and operand.shape == output.shape else None

@@ -1,8 +1,9 @@
-"""How much one operation can stretch a difference of its arguments, in the 2-norm.
+"""Rules for how much a single operation can stretch differences of values, in the 2-norm.
 
-``gain(equation, operands, place)`` is a bound for an operation on one value z that depends on x,
-‖op(z) − op(z′)‖ ≤ gain·‖z − z′‖, and ``combined`` for one on several. Both return None where there
-is none: a product of two values that depend on x has no bound without one of the values themselves.
+:func:`gain` covers operations on one value z that depends on x, with
+‖op(z) − op(z′)‖ ≤ gain · ‖z − z′‖. :func:`combined` covers operations on several such values. Both
+return None for operations without a bound. For example, the product of two values that depend on x
+is unbounded unless the values themselves are bounded.
 """
 
 import math
@@ -12,23 +13,23 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import JaxprEqn
 
 from flatreg._core.tree import widened
-from flatreg.lipschitz.networks.values import Dependent, Known, Value
+from flatreg.lipschitz.networks.values import Dependent, Known, Operation
 from flatreg.lipschitz.norms.upper_bounds import spectral_norm_upper_bound
 from flatreg.lipschitz.operators.convolution import Convolution
 
-# Nothing is stretched: entries are moved, left out or joined by constants, or |φ′| ≤ 1.
-_UNIT = """
+# Operations with gain 1: they move entries, drop entries or add constant entries, or apply a
+# function φ with |φ′| ≤ 1 to each entry.
+_GAIN_ONE = """
     reshape squeeze expand_dims transpose rev slice dynamic_slice split copy copy_p stop_gradient
     reduce_precision device_put sharding_constraint pad dynamic_update_slice concatenate
     add add_any sub neg abs max min clamp select_n tanh sin cos atan asinh reduce_max reduce_min
 """
-UNIT = set(_UNIT.split())
-# Entry by entry, on shapes that may be broadcast.
+GAIN_ONE = set(_GAIN_ONE.split())
+# Elementwise operations, whose operands may be broadcast.
 ELEMENTWISE = {"add", "add_any", "sub", "max", "min", "mul", "div", "select_n", "clamp"}
-# Which operands may depend on x, where not all.
+# The positions of the operands that may depend on x, if an operation does not allow all of them.
 OPERANDS = {
     "dynamic_slice": {0},
     "dynamic_update_slice": {0, 1},
@@ -39,97 +40,40 @@ OPERANDS = {
 }
 
 
-def gain(equation: JaxprEqn, operands: Sequence[Value]) -> Any:
-    """The bound of an operation on one value that depends on x, None if there is none."""
-    name = equation.primitive.name
-    place = next(i for i, operand in enumerate(operands) if isinstance(operand, Dependent))
-    if place not in OPERANDS.get(name, {place}):
+def gain(operation: Operation) -> Any:
+    """Returns the gain of an operation on one value that depends on x, or None."""
+    name, position = operation.name, operation.position
+    if position not in OPERANDS.get(name, {position}):
         return None
-    grown = math.sqrt(_growth(equation, operands[place])) if name in ELEMENTWISE else 1.0
-    if name in UNIT:
-        return grown
-    rule = GAINS.get(name)
-    return None if rule is None else _times(grown, rule(equation, operands, place))
+    broadcast = math.sqrt(_copies(operation)) if name in ELEMENTWISE else 1.0
+    if name in GAIN_ONE:
+        return broadcast
+    rule = RULES.get(name)
+    own = None if rule is None else rule(operation)
+    return None if own is None else broadcast * own
 
 
-def combined(equation: JaxprEqn, operands: Sequence[Value]) -> Any:
-    """The bound of x ↦ op(z₁, z₂, …) from those of x ↦ zᵢ, None if there is none."""
-    name = equation.primitive.name
+def combined(operation: Operation) -> Any:
+    """Returns the bound of x ↦ op(z₁, z₂, …) from the bounds of x ↦ zᵢ, or None."""
+    name = operation.name
     allowed = OPERANDS.get(name)
     bounds = []
-    for i, operand in enumerate(operands):
+    for i, operand in enumerate(operation.operands):
         if isinstance(operand, Dependent):
             if allowed is not None and i not in allowed:
                 return None
-            grown = math.sqrt(_growth(equation, operand)) if name in ELEMENTWISE else 1.0
-            bounds.append(grown * operand.bound)
+            copies = _copies(operation, operand) if name in ELEMENTWISE else 1.0
+            bounds.append(math.sqrt(copies) * operand.bound)
     if name in {"add", "add_any", "sub"}:
         return sum(bounds)
-    # Each entry of the result changes by at most the largest change of one entry of each zᵢ.
+    # Each entry of the output changes at most as much as one entry of one of the operands.
     if name in {"max", "min", "select_n", "concatenate", "dynamic_update_slice"}:
         return jnp.sqrt(sum(bound**2 for bound in bounds))
     return None
 
 
-def _growth(equation: JaxprEqn, operand: Any) -> float:
-    """How many copies of it the result has."""
-    aval: Any = equation.outvars[0].aval
-    copies: float = math.prod(aval.shape) / max(math.prod(operand.shape), 1)
-    return copies
-
-
-def _times(a: float, b: Any) -> Any:
-    return None if b is None else a * b
-
-
-def _only_floating(equation: JaxprEqn, operands: Sequence[Value], place: int) -> Any:
-    aval: Any = equation.outvars[0].aval
-    return 1.0 if jnp.issubdtype(aval.dtype, jnp.floating) else None
-
-
-def _multiply(equation: JaxprEqn, operands: Sequence[Value], place: int) -> jax.Array:
-    return jnp.max(jnp.abs(widened(_other(operands, place))))
-
-
-def _divide(equation: JaxprEqn, operands: Sequence[Value], place: int) -> jax.Array:
-    return 1 / jnp.min(jnp.abs(widened(_other(operands, place))))
-
-
-def _other(operands: Sequence[Value], place: int) -> Any:
-    other = operands[1 - place]
-    assert isinstance(other, Known)
-    return other.value
-
-
-def _copies(equation: JaxprEqn, operands: Sequence[Value], place: int) -> float:
-    return math.sqrt(_growth(equation, operands[place]))
-
-
-def _sum(equation: JaxprEqn, operands: Sequence[Value], place: int) -> float:
-    return 1 / math.sqrt(_growth(equation, operands[place]))  # √n for n summands
-
-
-def _gather(equation: JaxprEqn, operands: Sequence[Value], place: int) -> jax.Array:
-    """√(copies of an entry), the most that any has."""
-    whole: Any = equation.invars[place].aval
-    taken: Any = equation.outvars[0].aval
-    indices = _other(operands, place)
-    (copies,) = jax.linear_transpose(
-        lambda z: equation.primitive.bind(z, indices, **equation.params),
-        jax.ShapeDtypeStruct(whole.shape, jnp.result_type(float)),
-    )(jnp.ones(taken.shape))
-    return jnp.sqrt(copies.max())
-
-
-def _dense(equation: JaxprEqn, operands: Sequence[Value], place: int) -> jax.Array:
-    """σ_max of the constant, the largest over the axes that both have."""
-    contracting, batch = equation.params["dimension_numbers"]
-    constant = matrices(_other(operands, place), contracting[1 - place], batch[1 - place])
-    return jnp.max(jnp.linalg.svd(constant, compute_uv=False))
-
-
 def matrices(kernel: Any, contracting: Sequence[int], batch: Sequence[int] = ()) -> jax.Array:
-    """A kernel of ``dot_general`` as (batches, outputs, inputs)."""
+    """Returns a kernel of ``dot_general`` with shape (batches, outputs, inputs)."""
     kernel = widened(kernel)
     shape = np.shape(kernel)
     free = [i for i in range(kernel.ndim) if i not in (*contracting, *batch)]
@@ -140,19 +84,11 @@ def matrices(kernel: Any, contracting: Sequence[int], batch: Sequence[int] = ())
     return moved.reshape(batches, rows, columns)
 
 
-def _convolution(equation: JaxprEqn, operands: Sequence[Value], place: int) -> Any:
-    """The operator on inputs of this size, by its certified upper bound."""
-    operator, kernel = convolution_of(equation, operands), operands[1]
-    if operator is None or not isinstance(kernel, Known):
-        return None
-    return spectral_norm_upper_bound(kernel.value, operator)
-
-
-def convolution_of(equation: JaxprEqn, operands: Sequence[Value]) -> Convolution | None:
-    """The linear map of a known kernel, if it is one of an image."""
-    params = equation.params
+def convolution_of(operation: Operation) -> Convolution | None:
+    """Returns the linear map of a convolution of x with a known kernel."""
+    params = operation.params
     layout = params["dimension_numbers"]
-    image, kernel = operands[0], operands[1]
+    image, kernel = operation.operands[0], operation.operands[1]
     spatial = len(layout.lhs_spec) - 2
     if not isinstance(image, Dependent) or not isinstance(kernel, Known):
         return None
@@ -171,11 +107,74 @@ def convolution_of(equation: JaxprEqn, operands: Sequence[Value]) -> Convolution
     )
 
 
-def _windows(equation: JaxprEqn, operand: Any) -> list[np.ndarray[Any, Any]]:
-    """Along each axis, which entries a window holds: (windows, entries), zeros and ones."""
-    params = equation.params
+def _copies(operation: Operation, operand: Dependent | None = None) -> float:
+    """Returns the size of the output over that of an operand, by default the dependent operand."""
+    operand = operation.dependent[0] if operand is None else operand
+    copies: float = math.prod(operation.output.shape) / max(math.prod(operand.shape), 1)
+    return copies
+
+
+def _other(operation: Operation) -> Any:
+    """Returns the known operand of an operation on two operands."""
+    other = operation.operands[1 - operation.position]
+    assert isinstance(other, Known)
+    return other.value
+
+
+def _cast(operation: Operation) -> float | None:
+    """Returns 1 for a cast to a floating-point dtype. Rounding to integers cannot be bounded."""
+    return 1.0 if jnp.issubdtype(operation.output.dtype, jnp.floating) else None
+
+
+def _multiply(operation: Operation) -> jax.Array:
+    return jnp.max(jnp.abs(widened(_other(operation))))
+
+
+def _divide(operation: Operation) -> jax.Array:
+    return 1 / jnp.min(jnp.abs(widened(_other(operation))))
+
+
+def _broadcast(operation: Operation) -> float:
+    return math.sqrt(_copies(operation))
+
+
+def _sum(operation: Operation) -> float:
+    return 1 / math.sqrt(_copies(operation))  # √n for n summands
+
+
+def _gather(operation: Operation) -> jax.Array:
+    """Returns √n, where n is the largest number of copies of one entry in the output."""
+    equation = operation.equation
+    whole: Any = equation.invars[operation.position].aval
+    indices = _other(operation)
+    (copies,) = jax.linear_transpose(
+        lambda z: equation.primitive.bind(z, indices, **equation.params),
+        jax.ShapeDtypeStruct(whole.shape, jnp.result_type(float)),
+    )(jnp.ones(operation.output.shape))
+    return jnp.sqrt(copies.max())
+
+
+def _dense(operation: Operation) -> jax.Array:
+    """Returns the largest singular value of the known factor, over all batch entries."""
+    other = 1 - operation.position
+    contracting, batch = operation.params["dimension_numbers"]
+    factor = matrices(_other(operation), contracting[other], batch[other])
+    return jnp.max(jnp.linalg.svd(factor, compute_uv=False))
+
+
+def _convolution(operation: Operation) -> jax.Array | None:
+    """Returns the certified upper bound on the norm of the convolution at this input size."""
+    linear_map, kernel = convolution_of(operation), operation.operands[1]
+    if linear_map is None or not isinstance(kernel, Known):
+        return None
+    return spectral_norm_upper_bound(kernel.value, linear_map)
+
+
+def _windows(operation: Operation) -> list[np.ndarray[Any, Any]]:
+    """Returns a 0/1 matrix (windows, entries) per axis: which entries each window holds."""
+    params = operation.params
     found = []
-    for axis, extent in enumerate(operand.shape):
+    for axis, extent in enumerate(operation.dependent[0].shape):
         low, high = params["padding"][axis]
         base, dilation = params["base_dilation"][axis], params["window_dilation"][axis]
         spread = (params["window_dimensions"][axis] - 1) * dilation + 1
@@ -188,24 +187,24 @@ def _windows(equation: JaxprEqn, operand: Any) -> list[np.ndarray[Any, Any]]:
     return [inside.astype(float) for inside in found]
 
 
-def _window_sum(equation: JaxprEqn, operands: Sequence[Value], place: int) -> float:
-    """The operator is a Kronecker product, and so its norm the product of the axes' norms."""
-    return math.prod(float(np.linalg.norm(a, 2)) for a in _windows(equation, operands[place]))
+def _window_sum(operation: Operation) -> float:
+    """Returns the product of the norms along the axes, because the map is a Kronecker product."""
+    return math.prod(float(np.linalg.norm(a, 2)) for a in _windows(operation))
 
 
-def _window_max(equation: JaxprEqn, operands: Sequence[Value], place: int) -> float:
-    """√(windows that share an entry), at most ∏⌈k/s⌉ of them."""
-    return math.sqrt(math.prod(a.sum(0).max() for a in _windows(equation, operands[place])))
+def _window_max(operation: Operation) -> float:
+    """Returns √n, where n ≤ ∏⌈k/s⌉ is the largest number of windows that share an entry."""
+    return math.sqrt(math.prod(a.sum(0).max() for a in _windows(operation)))
 
 
-GAINS: dict[str, Callable[[JaxprEqn, Sequence[Value], int], Any]] = {
-    "convert_element_type": _only_floating,
-    "logistic": lambda *_: 0.25,
-    "erf": lambda *_: 2 / math.sqrt(math.pi),
-    "erfc": lambda *_: 2 / math.sqrt(math.pi),
+RULES: dict[str, Callable[[Operation], Any]] = {
+    "convert_element_type": _cast,
+    "logistic": lambda _: 0.25,
+    "erf": lambda _: 2 / math.sqrt(math.pi),
+    "erfc": lambda _: 2 / math.sqrt(math.pi),
     "mul": _multiply,
     "div": _divide,
-    "broadcast_in_dim": _copies,
+    "broadcast_in_dim": _broadcast,
     "reduce_sum": _sum,
     "gather": _gather,
     "dot_general": _dense,

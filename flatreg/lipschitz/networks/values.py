@@ -1,7 +1,8 @@
-"""A traced program walked through with values that are known, or that depend on the input x.
+"""The values that :func:`lipschitz_bound` carries through a traced program.
 
-What does not depend on x is computed. What does gets a number of its own, the same for the same
-operation on the same values (value numbering), so that two ways to one value are seen to be one.
+A value that does not depend on the input x is computed. A value that depends on x gets a key. The
+same operation on the same operands gives the same key (value numbering), so repeated computations
+of a value are recognized.
 """
 
 import contextlib
@@ -11,11 +12,19 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import Jaxpr, JaxprEqn, Literal
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
+
+from flatreg.lipschitz.programs import all_equations, walk
 
 
 class Known(NamedTuple):
-    """A value that does not depend on x, and the parameter that it comes from, if any."""
+    """A value that does not depend on x.
+
+    Attributes:
+      value: the array.
+      key: an identifier, which is the same for values that are known to be equal.
+      name: the path of the parameter that the value was computed from, if there is one.
+    """
 
     value: Any
     key: Any
@@ -23,28 +32,48 @@ class Known(NamedTuple):
 
 
 class Unbounded(NamedTuple):
-    """An operation without a bound, its layer, and the parameters met before and after it."""
+    """The reason why a value is unbounded.
+
+    Attributes:
+      operation: the operation without a bound.
+      layer: the name scopes around the operation.
+      after: the last parameter used before the operation.
+      before: the first parameter used after the operation.
+    """
 
     operation: str
-    place: str
+    layer: str
     after: str
     before: str = ""
+
+
+class ScaledLayer(NamedTuple):
+    """A layer with a known kernel whose output was scaled per channel and shifted.
+
+    Attributes:
+      axis: the channel axis of the value.
+      bound: ``bound(scale)`` bounds the Lipschitz constant of x ↦ scale ⊙ value, for one further
+        factor per channel.
+    """
+
+    axis: int
+    bound: Callable[[jax.Array], jax.Array]
 
 
 class Dependent(NamedTuple):
     """A value that depends on x.
 
     Attributes:
-      shape: its shape.
-      dtype: its dtype.
-      key: the same for equal values.
-      bound: of the Lipschitz constant of x ↦ value, None where there is none.
-      unbounded: then, why.
-      place: the layer that it comes from.
-      parameter: the last parameter on the way to it.
-      factors: those that went into the bound, as places in a list of all.
-      head: (B, W) if it is Wz + c for a z whose bound is B, W of shape (outputs, features).
-      layer: if it is a layer's output, scaled and shifted: ``_folding.Layer``.
+      shape: the shape of the value.
+      dtype: the dtype of the value.
+      key: an identifier, which is the same for values that are known to be equal.
+      bound: a bound on the Lipschitz constant of x ↦ value, or None.
+      unbounded: the reason why ``bound`` is None.
+      layer_name: the layer that the value comes from.
+      parameter: the last parameter used to compute the value.
+      factors: the factors in the bound, as indices into the interpreter's list of all factors.
+      head: (B, W) if the value is Wz + c, where z has the bound B. W has shape (outputs, features).
+      layer: the layer whose scaled and shifted output the value is, if there is one.
     """
 
     shape: tuple[int, ...]
@@ -52,65 +81,103 @@ class Dependent(NamedTuple):
     key: Any
     bound: Any = None
     unbounded: Unbounded | None = None
-    place: str = ""
+    layer_name: str = ""
     parameter: str = ""
     factors: frozenset[int] = frozenset()
     head: tuple[Any, jax.Array] | None = None
-    layer: Any = None
+    layer: ScaledLayer | None = None
 
 
 Value: TypeAlias = Known | Dependent
-Visit: TypeAlias = Callable[[JaxprEqn, list[Value], str], Sequence[Value]]
-"""``visit(equation, operands, path)``: the results of an operation on a value that depends on x."""
-
-# Operations that only call the program in their parameters. `scan`, `while` and `cond` do more.
-CALLS = {
-    "jit",
-    "pjit",
-    "closed_call",
-    "core_call",
-    "checkpoint",
-    "remat",
-    "remat2",
-    "custom_jvp_call",
-    "custom_vjp_call",
-    "custom_vjp_call_jaxpr",
-}
 
 
-def walk(program: Any, arguments: Sequence[Value], visit: Visit, path: str = "") -> list[Value]:
-    """The program's results; ``program`` is a Jaxpr, closed or not."""
-    jaxpr: Jaxpr = getattr(program, "jaxpr", program)
-    constants = [known(value) for value in getattr(program, "consts", ())]
-    environment: dict[Any, Value] = dict(zip(jaxpr.constvars, constants, strict=True))
-    environment.update(zip(jaxpr.invars, arguments, strict=True))
+class Operation(NamedTuple):
+    """An operation on values, at least one of which depends on x.
 
-    def read(atom: Any) -> Value:
-        return known(atom.val) if isinstance(atom, Literal) else environment[atom]
+    Attributes:
+      equation: the operation in the jaxpr.
+      operands: its operands.
+      path: the name scopes around it.
+    """
 
-    for equation in jaxpr.eqns:
-        operands = [read(atom) for atom in equation.invars]
-        inside = "/".join(filter(None, (path, str(equation.source_info.name_stack))))
-        called = _called(equation)
-        results: Sequence[Value]
-        if called is not None:
-            results = walk(called, operands, visit, inside)
-        elif all(isinstance(operand, Known) for operand in operands):
-            results = _compute(equation, operands)
-        else:
-            results = visit(equation, operands, inside)
-        environment.update(zip(equation.outvars, results, strict=True))
-    return [read(atom) for atom in jaxpr.outvars]
+    equation: JaxprEqn
+    operands: Sequence[Value]
+    path: str = ""
+
+    @property
+    def name(self) -> str:
+        """The name of the primitive."""
+        return self.equation.primitive.name
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """The parameters of the primitive."""
+        return self.equation.params
+
+    @property
+    def output(self) -> Any:
+        """The shape and the dtype of the first output."""
+        return self.equation.outvars[0].aval
+
+    @property
+    def dependent(self) -> list[Dependent]:
+        """The operands that depend on x."""
+        return [operand for operand in self.operands if isinstance(operand, Dependent)]
+
+    @property
+    def position(self) -> int:
+        """The position of the first operand that depends on x."""
+        return next(i for i, z in enumerate(self.operands) if isinstance(z, Dependent))
+
+    @property
+    def known(self) -> Known | None:
+        """The first operand that does not depend on x."""
+        return next((operand for operand in self.operands if isinstance(operand, Known)), None)
+
+    @property
+    def parameter(self) -> str:
+        """The name of the first operand that comes from a parameter, or an empty string."""
+        names = (operand.name for operand in self.operands if isinstance(operand, Known))
+        return next(filter(None, names), "")
+
+
+VisitOperation: TypeAlias = Callable[[Operation], Sequence[Dependent]]
+
+
+def propagate(
+    program: Jaxpr | ClosedJaxpr, arguments: Sequence[Value], visit: VisitOperation
+) -> list[Value]:
+    """Carries values through a program and computes the operations on known values.
+
+    Args:
+      program: the jaxpr.
+      arguments: one value per input.
+      visit: returns the outputs of an operation on a value that depends on x.
+
+    Returns:
+      One value per output.
+    """
+
+    def visit_any(equation: JaxprEqn, operands: list[Value], path: str) -> Sequence[Value]:
+        known_operands = [operand for operand in operands if isinstance(operand, Known)]
+        if len(known_operands) == len(operands):
+            return _computed(equation, known_operands)
+        return visit(Operation(equation, operands, path))
+
+    return walk(program, arguments, visit_any, known)
 
 
 def known(value: Any, name: str = "") -> Known:
-    """A constant. Arrays of one number are the same wherever they come from, all others differ."""
+    """Returns a value that does not depend on x.
+
+    Unnamed arrays filled with the same number share a key. All other arrays have keys of their own.
+    """
     number = None if name else uniform(value)
     return Known(value, object() if number is None else ("=", number), name)
 
 
 def uniform(value: Any) -> float | None:
-    """The number that fills a concrete array, if one does."""
+    """Returns the number that fills a concrete array, or None."""
     if isinstance(value, jax.core.Tracer) or not np.size(value):
         return None
     if not jnp.issubdtype(jnp.result_type(value), jnp.number):
@@ -120,45 +187,36 @@ def uniform(value: Any) -> float | None:
     return float(np.real(entries[0])) if is_uniform and not np.iscomplexobj(entries) else None
 
 
-def numbers_in(program: Any) -> set[float]:
-    """The finite numbers written in a program and in all that it calls."""
-    jaxpr: Jaxpr = getattr(program, "jaxpr", program)
-    found = set()
-    for equation in jaxpr.eqns:
-        literals = (uniform(a.val) for a in equation.invars if isinstance(a, Literal))
-        found |= {number for number in literals if number is not None and np.isfinite(number)}
-        called = _called(equation)
-        if called is not None:
-            found |= numbers_in(called)
-    return found
+def numbers_in(program: Jaxpr | ClosedJaxpr) -> set[float]:
+    """Returns the finite numbers that are literals in a program or in a program that it calls."""
+    literals = (
+        uniform(atom.val)
+        for equation in all_equations(program)
+        for atom in equation.invars
+        if isinstance(atom, Literal)
+    )
+    return {number for number in literals if number is not None and np.isfinite(number)}
 
 
-def numbered(
-    equation: JaxprEqn, operands: Sequence[Value], numbers: dict[Any, int]
-) -> Iterator[Dependent]:
-    """The results by their numbers alone, which ``numbers`` remembers."""
-    operation = equation.primitive.name, repr(sorted(equation.params.items()))
-    for i, result in enumerate(equation.outvars):
-        aval: Any = result.aval
+def numbered(operation: Operation, keys: dict[Any, int]) -> Iterator[Dependent]:
+    """Yields the outputs of an operation with their keys, which are remembered in ``keys``."""
+    equation = operation.equation
+    settings = operation.name, repr(sorted(operation.params.items()))
+    for i, output in enumerate(equation.outvars):
+        aval: Any = output.aval
         shape, dtype = aval.shape, aval.dtype
-        what = (*operation, i, shape, str(dtype), *(operand.key for operand in operands))
-        yield Dependent(shape, dtype, numbers.setdefault(what, len(numbers)))
+        operand_keys = (operand.key for operand in operation.operands)
+        expression = (*settings, i, shape, str(dtype), *operand_keys)
+        yield Dependent(shape, dtype, keys.setdefault(expression, len(keys)))
 
 
-def _called(equation: JaxprEqn) -> Any:
-    if equation.primitive.name not in CALLS:
-        return None
-    return equation.params.get("jaxpr", equation.params.get("call_jaxpr"))
-
-
-def _compute(equation: JaxprEqn, operands: Sequence[Value]) -> list[Value]:
-    """An operation on known values, at once where they are no tracers."""
-    values = [operand.value for operand in operands if isinstance(operand, Known)]
+def _computed(equation: JaxprEqn, operands: Sequence[Known]) -> list[Value]:
+    """Applies an operation to known values, immediately if they are concrete."""
+    values = [operand.value for operand in operands]
     traced = any(isinstance(value, jax.core.Tracer) for value in values)
     with contextlib.nullcontext() if traced else jax.ensure_compile_time_eval():
         results = equation.primitive.bind(*values, **equation.params)
-    names = [operand.name for operand in operands if isinstance(operand, Known) and operand.name]
-    name = names[0] if names else ""
+    name = next((operand.name for operand in operands if operand.name), "")
     return [
         known(result, name)
         for result in (results if equation.primitive.multiple_results else [results])

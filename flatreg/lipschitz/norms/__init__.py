@@ -1,1 +1,1 @@
-"""Norms of linear maps, with lower and upper bounds."""
+"""Norms of linear maps, computed as lower and upper bounds."""

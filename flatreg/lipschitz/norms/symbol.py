@@ -1,19 +1,28 @@
-r"""The symbol of a convolution: its Fourier transform, whose supremum bounds the norm.
+r"""An upper bound on the norm of a convolution: the supremum of its Fourier transform, the symbol.
 
-A convolution is a section of one on the unbounded grid, which Fourier transforms into
-the matrices F(ω) = Σₜ K[t] e^(iωt): σ ≤ sup σ(F). With stride s and input dilation D the inputs
-i = (s/g)m + a and the outputs o = (D/g)m′ − b, g = gcd(s, D), are channels a and b of a convolution
-m − m′ = (t − low − bs − aD)·g/(sD) without stride (polyphase). Along an axis u*F(ω)v is a sum of
-exponentials of degree d, the polyphase extent − 1. Turned so that it is real and maximal at ω₀ and
-centered in frequency, it stays above M cos(d(ω − ω₀)/2) near ω₀ (Riesz), and one of N
-equally spaced frequencies is within π/N of ω₀. So sup σ(F) ≤ max over the grid / ∏ cos(πd/2N), with
-N > d. On a circle of N places, and on a section so short that N ≥ its length + d places hold it
-without overlap, the operator is that of the circle, or a section of it, and the factor is 1.
+**Symbol.** A convolution on a finite input is a section of the convolution on the infinite grid.
+The Fourier transform turns the latter into the matrices F(ω) = Σₜ K[t] e^(iωt). Hence
+σ ≤ sup σ(F(ω)).
+
+**Stride and dilation.** With stride s, input dilation D and g = gcd(s, D), write the inputs as
+i = (s/g)m + a and the outputs as o = (D/g)m′ − b. With a and b as additional channels, this is a
+convolution without stride (the polyphase form), with m − m′ = (t − low − bs − aD)·g/(sD).
+
+**Grid.** For fixed vectors u and v, u*F(ω)v is a sum of exponentials of degree d along each axis,
+where d + 1 is the extent of the polyphase kernel. Let M be its largest modulus, attained at ω₀.
+Multiply the sum by a phase such that it is real at ω₀, and shift its frequencies to be symmetric
+about 0. Then, near ω₀, its real part is at least M cos(d(ω − ω₀)/2) (Riesz). One of N equally
+spaced frequencies is within π/N of ω₀. Therefore sup σ(F) ≤ (max of σ(F) over the grid) / ∏
+cos(πd/2N), for N > d.
+
+**Exact grids.** The factor is 1 in two cases: if the axis is a circle of N places, or if the axis
+is so short that a circle of N ≥ length + d places contains it without overlap. In these cases, the
+convolution is the convolution on the circle, or a section of it.
 """
 
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -22,20 +31,52 @@ import numpy as np
 from flatreg.lipschitz.norms.gram import gram_bound
 from flatreg.lipschitz.operators.convolution import Axis
 
+Array: TypeAlias = np.ndarray[Any, Any]
+
+
+class Grid(NamedTuple):
+    """The frequencies along one axis.
+
+    Attributes:
+      phases: e^(iωq), with shape (frequencies, a, b, t). An entry is zero if tap t does not connect
+        input channel a with output channel b.
+      factor: the supremum is at most this factor times the maximum over the grid.
+    """
+
+    phases: Array
+    factor: float
+
 
 def symbol_bound(blocks: jax.Array, axes: tuple[Axis, ...], tolerance: float) -> jax.Array:
-    """The bound by the symbol, at most 1 + ``tolerance`` above its supremum."""
-    share, gram_slack = (1 + tolerance) ** (0.7 / len(axes)), (1 + tolerance) ** 0.3 - 1
-    phases, factors = zip(*(_phases(axis, share) for axis in axes), strict=True)
-    largest = over_frequencies(blocks, phases, lambda x, y: gram_bound(x, y, gram_slack))
-    return math.prod(factors) * largest
+    """Returns an upper bound on the norm of a convolution, computed from its symbol.
+
+    Args:
+      blocks: the kernel, with shape (*window, in / groups, groups, out / groups).
+      axes: the spatial axes of the convolution.
+      tolerance: the bound is at most 1 + ``tolerance`` times the supremum of σ(F(ω)).
+    """
+    gram_slack = (1 + tolerance) ** 0.3 - 1
+    grids = _grids(axes, tolerance)
+    largest = _maximum(blocks, grids, lambda x, y: gram_bound(x, y, gram_slack))
+    return math.prod(grid.factor for grid in grids) * largest
 
 
 def symbol_maximum(blocks: jax.Array, axes: tuple[Axis, ...], tolerance: float) -> jax.Array:
-    """The largest σ(F(ω)) on the grid of :func:`symbol_bound`, exactly: a lower bound of sup σ."""
-    share = (1 + tolerance) ** (0.7 / len(axes))
-    phases = [_phases(axis, share)[0] for axis in axes]
-    return over_frequencies(blocks, phases, lambda x, y: jnp.max(_singular_values(x + 1j * y)))
+    """Returns the largest σ(F(ω)) on the grid of :func:`symbol_bound`, which is at most sup σ(F).
+
+    Args:
+      blocks: the kernel, with shape (*window, in / groups, groups, out / groups).
+      axes: the spatial axes of the convolution.
+      tolerance: determines the grid.
+    """
+    grids = _grids(axes, tolerance)
+    return _maximum(blocks, grids, lambda x, y: jnp.max(_singular_values(x + 1j * y)))
+
+
+def _grids(axes: tuple[Axis, ...], tolerance: float) -> list[Grid]:
+    """Returns the frequencies along each axis; the product of their factors is within tolerance."""
+    largest_factor = (1 + tolerance) ** (0.7 / len(axes))
+    return [_grid(axis, largest_factor) for axis in axes]
 
 
 def _singular_values(matrices: jax.Array) -> jax.Array:
@@ -43,67 +84,72 @@ def _singular_values(matrices: jax.Array) -> jax.Array:
     return values
 
 
-def over_frequencies(
+def _maximum(
     blocks: jax.Array,
-    phases: Any,
+    grids: Sequence[Grid],
     largest: Callable[[jax.Array, jax.Array], jax.Array],
 ) -> jax.Array:
-    """The maximum of ``largest`` of the real and imaginary parts of F, a row of the grid at a time.
+    """Returns the maximum over the grid of ``largest(real part of F, imaginary part of F)``.
 
-    The kernel is real, so F(−ω) is the conjugate of F(ω), and half of the last axis suffices.
+    One row of the grid is computed at a time. The kernel is real, so F(−ω) is the conjugate of
+    F(ω), and half of the frequencies along the last axis are enough.
     """
+    # For two axes the formula is 'adu,Ybev,uvigo->Ygabideo' with frequencies Y (those of the first
+    # axis are mapped over), taps u, v, groups g, input channels a, b, i, output channels d, e, o.
+    phases = [grid.phases for grid in grids]
     n = len(phases)
     a, b, t = "abc"[:n], "def"[:n], "uvw"[:n]
     operands = ",".join(("XYZ"[i] if i else "") + a[i] + b[i] + t[i] for i in range(n))
-    grid = "XYZ"[1:n]
-    formula = f"{operands},{t}igo->{grid}g{a}i{b}o"
+    frequencies = "XYZ"[1:n]
+    formula = f"{operands},{t}igo->{frequencies}g{a}i{b}o"
     half = phases[-1][: len(phases[-1]) // 2 + 1]
     dtype = jnp.result_type(blocks.dtype, jnp.complex64)
     first, *others = [jnp.asarray(p, dtype) for p in (*phases[:-1], half)]
     rows = math.prod(p.shape[1] for p in phases) * blocks.shape[-3]
     columns = math.prod(p.shape[2] for p in phases) * blocks.shape[-1]
 
-    def row(phase: jax.Array) -> jax.Array:
+    def largest_in_row(phase: jax.Array) -> jax.Array:
         precision = jax.lax.Precision.HIGHEST
         symbol = jnp.einsum(formula, phase, *others, blocks, precision=precision)
         symbol = symbol.reshape(-1, rows, columns)
         return largest(symbol.real, symbol.imag)
 
-    return jnp.max(jax.lax.map(row, first))
+    return jnp.max(jax.lax.map(largest_in_row, first))
 
 
-def _phases(axis: Axis, share: float) -> tuple[np.ndarray[Any, Any], float]:
-    """e^(iωq) as (frequencies, a, b, t), zero where no tap t leads from a to b, and the factor."""
+def _grid(axis: Axis, largest_factor: float) -> Grid:
+    """Returns enough frequencies along an axis that their factor is at most the largest one."""
     s, D = axis.stride, axis.input_dilation
     if axis.circular and axis.inputs is not None and axis.inputs * D % math.lcm(s, D):
-        s = 1  # The steps do not close; what they skip only lowers the norm.
+        s = 1  # The stride does not fit the circle. Omitting outputs can only lower the norm.
     g = math.gcd(s, D)
     a, b, t = np.ogrid[: s // g, : D // g, : axis.window]
     place = axis.kernel_dilation * t - axis.low % g - b * s - a * D
     valid, q = place % (s * D // g) == 0, place // (s * D // g)
     if not valid.any():
-        return np.zeros((1, *place.shape)), 1.0
+        return Grid(np.zeros((1, *place.shape)), 1.0)
     q = q - q[valid].min()
     spread = max(int(np.gcd.reduce(q[valid])), 1)
     q = np.where(valid, q // spread, 0)
     degree = int(q.max())
-    frequencies = math.ceil(math.pi * degree / (2 * math.acos(1 / share))) if degree else 1
+    frequencies = math.ceil(math.pi * degree / (2 * math.acos(1 / largest_factor))) if degree else 1
     factor = 1 / math.cos(math.pi * degree / (2 * frequencies))
-    exact = _closed_length(axis, s, D, degree, spread)
-    if exact is not None and exact <= 1.25 * frequencies:  # worth it, for it is tighter
+    exact = _circle_length(axis, s, D, degree, spread)
+    if exact is not None and exact <= 1.25 * frequencies:  # tighter, and hardly more expensive
         frequencies, factor = exact, 1.0
     angles = 2 * np.pi * np.arange(frequencies) / frequencies
-    return valid * np.exp(1j * angles[:, None, None, None] * q), factor
+    return Grid(valid * np.exp(1j * angles[:, None, None, None] * q), factor)
 
 
-def _closed_length(axis: Axis, s: int, D: int, degree: int, spread: int) -> int | None:
-    """Places of a circle that the operator, in polyphase, is on or is a section of."""
+def _circle_length(axis: Axis, s: int, D: int, degree: int, spread: int) -> int | None:
+    """Returns the length of a circle on which the polyphase form is exact, if there is one."""
     if axis.inputs is None or axis.outputs is None:
         return None
     g = math.gcd(s, D)
     if axis.circular:
         period = axis.inputs * g // s
         return period // math.gcd(period, spread)
-    # n places in a row touch at most so many blocks of p, and each class modulo spread its share.
+    # n consecutive places touch at most this many blocks of p. The blocks are divided among the
+    # residue classes modulo spread.
     blocks = min((n + p - 2) // p + 1 for n, p in ((axis.inputs, s // g), (axis.outputs, D // g)))
     return -(-blocks // spread) + degree

@@ -1,8 +1,12 @@
-r"""Upper bounds of spectral norms that are certified, out of small products of kernel entries.
+r"""Certified upper bounds on spectral norms, from small matrix products of kernel entries.
 
-**Reshaped kernel.** An input is read at most p times, so ‖Ax‖² ≤ σ(R)² Σ‖patch‖² ≤ pσ(R)²‖x‖² with
-R the kernel as (window·in, out); and the same for the adjoint, with the most taps that reach an
-output and the kernel as (in, window·out).
+The norm of a convolution A is at most the smallest of three numbers:
+
+* the bound by its symbol (see ``symbol.py``);
+* √p · σ(R), where R is the kernel reshaped to a matrix (window·in, out) and every input is read at
+  most p times, because ‖Ax‖² ≤ σ(R)² Σ‖patch‖² ≤ p σ(R)² ‖x‖²;
+* the same for the adjoint, where R is the kernel reshaped to a matrix (in, window·out) and p is the
+  largest number of taps that reach one output.
 """
 
 import math
@@ -15,42 +19,54 @@ import numpy as np
 from flatreg.lipschitz.norms.gram import gram_bound
 from flatreg.lipschitz.norms.symbol import symbol_bound
 from flatreg.lipschitz.operators.convolution import Axis, Convolution
-from flatreg.lipschitz.operators.linear_maps import Dense, LinearMap, widened
+from flatreg.lipschitz.operators.dense import Dense
+from flatreg.lipschitz.operators.linear import LinearMap, float_kernel
 
-SMALL = 2**20  # entries of an operator that is written out to be measured
-DENSE = 2**24  # the most entries of an operator that is written out
-MAXIMUM_AXES = 3
+MOST_ENTRIES = 2**24  # the largest size of a matrix that is computed to bound a map
+MOST_SPATIAL_AXES = 3
 
 
 def spectral_norm_upper_bound(
     kernel: Any, linear_map: LinearMap | None = None, *, tolerance: float = 0.05
 ) -> jax.Array:
-    r"""A certified upper bound of σ(A), cheap enough for a training step.
+    r"""Returns a certified upper bound on σ(A) that is cheap enough for a training step.
 
-    Dense kernels: Gram iteration, at most 0.1% above. Convolutions: the smallest of the symbol's
-    bound max_grid σ(F(ω)) / ∏ cos(πd/2N), the number N of frequencies such that it is within
-    ``tolerance`` of the symbol's supremum, and of the bounds √p·σ(reshaped) of the kernel and its
-    adjoint, p the number of times that an input is read or an output is reached: √(⌈k/s⌉⌈k/s⌉) for
-    stride s. Proofs: the head of this module. Never below σ(A) apart from rounding.
+    The bound is never below σ(A) apart from rounding.
 
-    The cost for r = min(in, out) channels is some 6r³ FLOPs, N²/2 frequencies and log₂(log r /
-    ``tolerance``) squarings: for 3×3 kernels N = 18, and 9 with ``tolerance=0.2``.
+    For dense kernels it comes from Gram iteration and is at most 0.1% above σ(A).
+
+    For convolutions it is the smallest of three bounds:
+
+    * the bound by the symbol F: (max of σ(F(ω)) over a grid of frequencies) / ∏ cos(πd/2N), where d
+      is the degree of F along an axis and the number N of frequencies is large enough that the
+      bound is within ``tolerance`` of the supremum of σ(F(ω));
+    * √p·σ of the reshaped kernel (window·in, out), where p is the number of times that an input is
+      read, (⌈k/s⌉)² for a two-dimensional k×k kernel with stride s;
+    * √p·σ of the reshaped kernel (in, window·out), where p is the number of taps that reach an
+      output.
+
+    For r = min(in, out) channels, the cost is about 6r³ FLOPs per squaring and frequency, with
+    log₂(log r / ``tolerance``) squarings and N²/2 frequencies. For 3×3 kernels, N = 18 by default,
+    and N = 9 with ``tolerance=0.2``.
 
     Args:
-      kernel: the kernel; computed in at least float32.
-      linear_map: what the kernel does. If None, a kernel of two axes is dense; one of three to five
-        is a convolution, bounded for every input size, zero or circular padding, stride, dilation
-        and grouping by its symbol of stride 1 (several reading directions, as in reflected padding,
-        are not covered; nor is a dense kernel of more than two axes, which needs ``Dense()``).
-      tolerance: how far above the symbol's supremum the bound may be.
+      kernel: the kernel. The computation is in at least float32.
+      linear_map: the linear map of the layer. If None, a kernel with two axes is treated as dense,
+        and a kernel with three to five axes is treated as a convolution. In the latter case, the
+        bound is computed from the symbol at stride 1 and holds for every input size, zero or
+        circular padding, stride, dilation and grouping. It does not hold for reflected padding,
+        which reads the input in several directions, or for a dense kernel with more than two axes,
+        which needs ``Dense()``.
+      tolerance: the largest relative amount by which the bound by the symbol may exceed the
+        supremum of the symbol.
 
     Returns:
       The bound, a scalar.
 
     Raises:
-      ValueError: if the kernel does not fit the map, ``tolerance`` is not positive, or a ``Linear``
-        map is too large to be written out.
-      TypeError: if the kernel is not of floating point.
+      ValueError: if the kernel does not fit the map, if ``tolerance`` is not positive, or if the
+        matrix of a ``Linear`` map has more than 2²⁴ entries.
+      TypeError: if the kernel is not floating-point.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -65,24 +81,26 @@ def spectral_norm_upper_bound(
 
     References:
       Delattre, Barthélemy, Araujo and Allauzen, `Efficient Bound of Lipschitz Constant for
-      Convolutional Layers by Gram Iteration <https://arxiv.org/abs/2305.16173>`_, 2023 (there with
-      another factor); Singla and Feizi, `Fantastic Four <https://arxiv.org/abs/1911.10258>`_, 2021.
+      Convolutional Layers by Gram Iteration <https://arxiv.org/abs/2305.16173>`_, 2023. The factor
+      for the grid of frequencies there differs from the one here.
+
+      Singla and Feizi, `Fantastic Four <https://arxiv.org/abs/1911.10258>`_, 2021.
     """
     if not tolerance > 0:
         raise ValueError(f"tolerance must be positive, got {tolerance}: write tolerance=0.05.")
-    kernel = widened(kernel)
+    kernel = float_kernel(kernel)
     linear_map = default_map(kernel) if linear_map is None else linear_map
     if isinstance(linear_map, Dense):
         return gram_bound(linear_map.matrix(kernel))
     if linear_map is None or isinstance(linear_map, Convolution):
-        blocks, axes = convolution(kernel, linear_map)
-        return jnp.minimum(symbol_bound(blocks, axes, tolerance), reshape_bound(blocks, axes))
-    return dense_bound(kernel, linear_map)
+        blocks, axes = blocks_and_axes(kernel, linear_map)
+        return jnp.minimum(symbol_bound(blocks, axes, tolerance), _reshaped_bound(blocks, axes))
+    return matrix_bound(kernel, linear_map)
 
 
 def default_map(kernel: jax.Array) -> Dense | None:
-    """``Dense()`` for two axes, None for the convolution on an unbounded grid."""
-    if not 2 <= kernel.ndim <= MAXIMUM_AXES + 2:
+    """Returns ``Dense()`` for two axes, and None for a convolution on an infinite grid."""
+    if not 2 <= kernel.ndim <= MOST_SPATIAL_AXES + 2:
         raise ValueError(
             f"a kernel of shape {kernel.shape} needs a linear map: pass linear_map=flatreg."
             "lipschitz.Dense(), or reshape it to (in, out)."
@@ -90,10 +108,13 @@ def default_map(kernel: jax.Array) -> Dense | None:
     return Dense() if kernel.ndim == 2 else None
 
 
-def convolution(
+def blocks_and_axes(
     kernel: jax.Array, linear_map: Convolution | None
 ) -> tuple[jax.Array, tuple[Axis, ...]]:
-    """The kernel as (*window, in / groups, groups, out / groups), and its spatial axes."""
+    """Returns the kernel as (*window, in / groups, groups, out / groups), and the spatial axes.
+
+    If the linear map is None, the axes are infinite and the stride is 1.
+    """
     groups = 1
     if linear_map is not None:
         kernel, groups = linear_map.oriented(kernel), linear_map.feature_group_count
@@ -102,31 +123,31 @@ def convolution(
     return kernel.reshape(*window, inputs, groups, outputs // groups), axes
 
 
-def entries(kernel: jax.Array, linear_map: LinearMap) -> int:
-    """How many entries the operator has, written out."""
+def matrix_entries(kernel: jax.Array, linear_map: LinearMap) -> int:
+    """Returns the number of entries of the matrix of a linear map."""
     shape = linear_map.input_shape_of(kernel)
-    struct = jax.ShapeDtypeStruct(shape, kernel.dtype)
-    size: int = jax.eval_shape(linear_map.apply, kernel, struct).size
-    return math.prod(shape) * size
+    x = jax.ShapeDtypeStruct(shape, kernel.dtype)
+    outputs: int = jax.eval_shape(linear_map.apply, kernel, x).size
+    return math.prod(shape) * outputs
 
 
-def dense_bound(kernel: jax.Array, linear_map: LinearMap) -> jax.Array:
-    """Gram iteration of the operator, written out."""
+def matrix_bound(kernel: jax.Array, linear_map: LinearMap) -> jax.Array:
+    """Computes the matrix of a linear map and bounds its norm by Gram iteration."""
     shape = linear_map.input_shape_of(kernel)
-    size = math.prod(shape)
-    if entries(kernel, linear_map) > DENSE:
+    size, entries = math.prod(shape), matrix_entries(kernel, linear_map)
+    if entries > MOST_ENTRIES:
         raise ValueError(
-            f"{linear_map} has {entries(kernel, linear_map)} entries, too many to bound it from "
-            "above: describe it as flatreg.lipschitz.Dense() or Convolution(…), or use "
-            "power_iteration, a lower bound."
+            f"the matrix of {linear_map} has {entries} entries, too many to bound its norm from "
+            "above: describe the layer with flatreg.lipschitz.Dense() or Convolution(…), or use "
+            "power_iteration, which gives a lower bound."
         )
     basis = jnp.eye(size, dtype=kernel.dtype).reshape(size, *shape)
     rows = jax.vmap(lambda x: linear_map.apply(kernel, x))(basis)
     return gram_bound(rows.reshape(size, -1))
 
 
-def reshape_bound(blocks: jax.Array, axes: tuple[Axis, ...]) -> jax.Array:
-    """The smaller of √p·σ(R) for the convolution and for its adjoint."""
+def _reshaped_bound(blocks: jax.Array, axes: tuple[Axis, ...]) -> jax.Array:
+    """Returns the smaller of √p·σ(R) for a convolution and for its adjoint."""
     *window, inputs, groups, outputs = blocks.shape
     taps = math.prod(window)
     grouped = jnp.moveaxis(blocks.reshape(taps, inputs, groups, outputs), 2, 0)
@@ -137,7 +158,7 @@ def reshape_bound(blocks: jax.Array, axes: tuple[Axis, ...]) -> jax.Array:
 
 
 def _multiplicity(axis: Axis) -> tuple[int, int]:
-    """How often an input is read at most, and how many taps reach an output at most."""
+    """Returns the most times that an input is read, and the most taps that reach an output."""
     if axis.inputs is None or axis.outputs is None:
         return axis.window, axis.window
     o, t = np.ogrid[: axis.outputs, : axis.window]

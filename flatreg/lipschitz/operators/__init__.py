@@ -1,1 +1,1 @@
-"""What a layer does to its input, as a linear map."""
+"""Linear maps: what a layer does to its input, and how to find the maps of a model."""

@@ -1,26 +1,32 @@
-"""Convolutions of any stride, padding, dilation and grouping, in one to three dimensions."""
+"""Convolutions with any stride, padding, dilation and grouping, in one to three dimensions."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 
-Pairs: TypeAlias = tuple[tuple[int, int], ...]
+Padding: TypeAlias = Literal["SAME", "VALID", "CIRCULAR"] | Sequence[tuple[int, int]]
+"""A padding mode, or one pair (before, after) per spatial axis."""
 
 
 class Axis(NamedTuple):
-    """One spatial axis: y[o] = Σₜ K[t] x[i], input_dilation·i = stride·o + kernel_dilation·t − low.
+    """One spatial axis of a convolution.
+
+    Output o is y[o] = Σ K[t] x[i], summed over all taps t and inputs i with
+    input_dilation·i = stride·o + kernel_dilation·t − low.
 
     Attributes:
-      window: number of taps t.
-      inputs: number of i, None for an axis without ends; if ``circular``, i counts modulo it.
-      outputs: number of o, None likewise.
-      stride: see the formula.
-      input_dilation: see the formula.
-      kernel_dilation: see the formula.
-      low: see the formula.
-      circular: whether the axis is closed.
+      window: the number of taps t.
+      inputs: the number of inputs i, or None for an axis that is infinite in both directions. If
+        ``circular``, i is counted modulo this number.
+      outputs: the number of outputs o, or None for an infinite axis.
+      stride: the distance between neighboring outputs, in the formula above.
+      input_dilation: the distance between neighboring inputs.
+      kernel_dilation: the distance between neighboring taps.
+      low: the padding before the first input.
+      circular: whether the axis wraps around.
     """
 
     window: int
@@ -35,41 +41,46 @@ class Axis(NamedTuple):
 
 @dataclass(frozen=True)
 class Convolution:
-    """A convolution of one to three axes, as Flax lays it out: kernel (*window, in, out).
+    """The linear map of a convolution with one to three spatial axes.
 
-    A transposed convolution (Flax's ``ConvTranspose``, :func:`jax.lax.conv_transpose`) is one whose
-    ``input_dilation`` is that layer's stride, with its padding as pairs; :func:`linear_maps` finds
-    both.
+    The kernel has shape (*window, in / groups, out), as in Flax. A transposed convolution (Flax's
+    ``ConvTranspose``, :func:`jax.lax.conv_transpose`) is a convolution whose ``input_dilation`` is
+    the stride of that layer and whose padding is given as pairs. :func:`linear_maps` finds the maps
+    of both kinds of layers.
 
     Attributes:
-      input_shape: ``(*spatial, channels)``, without batch.
-      strides: one for all axes or one an axis, and so are the dilations.
-      padding: "SAME", "VALID", "CIRCULAR", or (before, after) an axis. "CIRCULAR" closes the axes,
-        as Flax's ``Conv`` does: output o is centered on input strides·o.
-      input_dilation: places between two inputs, counted from one.
-      kernel_dilation: places between two taps, counted from one.
-      feature_group_count: groups of channels; the kernel is (*window, in / groups, out).
-      kernel_axes: the axes of the kernel that are (*window, in, out), if it lies otherwise.
-      reverse: whether the window is applied back to front; with swapped ``kernel_axes`` this is
-        ``transpose_kernel=True``.
+      input_shape: ``(*spatial, channels)``, without a batch axis.
+      strides: one integer for all spatial axes, or one per axis.
+      padding: "SAME", "VALID", "CIRCULAR", or one pair (before, after) per spatial axis.
+        "CIRCULAR" wraps around at the ends, as in Flax's ``Conv``: output o is centered on input
+        ``strides * o``.
+      input_dilation: the distance between neighboring inputs, one integer or one per axis. A value
+        of d inserts d − 1 zeros between neighboring inputs.
+      kernel_dilation: the distance between neighboring taps, one integer or one per axis.
+      feature_group_count: the number of groups of channels.
+      kernel_axes: which axes of the given kernel are (*window, in, out), in this order. If None,
+        the axes are already in this order.
+      reverse: whether the window is applied in reverse order. In combination with swapped
+        ``kernel_axes``, this corresponds to ``transpose_kernel=True`` in Flax.
     """
 
     input_shape: tuple[int, ...]
-    strides: int | tuple[int, ...] = 1
-    padding: str | Pairs = "SAME"
-    input_dilation: int | tuple[int, ...] = 1
-    kernel_dilation: int | tuple[int, ...] = 1
+    strides: int | Sequence[int] = 1
+    padding: Padding = "SAME"
+    input_dilation: int | Sequence[int] = 1
+    kernel_dilation: int | Sequence[int] = 1
     feature_group_count: int = 1
     kernel_axes: tuple[int, ...] | None = None
     reverse: bool = False
 
     def __post_init__(self) -> None:
-        """Normalizes sequences to tuples, so that equal maps are equal and hashable."""
+        """Checks the settings and converts sequences to tuples, which makes the map hashable."""
         spatial = len(self.input_shape) - 1
         if not 1 <= spatial <= 3:
             raise ValueError(
                 f"input_shape must be (*spatial, channels) with one to three spatial axes, got "
-                f"{self.input_shape}: for images write Convolution((32, 32, 3), …), without batch."
+                f"{self.input_shape}: for images, write Convolution((32, 32, 3), …), without the "
+                "batch axis."
             )
         object.__setattr__(self, "input_shape", tuple(map(int, self.input_shape)))
         for name in ("strides", "input_dilation", "kernel_dilation"):
@@ -78,30 +89,30 @@ class Convolution:
             if len(values) != spatial or min(values) < 1:
                 raise ValueError(
                     f"{name} must be one positive integer or {spatial} of them, got {value}: "
-                    f"write {name}={(1,) * spatial}."
+                    f"for example, write {name}={(1,) * spatial}."
                 )
             object.__setattr__(self, name, values)
         if isinstance(self.padding, str):
-            known = self.padding.upper() in ("SAME", "VALID", "CIRCULAR")
+            valid = self.padding.upper() in ("SAME", "VALID", "CIRCULAR")
             object.__setattr__(self, "padding", self.padding.upper())
-            known &= self.padding == "CIRCULAR" or set(self._each("input_dilation")) == {1}
+            valid &= self.padding == "CIRCULAR" or set(self._per_axis("input_dilation")) == {1}
         else:
-            known = len(self.padding) == spatial and all(len(pair) == 2 for pair in self.padding)
+            valid = len(self.padding) == spatial and all(len(pair) == 2 for pair in self.padding)
             pairs = tuple(tuple(map(int, pair)) for pair in self.padding)
             object.__setattr__(self, "padding", pairs)
-        if not known:
+        if not valid:
             raise ValueError(
                 f"padding must be 'SAME', 'VALID' (both without input_dilation), 'CIRCULAR' or "
                 f"{spatial} pairs, got {self.padding!r}: write padding={((1, 1),) * spatial}."
             )
 
     def input_shape_of(self, kernel: Any) -> tuple[int, ...]:
-        """The shape of x."""
+        """Returns the shape of x."""
         del kernel
         return self.input_shape
 
     def oriented(self, kernel: jax.Array) -> jax.Array:
-        """The kernel as (*window, in / groups, out), which suits the input."""
+        """Returns the kernel as (*window, in / groups, out) after checking that it fits."""
         spatial, channels = len(self.input_shape) - 1, self.input_shape[-1]
         if kernel.ndim == spatial + 2:
             if self.kernel_axes is not None:
@@ -110,15 +121,15 @@ class Convolution:
             if kernel.shape[-2] * groups == channels and kernel.shape[-1] % groups == 0:
                 return jnp.flip(kernel, range(spatial)) if self.reverse else kernel
         raise ValueError(
-            f"{self} does not fit a kernel of shape {kernel.shape}: it must be (*window, in / "
-            f"groups, out) with {spatial} axes of the window. Write Convolution((*spatial, in), …) "
-            "or let flatreg.lipschitz.linear_maps(model.apply, params, x) find it."
+            f"{self} does not fit a kernel of shape {kernel.shape}. The kernel must be (*window, "
+            f"in / groups, out) with {spatial} window axes: write Convolution((*spatial, in), …), "
+            "or let flatreg.lipschitz.linear_maps(model.apply, params, x) find the map."
         )
 
     def axes(self, window: tuple[int, ...]) -> tuple[Axis, ...]:
-        """Each spatial axis, for taps of this shape."""
-        strides, dilations = self._each("strides"), self._each("input_dilation")
-        kernel_dilations = self._each("kernel_dilation")
+        """Returns the spatial axes for a kernel with this window shape."""
+        strides, dilations = self._per_axis("strides"), self._per_axis("input_dilation")
+        kernel_dilations = self._per_axis("kernel_dilation")
         extents = [(k - 1) * d + 1 for k, d in zip(window, kernel_dilations, strict=True)]
         sizes = self.input_shape[:-1]
         if self.padding == "CIRCULAR":
@@ -138,12 +149,12 @@ class Convolution:
         return tuple(axes)
 
     def apply(self, kernel: jax.Array, x: jax.Array) -> jax.Array:
-        """A(x) for one example."""
+        """Applies the map to one example."""
         kernel = self.oriented(kernel)
         spatial = len(self.input_shape) - 1
         dtype = jnp.promote_types(kernel.dtype, x.dtype)
         kernel, x = kernel.astype(dtype), x.astype(dtype)
-        dilation, axes = self._each("input_dilation"), self.axes(kernel.shape[:-2])
+        dilation, axes = self._per_axis("input_dilation"), self.axes(kernel.shape[:-2])
         pairs: Any = self.padding
         if self.padding == "CIRCULAR":
             gaps = [(0, d - 1, d - 1) for d in dilation]
@@ -156,17 +167,17 @@ class Convolution:
         y: jax.Array = jax.lax.conv_general_dilated(
             x[None],
             kernel,
-            self._each("strides"),
+            self._per_axis("strides"),
             pairs,
             lhs_dilation=dilation,
-            rhs_dilation=self._each("kernel_dilation"),
+            rhs_dilation=self._per_axis("kernel_dilation"),
             dimension_numbers=(f"N{layout}C", f"{layout}IO", f"N{layout}C"),
             feature_group_count=self.feature_group_count,
             precision=jax.lax.Precision.HIGHEST,
         )
         return y[0]
 
-    def _each(self, name: str) -> tuple[int, ...]:
-        """A setting that ``__post_init__`` has made one number an axis."""
+    def _per_axis(self, name: str) -> tuple[int, ...]:
+        """Returns a setting that ``__post_init__`` has converted to one integer per axis."""
         values: tuple[int, ...] = getattr(self, name)
         return values
