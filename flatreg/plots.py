@@ -1,14 +1,18 @@
-"""Pictures of what `flatreg.measures` found, on the matplotlib axes that they are given.
+"""Plots the results of ``flatreg.measures`` with matplotlib: slices, surfaces and densities.
+
+Every function draws on the axes that you pass and returns them::
 
     figure, (left, right) = plt.subplots(1, 2)
     plots.plot_surface(tx, ty, measures.loss_slice(loss_fn, params, (d, tx), (e, ty)), ax=left)
     plots.plot_density(measures.spectral_density(loss_fn, params, key), ax=right)
 
-Without ``ax`` a function makes a figure that pyplot does not know, and that needs no screen:
-``plots.plot_slice(t, losses).figure.savefig("slice.png")``. A notebook does not show it by itself:
-pass ``ax=plt.gca()`` there, or after ``%matplotlib inline`` end the cell with ``.figure``. No
-global setting is touched, and all that is drawn can be changed through the axes that come back.
-Several curves go on one axes.
+Without ``ax``, a function creates a figure that is not registered with pyplot and needs no display:
+``plots.plot_slice(t, losses).figure.savefig("slice.png")``. Notebooks do not show such a figure
+automatically. In a notebook, pass ``ax=plt.gca()``, or run ``%matplotlib inline`` and end the cell
+with ``.figure``.
+
+The functions do not change global settings of matplotlib. Everything that they draw can be changed
+through the returned axes, and several curves can share the same axes.
 """
 
 from typing import Any
@@ -20,11 +24,11 @@ try:
     from matplotlib.colors import LogNorm, Normalize
     from matplotlib.figure import Figure
 except ImportError as error:
-    raise ImportError(
-        'flatreg.plots draws with matplotlib: pip install "flatreg[plots]".'
-    ) from error
+    raise ImportError('flatreg.plots needs matplotlib: pip install "flatreg[plots]".') from error
 
-# Paul Tol's muted scheme, which stays apart for color-blind readers, its strong colors first
+__all__ = ["COLORS", "plot_density", "plot_slice", "plot_surface"]
+
+# Paul Tol's muted scheme, distinguishable for color-blind readers, with the strong colors first.
 COLORS = (
     "#332288",
     "#CC6677",
@@ -46,20 +50,22 @@ def plot_slice(
     label: str | None = None,
     color: str | None = None,
 ) -> Axes:
-    """The loss along a line.
+    """Plots the loss along a line.
 
     Args:
-      positions: t, shape (m,).
-      losses: of ``measures.loss_slice`` or ``interpolate``, shape (m,).
-      ax: where to draw, ``plt.gca()`` in a notebook; None makes a figure that is none of pyplot's.
-      label: for the legend.
-      color: by default the first of ``COLORS`` that no curve on these axes has yet.
+      positions: the positions t on the line, shape (m,).
+      losses: the losses from ``measures.loss_slice`` or ``measures.interpolate``, shape (m,).
+      ax: the axes to draw on, such as ``plt.gca()`` in a notebook. If None, a new figure is created
+        that is not registered with pyplot.
+      label: the name of the curve in the legend. If None, no legend is added.
+      color: the color of the curve. If None, the first of ``COLORS`` that no curve on these axes
+        uses yet.
 
     Returns:
       The axes.
 
     Raises:
-      ValueError: if the shapes differ.
+      ValueError: if ``positions`` and ``losses`` do not have the same shape (m,).
 
     Examples:
       >>> from flatreg import plots
@@ -72,9 +78,10 @@ def plot_slice(
     if t.ndim != 1 or t.shape != values.shape:
         raise ValueError(
             f"positions and losses must both have the shape (m,), got {t.shape} and "
-            f"{values.shape}: losses = measures.loss_slice(loss_fn, params, (direction, positions))"
+            f"{values.shape}: write losses = measures.loss_slice(loss_fn, params, (direction, "
+            "positions))."
         )
-    ax = _dressed(ax, "position t", "loss")
+    ax = _styled(ax, "position t", "loss")
     ax.plot(t, values, color=color or _next_color(ax), linewidth=1.6, label=label)
     return _with_legend(ax, label)
 
@@ -88,24 +95,27 @@ def plot_surface(
     levels: int = 20,
     label: str | None = "loss",
 ) -> Axes:
-    """The loss over a plane: filled contours with their lines, and a star at the grid's minimum.
+    """Plots the loss over a plane as filled contours, with a star at the minimum of the grid.
 
-    Contours are equally far apart, or in proportion where the losses are positive and the largest
-    is above ten times the least. What is not finite stays blank.
+    The contour levels are equally spaced. If all losses are positive and the largest is more than
+    ten times the smallest, they are spaced logarithmically. Points where the loss is not finite
+    stay blank.
 
     Args:
-      positions_x: positions along the first direction, shape (m₁,).
-      positions_y: along the second, shape (m₂,).
-      losses: of ``measures.loss_slice``, shape (m₁, m₂).
-      ax: where to draw, ``plt.gca()`` in a notebook; None makes a figure that is none of pyplot's.
-      levels: how many steps of color, at least 2.
-      label: of the color bar; None leaves the bar out.
+      positions_x: the positions along the first direction, shape (m₁,).
+      positions_y: the positions along the second direction, shape (m₂,).
+      losses: the losses from ``measures.loss_slice``, shape (m₁, m₂).
+      ax: the axes to draw on, such as ``plt.gca()`` in a notebook. If None, a new figure is created
+        that is not registered with pyplot.
+      levels: the number of colors, at least 2.
+      label: the label of the color bar. If None, the color bar is omitted.
 
     Returns:
       The axes.
 
     Raises:
-      ValueError: if the shapes do not match, no loss is finite, or ``levels`` is below 2.
+      ValueError: if the shapes do not match, if all losses are infinite or NaN, or if ``levels``
+        is below 2.
 
     Examples:
       >>> import numpy as np
@@ -118,13 +128,17 @@ def plot_surface(
     x, y, values = (np.asarray(a) for a in (positions_x, positions_y, losses))
     if x.ndim != 1 or y.ndim != 1 or values.shape != (x.size, y.size) or min(values.shape) < 2:
         raise ValueError(
-            f"losses must have the shape (len(positions_x), len(positions_y)), at least 2 by 2, got"
-            f" {values.shape} for {x.shape} and {y.shape}: losses = measures.loss_slice(loss_fn, "
-            "params, (first, positions_x), (second, positions_y))"
+            "losses must have the shape (len(positions_x), len(positions_y)), at least (2, 2), but "
+            f"the shapes are {values.shape}, {x.shape} and {y.shape}: write losses = "
+            "measures.loss_slice(loss_fn, params, (first, positions_x), (second, positions_y))."
         )
     if levels < 2 or not np.isfinite(values).any():
-        raise ValueError(f"a surface needs levels of 2 or more, got {levels}, and a finite loss.")
-    ax = _dressed(ax, "position along the first direction", "along the second")
+        raise ValueError(
+            f"plot_surface needs levels to be at least 2, got {levels}, and at least one finite "
+            "loss: write levels=20. If all losses are infinite or NaN, choose positions closer to "
+            "zero."
+        )
+    ax = _styled(ax, "position along the first direction", "position along the second direction")
     finite = np.ma.masked_invalid(values)
     edges, norm = _contours(finite.min(), finite.max(), levels)
     filled = ax.contourf(x, y, finite.T, levels=edges, norm=norm, cmap="viridis")
@@ -146,21 +160,27 @@ def plot_density(
     color: str | None = None,
     width: float | None = None,
 ) -> Axes:
-    """The density of the Hessian's eigenvalues on a log axis, down to 1e-7 of the highest peak.
+    """Plots the density of the eigenvalues of the Hessian on a logarithmic density axis.
+
+    The density axis starts at 1e-7 times the highest peak.
 
     Args:
-      density: what ``measures.spectral_density`` returned: nodes and weights, (probes, steps).
-      ax: where to draw, ``plt.gca()`` in a notebook; None makes a figure that is none of pyplot's.
-      label: for the legend.
-      color: as in :func:`plot_slice`.
-      width: standard deviation of the Gaussian that stands for a node; by default 1/200 of the
-        way from the smallest node to the largest. Give two networks that are compared the same.
+      density: the result of ``measures.spectral_density``: nodes and weights of the shape
+        (probes, steps).
+      ax: the axes to draw on, such as ``plt.gca()`` in a notebook. If None, a new figure is created
+        that is not registered with pyplot.
+      label: the name of the curve in the legend. If None, no legend is added.
+      color: the color of the curve. If None, the first of ``COLORS`` that no curve on these axes
+        uses yet.
+      width: the standard deviation of the Gaussian that is drawn for each node. If None, 1/200 of
+        the distance from the smallest to the largest node. To compare two networks, pass the same
+        width for both.
 
     Returns:
       The axes.
 
     Raises:
-      ValueError: if nodes and weights differ in shape, or ``width`` is not positive.
+      ValueError: if nodes and weights have different shapes, or ``width`` is not positive.
 
     Examples:
       >>> import numpy as np
@@ -173,19 +193,22 @@ def plot_density(
     nodes, weights = (np.atleast_2d(np.asarray(a, np.float64)) for a in density)
     if nodes.shape != weights.shape:
         raise ValueError(
-            f"nodes {nodes.shape} and weights {weights.shape} must have one shape: density = "
-            "measures.spectral_density(loss_fn, params, key)"
+            f"nodes and weights must have the same shape, got {nodes.shape} and {weights.shape}: "
+            "write density = measures.spectral_density(loss_fn, params, key)."
         )
     least, most = nodes.min(), nodes.max()
     width = (most - least) / 200 or 1.0 if width is None else width
     if not width > 0:
-        raise ValueError(f"width must be positive, got {width}: None takes one that suits.")
+        raise ValueError(
+            f"width must be positive, got {width}: write width=None for a width that fits the "
+            "spectrum."
+        )
     grid = np.linspace(least - 6 * width, most + 6 * width, 8 * round((most - least) / width) + 97)
     drawn = np.zeros_like(grid)
     for node, weight in zip(nodes.ravel(), weights.ravel(), strict=True):
         drawn += weight * np.exp(-(((grid - node) / width) ** 2) / 2)
     drawn /= len(nodes) * width * np.sqrt(2 * np.pi)
-    ax = _dressed(ax, "eigenvalue of the Hessian", "density")
+    ax = _styled(ax, "eigenvalue of the Hessian", "density")
     color = color or _next_color(ax)
     ax.plot(grid, drawn, color=color, linewidth=1.2, label=label)
     ax.fill_between(grid, drawn, color=color, alpha=0.2, linewidth=0)
@@ -195,17 +218,18 @@ def plot_density(
 
 
 def _contours(low: float, high: float, levels: int) -> tuple[np.ndarray, Normalize]:
+    """Returns the edges of the contour levels, and the linear or logarithmic color scale."""
     if low > 0 and high > 10 * low:
         edges, norm = np.geomspace(low, high, levels + 1), LogNorm(low, high)
-        edges[[0, -1]] = low, high  # as rounding would leave the extremes blank
+        edges[[0, -1]] = low, high  # exact, so that rounding leaves no extreme value blank
         return edges, norm
     if high - low <= 1e-6 * abs(high):  # flat up to rounding
         low, high = low - (abs(low) or 1) / 2, high + (abs(high) or 1) / 2
     return np.linspace(low, high, levels + 1), Normalize(low, high)
 
 
-def _dressed(ax: Axes | None, xlabel: str, ylabel: str) -> Axes:
-    """Light axes, named unless they have a name already."""
+def _styled(ax: Axes | None, xlabel: str, ylabel: str) -> Axes:
+    """Returns the axes, or those of a new figure, with a light grid. Keeps existing labels."""
     if ax is None:
         ax = Figure(figsize=(5.5, 4), layout="constrained").subplots()
     ax.spines[["top", "right"]].set_visible(False)
@@ -217,6 +241,7 @@ def _dressed(ax: Axes | None, xlabel: str, ylabel: str) -> Axes:
 
 
 def _next_color(ax: Axes) -> str:
+    """Returns the first of ``COLORS`` that no line on the axes has. Repeats once all are used."""
     taken = [line.get_color() for line in ax.lines]
     return next((color for color in COLORS if color not in taken), COLORS[len(taken) % len(COLORS)])
 

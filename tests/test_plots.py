@@ -1,4 +1,4 @@
-"""Pictures show the numbers they were given, and leave matplotlib as they found it."""
+"""Plots show the given numbers and do not change the state of matplotlib."""
 
 import subprocess
 import sys
@@ -29,7 +29,7 @@ def loss_fn(w):
 
 
 @pytest.mark.parametrize("draw", DRAW.values(), ids=DRAW)
-def test_a_picture_needs_no_screen_and_changes_no_global_state(draw, tmp_path):
+def test_a_plot_needs_no_display_and_changes_no_global_state(draw, tmp_path):
     before = dict(matplotlib.rcParams)
     ax = draw()
     ax.figure.savefig(tmp_path / "own.png")
@@ -40,7 +40,7 @@ def test_a_picture_needs_no_screen_and_changes_no_global_state(draw, tmp_path):
     assert (tmp_path / "own.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_slice_is_the_losses_over_their_positions():
+def test_a_slice_shows_the_losses_over_their_positions():
     losses = measures.loss_slice(loss_fn, jnp.zeros(2), (jnp.ones(2), jnp.asarray(T)))
     ax = plots.plot_slice(T, losses, label="first")
     np.testing.assert_allclose(ax.lines[0].get_xydata(), np.stack([T, 5 * T**2], 1), rtol=1e-6)
@@ -48,7 +48,7 @@ def test_a_slice_is_the_losses_over_their_positions():
     assert ax.lines[0].get_color() != ax.lines[1].get_color()
 
 
-def test_names_that_the_axes_have_are_kept():
+def test_existing_axis_labels_are_kept():
     ax = Figure().subplots()
     ax.set_ylabel("error")
     plots.plot_slice(T, T, ax=ax)
@@ -56,7 +56,7 @@ def test_names_that_the_axes_have_are_kept():
 
 
 def height_at(ax, x, y):
-    """The band of the filled contours that a point lies in."""
+    """The two contour levels between which a point is drawn."""
     filled = ax.collections[0]
     inside = [path.contains_point((x, y)) for path in filled.get_paths()]
     (band,) = np.flatnonzero(inside)
@@ -64,7 +64,8 @@ def height_at(ax, x, y):
 
 
 @pytest.mark.parametrize("scale", [lambda z: z, np.exp], ids=["linear", "logarithmic"])
-def test_a_surface_has_the_heights_of_the_losses_with_the_first_direction_across(scale):
+def test_a_surface_shows_the_losses_between_its_levels(scale):
+    """The first direction is horizontal, and the star is at the minimum of the grid."""
     x, y = np.linspace(-1, 1, 41), np.linspace(-2, 2, 81)
     ax = plots.plot_surface(x, y, scale(3 * x[:, None] + y), levels=10)
     for point in [(0.52, -0.31), (-0.52, 0.31), (0.83, 1.71)]:
@@ -75,7 +76,7 @@ def test_a_surface_has_the_heights_of_the_losses_with_the_first_direction_across
 
 
 @pytest.mark.parametrize("losses", [np.zeros((5, 9)), np.full((5, 9), 0.7), BOWL, BOWL * 1e-30])
-def test_the_color_bar_reaches_from_the_least_loss_to_the_largest(losses):
+def test_the_color_bar_covers_all_losses(losses):
     ax = plots.plot_surface(X, Y, losses, levels=4)
     levels = ax.collections[0].levels
     assert levels[0] <= losses.min() <= losses.max() <= levels[-1]
@@ -90,7 +91,8 @@ def test_infinite_losses_stay_blank():
     assert any(path.contains_point((-0.95, 1.95)) for path in filled.get_paths())
 
 
-def test_a_density_is_drawn_as_density_on_grid_has_it(x64):
+def test_a_density_is_drawn_as_density_on_grid(x64):
+    """The curve agrees with ``density_on_grid``, and its integral is 1."""
     matrix = np.diag([0.0, 0.0, 0.1, 1.0, 5.0])
     density = measures.spectral_density(
         lambda w: w @ matrix @ w / 2, jnp.ones(5), jax.random.key(0), probes=3
@@ -105,7 +107,7 @@ def test_a_density_is_drawn_as_density_on_grid_has_it(x64):
     assert low < drawn.max() < high
 
 
-def test_two_densities_on_one_axes_are_both_seen_whole():
+def test_two_densities_fit_on_the_same_axes():
     ax = plots.plot_density(DENSITY, label="broad")
     narrow = measures.Density(DENSITY.nodes / 100, DENSITY.weights)
     plots.plot_density(narrow, ax=ax, label="narrow")
@@ -113,7 +115,7 @@ def test_two_densities_on_one_axes_are_both_seen_whole():
     assert len(ax.get_legend().get_texts()) == 2
 
 
-def test_a_spectrum_of_one_value_is_drawn():
+def test_a_spectrum_with_a_single_value_is_drawn():
     density = measures.Density(np.zeros((1, 3)), np.array([[1.0, 0.0, 0.0]]))
     assert np.isfinite(plots.plot_density(density).lines[0].get_ydata()).all()
 
@@ -123,18 +125,18 @@ def test_a_spectrum_of_one_value_is_drawn():
     [
         (lambda: plots.plot_slice(T, T[1:]), r"loss_slice\(loss_fn, params, \(direction, pos"),
         (lambda: plots.plot_surface(Y, X, BOWL), r"\(first, positions_x\), \(second, positions_y"),
-        (lambda: plots.plot_surface(X, Y, BOWL * np.nan), "a finite loss"),
-        (lambda: plots.plot_surface(X, Y, BOWL, levels=1), "levels of 2 or more, got 1"),
+        (lambda: plots.plot_surface(X, Y, BOWL * np.nan), "at least one finite loss"),
+        (lambda: plots.plot_surface(X, Y, BOWL, levels=1), "levels to be at least 2, got 1"),
         (lambda: plots.plot_density((np.ones(3), np.ones(2))), "measures.spectral_density"),
         (lambda: plots.plot_density(DENSITY, width=0.0), "width must be positive"),
     ],
 )
-def test_bad_input_is_told_the_call_that_mends_it(draw, expected):
+def test_errors_show_a_corrected_call(draw, expected):
     with pytest.raises(ValueError, match=expected):
         draw()
 
 
-def test_without_matplotlib_the_extra_is_named():
+def test_without_matplotlib_the_error_names_the_extra():
     block = "import sys; sys.modules['matplotlib.axes'] = None; import flatreg.plots"
     run = subprocess.run([sys.executable, "-c", block], capture_output=True, text=True)
     assert 'pip install "flatreg[plots]"' in run.stderr

@@ -1,71 +1,108 @@
-"""How flat a minimum is, measured on any loss: curvature, flatness, robustness, with their errors.
+"""Measures of how flat a minimum is: curvature, flatness, robustness and PAC-Bayes bounds.
 
-A measure takes ``loss_fn(params) -> scalar`` and the parameters; :func:`dataset_loss` makes such a
-loss of a whole data set::
+A measure takes a loss ``loss_fn(params) -> scalar`` and the parameters at which to measure it.
+:func:`dataset_loss` makes such a loss from a loss on a batch and a whole data set::
 
     loss_fn = measures.dataset_loss(batch_loss, (x, y), batch_size=1000)
     top = measures.top_eigenpairs(loss_fn, params, jax.random.key(0), k=5)
     print(top.values, top.residuals)
 
-Nothing is jitted inside, and loops are compiled anew at each call outside of ``jit``. This compiles
-a measure once for all parameters, first of a :func:`dataset_loss`, which is a pytree and so may be
-an argument, then of any function, which may not::
+There is one folder per kind of measure:
+
+* ``spectrum``: eigenpairs, trace, diagonal, density and Lipschitz constant of the Hessian.
+* ``flatness``: R⁰ and R¹, the largest rise of the loss and the largest gradient in a ball.
+* ``robustness``: the loss under random noise on the weights.
+* ``landscape``: the loss along lines and planes in weight space.
+* ``pac_bayes``: generalization bounds, the noise level σ and the PACGen metric Ψ.
+* ``implicit_regularization``: modified losses, gradient flow and gradient noise.
+
+**Compilation.** The measures do not call ``jax.jit``, so every call outside ``jit`` compiles its
+loops again. To compile a measure once for all parameters, call ``jax.jit`` yourself. A
+:func:`dataset_loss` is a pytree, so it can be an argument of the jitted function. A loss that is a
+plain Python function cannot, so let the jitted function close over it::
 
     jax.jit(partial(measures.top_eigenpairs, k=5))(loss_fn, params, key)
     jax.jit(lambda params, key: measures.top_eigenpairs(loss_fn, params, key, k=5))(params, key)
 
-A measure is of the loss as it is computed. GPUs may round the products inside of it to TF32 and
-TPUs to bfloat16; ``jax.config.update("jax_default_matmul_precision", "highest")`` keeps float32.
+**Precision.** Parameters are converted to at least float32, and matrix products of the measures
+themselves run in full precision. The loss itself is differentiated as written: inside it, GPUs may
+round matrix products to TF32 and TPUs to bfloat16, unless you set
+``jax.config.update("jax_default_matmul_precision", "highest")``.
 """
 
-from flatreg.measures.dataset import LossFn as LossFn
-from flatreg.measures.dataset import dataset_loss as dataset_loss
-from flatreg.measures.flatness.flatness import Flatness as Flatness
-from flatreg.measures.flatness.flatness import first_order_flatness as first_order_flatness
-from flatreg.measures.flatness.flatness import gradient_norm as gradient_norm
-from flatreg.measures.flatness.flatness import zeroth_order_flatness as zeroth_order_flatness
-from flatreg.measures.implicit_regularization.gradient_flow import gradient_flow as gradient_flow
+from flatreg.measures.dataset import BatchLossFn, LossFn, dataset_loss
+from flatreg.measures.estimate import Estimate
+from flatreg.measures.flatness.ball_ascent import Flatness
+from flatreg.measures.flatness.first_order import first_order_flatness
+from flatreg.measures.flatness.gradient_norm import gradient_norm
+from flatreg.measures.flatness.zeroth_order import zeroth_order_flatness
+from flatreg.measures.implicit_regularization.gradient_flow import gradient_flow
 from flatreg.measures.implicit_regularization.gradient_noise import (
-    GradientStatistics as GradientStatistics,
-)
-from flatreg.measures.implicit_regularization.gradient_noise import (
-    gradient_statistics as gradient_statistics,
+    GradientStatistics,
+    gradient_statistics,
 )
 from flatreg.measures.implicit_regularization.modified_loss import (
-    ImplicitRegularizer as ImplicitRegularizer,
+    modified_loss,
+    modified_minibatch_loss,
 )
-from flatreg.measures.implicit_regularization.modified_loss import (
-    implicit_gradient_regularizer as implicit_gradient_regularizer,
+from flatreg.measures.implicit_regularization.regularizer import (
+    ImplicitRegularizer,
+    implicit_gradient_regularizer,
+    implicit_rate,
 )
-from flatreg.measures.implicit_regularization.modified_loss import implicit_rate as implicit_rate
-from flatreg.measures.implicit_regularization.modified_loss import modified_loss as modified_loss
-from flatreg.measures.implicit_regularization.modified_loss import (
-    modified_minibatch_loss as modified_minibatch_loss,
-)
-from flatreg.measures.landscape.slices import filter_normalized as filter_normalized
-from flatreg.measures.landscape.slices import interpolate as interpolate
-from flatreg.measures.landscape.slices import loss_slice as loss_slice
-from flatreg.measures.pac_bayes.bound import NoiseLevel as NoiseLevel
-from flatreg.measures.pac_bayes.bound import pacbayes_bound as pacbayes_bound
-from flatreg.measures.pac_bayes.bound import pacbayes_sigma as pacbayes_sigma
-from flatreg.measures.pac_bayes.pacgen import Pacgen as Pacgen
-from flatreg.measures.pac_bayes.pacgen import expected_loss_bound as expected_loss_bound
-from flatreg.measures.pac_bayes.pacgen import optimal_noise as optimal_noise
-from flatreg.measures.pac_bayes.pacgen import pacgen as pacgen
-from flatreg.measures.pac_bayes.pacgen import uniform_kl as uniform_kl
-from flatreg.measures.robustness.noise import expected_sharpness as expected_sharpness
-from flatreg.measures.robustness.noise import noise_robustness as noise_robustness
-from flatreg.measures.spectrum.curvature import Curvature as Curvature
-from flatreg.measures.spectrum.curvature import gauss_newton as gauss_newton
-from flatreg.measures.spectrum.curvature import hessian as hessian
-from flatreg.measures.spectrum.curvature import restrict as restrict
-from flatreg.measures.spectrum.density import Density as Density
-from flatreg.measures.spectrum.density import density_on_grid as density_on_grid
-from flatreg.measures.spectrum.density import spectral_density as spectral_density
-from flatreg.measures.spectrum.eigenpairs import Eigenpairs as Eigenpairs
-from flatreg.measures.spectrum.eigenpairs import top_eigenpairs as top_eigenpairs
-from flatreg.measures.spectrum.hessian_lipschitz import HessianLipschitz as HessianLipschitz
-from flatreg.measures.spectrum.hessian_lipschitz import hessian_lipschitz as hessian_lipschitz
-from flatreg.measures.spectrum.trace import Estimate as Estimate
-from flatreg.measures.spectrum.trace import diagonal as diagonal
-from flatreg.measures.spectrum.trace import trace as trace
+from flatreg.measures.landscape.slices import filter_normalized, interpolate, loss_slice
+from flatreg.measures.pac_bayes.bound import pacbayes_bound
+from flatreg.measures.pac_bayes.noise_level import NoiseLevel, pacbayes_sigma
+from flatreg.measures.pac_bayes.pacgen import Pacgen, pacgen
+from flatreg.measures.pac_bayes.uniform_noise import expected_loss_bound, optimal_noise, uniform_kl
+from flatreg.measures.robustness.weight_noise import expected_sharpness, noise_robustness
+from flatreg.measures.spectrum.curvature import Curvature, gauss_newton, hessian, restrict
+from flatreg.measures.spectrum.density import Density, density_on_grid, spectral_density
+from flatreg.measures.spectrum.eigenpairs import Eigenpairs, top_eigenpairs
+from flatreg.measures.spectrum.hessian_lipschitz import HessianLipschitz, hessian_lipschitz
+from flatreg.measures.spectrum.trace_and_diagonal import diagonal, trace
+
+__all__ = [
+    "BatchLossFn",
+    "Curvature",
+    "Density",
+    "Eigenpairs",
+    "Estimate",
+    "Flatness",
+    "GradientStatistics",
+    "HessianLipschitz",
+    "ImplicitRegularizer",
+    "LossFn",
+    "NoiseLevel",
+    "Pacgen",
+    "dataset_loss",
+    "density_on_grid",
+    "diagonal",
+    "expected_loss_bound",
+    "expected_sharpness",
+    "filter_normalized",
+    "first_order_flatness",
+    "gauss_newton",
+    "gradient_flow",
+    "gradient_norm",
+    "gradient_statistics",
+    "hessian",
+    "hessian_lipschitz",
+    "implicit_gradient_regularizer",
+    "implicit_rate",
+    "interpolate",
+    "loss_slice",
+    "modified_loss",
+    "modified_minibatch_loss",
+    "noise_robustness",
+    "optimal_noise",
+    "pacbayes_bound",
+    "pacbayes_sigma",
+    "pacgen",
+    "restrict",
+    "spectral_density",
+    "top_eigenpairs",
+    "trace",
+    "uniform_kl",
+    "zeroth_order_flatness",
+]

@@ -1,4 +1,4 @@
-"""A loss over a whole data set as one function of the parameters."""
+"""The loss over a whole data set as one function of the parameters."""
 
 import dataclasses
 from collections.abc import Callable
@@ -8,36 +8,47 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from flatreg._core.batches import interleaved, leading_axis
+from flatreg._core.batches import interleaved
 from flatreg._core.tree import widened
+from flatreg.measures.checks import checked_leading_axis
 from flatreg.typing import Params
 
 LossFn: TypeAlias = Callable[[Params], jax.Array]
-"""``loss_fn(params) -> scalar``: what every measure is taken of."""
+"""``loss_fn(params) -> scalar``: the function that every measure examines."""
+
+BatchLossFn: TypeAlias = Callable[[Params, Any], jax.Array]
+"""``loss_fn(params, batch) -> scalar``: the mean loss over the examples of a batch.
+
+A batch is a tree of arrays.
+"""
 
 
-def dataset_loss(
-    loss_fn: Callable[[Params, Any], jax.Array], dataset: Any, *, batch_size: int
-) -> LossFn:
-    r"""L(θ) = Σ_b (n_b/n) L_b(θ): the mean over n examples, one batch in memory at a time.
+def dataset_loss(loss_fn: BatchLossFn, dataset: Any, *, batch_size: int) -> LossFn:
+    r"""The mean loss over a data set, computed with only one batch in memory at a time.
 
-    Value, gradient and Hessian-vector products run over the batches by ``lax.scan``, which compiles
-    one of them whatever their number, and recompute a batch's activations instead of storing all
-    of them. Every example counts the same, also those of a smaller last batch.
+    For n examples, split into batches b of n_b examples, the loss is L(θ) = Σ_b (n_b/n) L_b(θ).
+    Every example therefore has the same weight, including those in a smaller last batch.
+
+    The value, the gradient and Hessian-vector products loop over the batches with ``lax.scan``.
+    Only the computation on a single batch is compiled, regardless of the number of batches. The
+    backward pass recomputes the activations of each batch instead of storing those of all batches.
 
     Args:
-      loss_fn: ``loss_fn(params, batch) -> scalar``, the *mean* over the batch's examples. Curvature
-        is that of a fixed function: run BatchNorm and dropout in evaluation mode.
-      dataset: a tree of arrays with the examples as leading axis. It may be sharded along it; then
-        the number of examples must be a multiple of ``batch_size``, and that one of the devices.
-      batch_size: examples at a time; decides about memory, not about values.
+      loss_fn: ``loss_fn(params, batch) -> scalar``, the *mean* over the examples of the batch. The
+        loss must be a fixed function of the parameters: use BatchNorm and dropout in evaluation
+        mode.
+      dataset: a tree of arrays whose leading axis indexes the examples. It may be sharded along
+        that axis. In that case, the number of examples must be a multiple of ``batch_size``, and
+        ``batch_size`` must be a multiple of the number of devices.
+      batch_size: the number of examples per batch. It affects only the memory use, not the values.
 
     Returns:
-      The loss, which is a pytree: hand it to a jitted function as an argument, and neither is the
-      data compiled into it nor is it compiled again for other data of the same shapes.
+      The loss, ``params -> scalar``. It is a pytree with the data as leaves. If you pass it to a
+      jitted function as an argument, the data are not embedded in the compiled program as
+      constants, and other data of the same shapes do not trigger recompilation.
 
     Raises:
-      ValueError: if the leaves disagree in the number of examples, or ``batch_size`` is below 1.
+      ValueError: if the leaves have different numbers of examples, or ``batch_size`` is below 1.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -48,9 +59,11 @@ def dataset_loss(
       2.0 2.0
     """
     if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
+        raise ValueError(
+            f"batch_size must be at least 1, got {batch_size}: for example, write batch_size=1000."
+        )
     dataset = jax.tree.map(jnp.asarray, dataset)
-    examples = leading_axis(dataset)
+    examples = checked_leading_axis("dataset_loss", "dataset", dataset, "(x, labels)")
     count, left = divmod(examples, batch_size)
     whole = jax.tree.map(lambda x: x if not left else x[: count * batch_size], dataset)
     batches = jax.tree.map(lambda x: interleaved(x, count), whole) if count else None
@@ -63,17 +76,17 @@ def dataset_loss(
     data_fields=["batches", "rest"],
     meta_fields=["loss_fn", "weight_of_rest"],
 )
-@dataclasses.dataclass(frozen=True, eq=False)  # as a function it is hashed by its identity
+@dataclasses.dataclass(frozen=True, eq=False)  # hashed by identity, as functions are
 class _DatasetLoss:
-    """As a pytree of the same functions it is the same to ``jit``, with whatever data."""
+    """A loss with the data as pytree leaves, so that ``jit`` compiles it once per ``loss_fn``."""
 
-    loss_fn: Callable[[Params, Any], jax.Array]
+    loss_fn: BatchLossFn
     weight_of_rest: float
     batches: Any
     rest: Any
 
     def __call__(self, params: Params) -> jax.Array:
-        """L(params)."""
+        """Returns the loss L(params)."""
         one_batch = jax.checkpoint(lambda params, batch: widened(self.loss_fn(params, batch)))
         total = jnp.zeros(())
         if self.weight_of_rest:

@@ -1,4 +1,4 @@
-"""R⁰ and R¹ against exact maxima over balls, and what reparametrization moves."""
+"""R⁰ and R¹ against exact maxima over balls, and under reparametrization."""
 
 import functools
 
@@ -16,7 +16,7 @@ RHO = 0.3
 
 
 def quadratics(count=100, size=6):
-    """H and g of ½wᵀHw + gᵀw: definite, indefinite, and saddles (g = 0)."""
+    """H and g of the losses ½wᵀHw + gᵀw: definite, indefinite, and stationary points (g = 0)."""
     random = np.random.default_rng(0)
     for i in range(count):
         a = random.normal(size=(size, size))
@@ -25,7 +25,7 @@ def quadratics(count=100, size=6):
 
 
 def largest_rise(h, g, rho):
-    """max ½dᵀHd + gᵀd over ‖d‖ ≤ ρ, by the secular equation ‖(μI − H)⁻¹g‖ = ρ."""
+    """The maximum of ½dᵀHd + gᵀd over ‖d‖ ≤ ρ, from the secular equation ‖(μI − H)⁻¹g‖ = ρ."""
     values, vectors = np.linalg.eigh(h)
     b = vectors.T @ g
     if not b.any():
@@ -41,9 +41,15 @@ def largest_rise(h, g, rho):
     return values @ d**2 / 2 + b @ d
 
 
+def both_orders(*args, **options):
+    """R⁰ and R¹."""
+    zeroth = measures.zeroth_order_flatness(*args, **options)
+    return zeroth, measures.first_order_flatness(*args, **options)
+
+
 @pytest.fixture(scope="module")
 def found():
-    """R⁰ and R¹ of each quadratic, in float64."""
+    """The measured R⁰ and R¹ of each quadratic, in float64."""
     with jax.enable_x64(True):
 
         @jax.jit
@@ -51,11 +57,7 @@ def found():
             def loss_fn(w):
                 return w @ h @ w / 2 + g @ w
 
-            args = loss_fn, jnp.zeros(6), KEY, RHO
-            return (
-                measures.zeroth_order_flatness(*args, steps=300),
-                measures.first_order_flatness(*args, steps=300),
-            )
+            return both_orders(loss_fn, jnp.zeros(6), KEY, RHO, steps=300)
 
         return [jax.device_get(both(h, g)) for h, g in quadratics()]
 
@@ -66,12 +68,13 @@ def test_zeroth_order_flatness_of_quadratics_is_exact(found):
 
 
 def test_first_order_flatness_of_quadratics_is_exact(found):
-    # ‖Hd + g‖² = dᵀH²d + 2(Hg)ᵀd + ‖g‖² is a quadratic too.
+    """‖Hd + g‖² = dᵀH²d + 2(Hg)ᵀd + ‖g‖² is a quadratic too."""
     exact = [RHO * np.sqrt(2 * largest_rise(h @ h, h @ g, RHO) + g @ g) for h, g in quadratics()]
     np.testing.assert_allclose([first.value for _, first in found], exact, rtol=1e-3)
 
 
-def test_the_point_certifies_the_value(found):
+def test_the_perturbation_attains_the_value(found):
+    """The perturbation is in the ball, and the loss and gradient there give the value."""
     for (h, g), (zeroth, first) in zip(quadratics(), found, strict=True):
         d, e = np.array(zeroth.perturbation), np.array(first.perturbation)
         assert max(np.linalg.norm(d), np.linalg.norm(e)) <= RHO * (1 + 1e-9)
@@ -80,7 +83,8 @@ def test_the_point_certifies_the_value(found):
         assert zeroth.values[zeroth.start] == zeroth.value == max(zeroth.values)
 
 
-def test_the_loss_rises_no_faster_than_its_gradient_allows(found):
+def test_zeroth_order_flatness_is_at_most_first_order(found):
+    """R⁰ ≤ R¹, because the loss rises no faster than its gradient allows."""
     assert all(zeroth.value <= first.value * (1 + 1e-5) for zeroth, first in found)
 
 
@@ -89,33 +93,32 @@ class TestNetwork:
 
     loss_fn = measures.dataset_loss(batch_loss, digits(), batch_size=300)
 
-    @pytest.mark.filterwarnings("ignore:.*no minimum")
+    @pytest.mark.filterwarnings("ignore:.*not a minimum")
     @pytest.mark.parametrize("rho", [0.1, 0.5])
-    def test_no_random_restart_finds_more(self, rho):
+    def test_random_starts_find_no_larger_value(self, rho):
+        """The default starts reach at least 0.99 of the best of twenty random ones. R⁰ ≤ R¹."""
+
         @functools.partial(jax.jit, static_argnames="starts")
         def both(key, starts):
-            options = {"random_starts": starts, "steps": 60}
-            args = self.loss_fn, trained(), key, rho
-            return (
-                measures.zeroth_order_flatness(*args, **options),
-                measures.first_order_flatness(*args, **options),
-            )
+            return both_orders(self.loss_fn, trained(), key, rho, random_starts=starts, steps=60)
 
         zeroth, first = both(KEY, 4)
         for ours, random in zip((zeroth, first), both(jax.random.key(1), 20), strict=True):
             assert ours.value >= 0.99 * max(random.values[-20:])
         assert zeroth.value <= first.value * (1 + 1e-5)
 
-    def test_away_from_a_minimum_a_warning_says_that_it_is_not_the_eigenvalue(self):
-        with pytest.warns(UserWarning, match=r"no minimum at the scale of ρ = 0.001"):
+    def test_away_from_a_minimum_a_warning_is_given(self):
+        """R¹/ρ² is λ_max only at a minimum."""
+        with pytest.warns(UserWarning, match=r"at the scale of ρ = 0.001 .* not a minimum"):
             measures.first_order_flatness(self.loss_fn, trained(), KEY, 1e-3, steps=1)
 
 
-def test_at_a_minimum_first_order_flatness_is_the_largest_eigenvalue():
+def test_at_a_minimum_first_order_flatness_is_lambda_max():
+    """R¹/ρ² = λ_max up to 1% at the minimum of a logistic loss with a ridge penalty."""
     with jax.enable_x64(True):
         data = jax.tree.map(jnp.asarray, digits(100))
 
-        def loss_fn(w):  # a ridge regression by a logistic loss, convex
+        def loss_fn(w):  # convex
             x, labels = data
             margins = (2 * (labels % 2) - 1) * (x @ w)
             return jnp.mean(jax.nn.softplus(-margins)) + 0.005 * w @ w
@@ -129,8 +132,11 @@ def test_at_a_minimum_first_order_flatness_is_the_largest_eigenvalue():
         np.testing.assert_allclose(flat.value / 0.01**2, largest, rtol=1e-2)
 
 
-def test_rescaling_a_relu_network_moves_flatness_but_not_adaptive_flatness():
-    """Dinh et al. 2017: W₁, b₁ → cW₁, cb₁ and W₂ → W₂/c leave the function alone."""
+def test_adaptive_flatness_is_invariant_under_rescaling():
+    """W₁, b₁ → cW₁, cb₁ and W₂ → W₂/c do not change a ReLU network (Dinh et al. 2017).
+
+    They change λ_max and R¹, but not those with T = |w|.
+    """
     with jax.enable_x64(True):
         keys = jax.random.split(jax.random.key(2), 4)
         x, y = jax.random.normal(keys[0], (30, 3)), jax.random.normal(keys[1], (30,))
@@ -159,21 +165,20 @@ def test_rescaling_a_relu_network_moves_flatness_but_not_adaptive_flatness():
         assert np.all(np.abs(np.log(moved)) > 0.5)
 
 
-def test_flat_everywhere_is_zero_and_a_plane_rises_by_its_slope():
+def test_constant_and_linear_losses_are_exact():
+    """R⁰ = R¹ = 0 for a constant loss, and ρ times the slope for a linear one."""
     for measure in (measures.zeroth_order_flatness, measures.first_order_flatness):
-        assert (
-            jax.jit(lambda w, f=measure: f(lambda w: 0.0 * jnp.sum(w), w, KEY, 0.1).value)(
-                jnp.ones(3)
-            )
-            == 0
-        )
-        rise = jax.jit(lambda w, f=measure: f(lambda w: 2 * w[0], w, KEY, 0.1).value)(jnp.ones(3))
-        np.testing.assert_allclose(rise, 0.2, rtol=1e-5)
+
+        def value(loss_fn, measure=measure):
+            return jax.jit(lambda w: measure(loss_fn, w, KEY, 0.1).value)(jnp.ones(3))
+
+        assert value(lambda w: 0.0 * jnp.sum(w)) == 0
+        np.testing.assert_allclose(value(lambda w: 2 * w[0]), 0.2, rtol=1e-5)
 
 
 @pytest.mark.parametrize("size", [1e20, 1e-25])
-def test_flatness_grows_with_the_loss_beyond_the_range_of_squares(size):
-    """Of size·‖w‖²/2 around 1 = (1, 1, 1): R⁰ = size(√3 ρ + ρ²/2), R¹ = size·ρ(√3 + ρ)."""
+def test_flatness_does_not_overflow_or_underflow(size):
+    """For size·‖w‖²/2 at w = (1, 1, 1): R⁰ = size(√3 ρ + ρ²/2) and R¹ = size·ρ(√3 + ρ)."""
     loss_fn = lambda w: size * (jnp.sum(w**2) / 2)  # noqa: E731
     for measure, expected in (
         (measures.zeroth_order_flatness, 3**0.5 * 0.1 + 0.1**2 / 2),
@@ -193,17 +198,18 @@ def test_flatness_grows_with_the_loss_beyond_the_range_of_squares(size):
     ],
     ids=["slope", "constant", "minimum", "bowl"],
 )
-def test_the_gradient_ratio_is_zero_only_where_the_gradient_is(loss_fn, expected):
+def test_the_gradient_ratio_is_zero_only_at_a_stationary_point(loss_fn, expected):
+    """‖g‖/(ρ|λ|max): infinite without curvature, zero without a gradient."""
     found = jax.jit(lambda w: measures.first_order_flatness(loss_fn, w, KEY, 0.1, steps=1))
     np.testing.assert_allclose(found(jnp.zeros(2)).gradient_ratio, expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("measure", ["zeroth_order_flatness", "first_order_flatness"])
-def test_bad_input_is_told(measure):
+def test_errors_name_the_argument(measure):
     measure = functools.partial(getattr(measures, measure), lambda w: jnp.sum(w**2))
     with pytest.raises(ValueError, match="rho must be finite and at least 0, got -1"):
         measure(jnp.ones(3), KEY, -1.0)
     with pytest.raises(ValueError, match="steps must be at least 1"):
         measure(jnp.ones(3), KEY, 0.1, steps=0)
-    with pytest.raises(TypeError, match="leaf of int32"):
+    with pytest.raises(TypeError, match="leaf of dtype int32"):
         measure(jnp.arange(3), KEY, 0.1)

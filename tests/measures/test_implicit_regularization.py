@@ -1,7 +1,8 @@
-"""What finite steps add to gradient descent: theorems on losses for pencil and paper, in float64.
+"""What finite steps add to gradient descent: theorems on small losses, in float64.
 
-The product loss ½(y − abx)² has a line of minima ab = y/x, of curvature x²(a² + b²): which of them
-a descent ends at tells how it was regularized. Its imbalance Δ = a² − b² is a constant of the flow.
+The product loss ½(y − abx)² has a curve of minima ab = y/x with the curvature x²(a² + b²). At which
+of them a descent ends shows how it was regularized. The imbalance Δ = a² − b² is a constant of the
+flow.
 """
 
 import itertools
@@ -35,23 +36,27 @@ def modified(h):
 
 
 def descent(h, steps, loss=product):
-    """Where gradient descent is after some steps."""
+    """The parameters after some steps of gradient descent."""
     step = lambda w, _: (w - h * jax.grad(loss)(w), None)  # noqa: E731
     return jax.lax.scan(step, jnp.asarray(START), length=steps)[0]
 
 
 def flow(loss, time, steps):
+    """The parameters on the gradient flow at some time."""
     return measures.gradient_flow(loss, jnp.asarray(START), [time], steps_between=steps)[0]
 
 
 def final_curvature(loss):
-    """a² + b² where the flow ends; the steep beginning is resolved finely."""
+    """a² + b² at the end of the flow, with small steps where it is steep at first."""
     w = measures.gradient_flow(loss, jnp.asarray(START), [1.0, 20.0], steps_between=5000)
     return float(w[-1] @ w[-1])
 
 
 def slope_of_error(loss_of, steps, time=None):
-    """The order in h of the distance between gradient descent and a flow, by least squares."""
+    """The order in h of the distance between gradient descent and a flow, by least squares.
+
+    After one step, or at a fixed time.
+    """
     errors = [
         jnp.linalg.norm(descent(h, 1) - flow(loss_of(h), h, 100))
         if time is None
@@ -62,38 +67,41 @@ def slope_of_error(loss_of, steps, time=None):
 
 
 class TestProductLoss:
-    """The published example: where descents and flows from (2.8, 3.5) end."""
+    """The published example: the ends of descents and flows from (2.8, 3.5)."""
 
-    def test_the_flow_of_the_loss_ends_where_its_constant_says(self):
+    def test_the_flow_of_the_loss_ends_at_the_closed_form(self):
         """ab = y and a² − b² = Δ give (a² + b²)² = Δ² + 4y²."""
         expected = np.sqrt((START**2 @ SIGNS) ** 2 + 4 * 0.6**2)
         assert abs(expected - 4.570) < 1e-3
         assert final_curvature(product) == pytest.approx(expected, abs=1e-9)
 
     @pytest.mark.parametrize(("h", "expected"), [(0.001, 4.556), (0.025, 4.182), (0.05, 3.605)])
-    def test_gradient_descent_ends_the_flatter_the_larger_its_step(self, h, expected):
+    def test_gradient_descent_ends_flatter_with_larger_steps(self, h, expected):
         w = descent(h, round(20 / h))
         assert float(w @ w) == pytest.approx(expected, abs=1e-3)
 
     @pytest.mark.parametrize(("mu", "expected"), [(0.0125, 4.099), (0.05, 3.584), (0.5, 3.006)])
-    def test_the_flow_of_the_explicit_penalty_ends_the_flatter_the_larger_it_is(self, mu, expected):
+    def test_the_flow_ends_flatter_with_a_larger_penalty(self, mu, expected):
         """L + μ‖∇L‖² is the modified loss of h = 4μ."""
         assert final_curvature(modified(4 * mu)) == pytest.approx(expected, abs=1e-3)
 
     @pytest.mark.parametrize("h", [0.001, 0.005])
-    def test_gradient_descent_stays_on_the_flow_of_the_modified_loss(self, h):
+    def test_gradient_descent_follows_the_flow_of_the_modified_loss(self, h):
+        """That flow explains all but 7% of the curvature that finite steps remove."""
         w = descent(h, round(20 / h))
         missed = abs(float(w @ w) - final_curvature(modified(h)))
         assert missed < 0.07 * (final_curvature(product) - float(w @ w))
 
     @pytest.mark.parametrize(("h", "expected"), [(0.025, 4.289), (0.05, 4.099)])
     def test_the_truncation_fails_at_large_steps(self, h, expected):
+        """The flow of L̃ then ends with a curvature that is too large by more than 0.1."""
         w, curvature = descent(h, round(20 / h)), final_curvature(modified(h))
         assert curvature == pytest.approx(expected, abs=1e-3)
         assert curvature - float(w @ w) > 0.1
 
     @pytest.mark.parametrize("h", [0.001, 0.05])
-    def test_a_step_shrinks_the_imbalance_by_the_square_of_the_gradient(self, h):
+    def test_a_step_shrinks_the_imbalance(self, h):
+        """Δ′ = Δ(1 − h²e²x²) exactly, with the residual e = y − abx."""
         x, y = 1.3, 0.6
         w = descent(h, 1, lambda w: product(w, x, y))
         before, after = START**2 @ SIGNS, np.asarray(w) ** 2 @ SIGNS
@@ -106,8 +114,8 @@ class TestProductLoss:
         np.testing.assert_array_equal(w[0], START)
         np.testing.assert_allclose(w**2 @ SIGNS, START**2 @ SIGNS, rtol=1e-10)
 
-    def test_the_modified_loss_shrinks_the_imbalance_at_the_rate_of_the_steps(self):
-        """Δ̇ = −hx²e²Δ along −∇L̃; over minibatches of one the mean of x²e² stands there."""
+    def test_the_flow_of_the_modified_loss_shrinks_the_imbalance(self):
+        """Δ̇ = −hx²e²Δ along −∇L̃. With minibatches of one example, x²e² is a mean over them."""
         h, x, y = 0.1, np.array([1.3, -0.4, 0.8]), np.array([0.6, 1.0, -0.2])
         rates = x**2 * (y - START.prod() * x) ** 2
         one = lambda w, batch: product(w, *batch)  # noqa: E731
@@ -121,18 +129,21 @@ class TestProductLoss:
 
 
 class TestOrders:
-    """How fast gradient descent and the flows meet as h goes to zero."""
+    """How fast the distance from gradient descent to the flows vanishes as h goes to zero."""
 
     @pytest.mark.parametrize(("loss_of", "order"), [(plain, 1.97), (modified, 2.96)])
     def test_one_step(self, loss_of, order):
+        """Order 2 for the flow of L, and 3 for that of L̃."""
         assert slope_of_error(loss_of, STEPS) == pytest.approx(order, abs=0.1)
 
     @pytest.mark.parametrize(("loss_of", "order"), [(plain, 1), (modified, 2)])
     def test_a_fixed_time(self, loss_of, order):
+        """Order 1 for the flow of L, and 2 for that of L̃."""
         assert slope_of_error(loss_of, STEPS, time=0.5) == pytest.approx(order, abs=0.05)
 
     @pytest.mark.parametrize(("modify", "order"), [(False, 2), (True, 3)])
-    def test_the_mean_over_all_orders_of_an_epoch_of_minibatches(self, modify, order):
+    def test_the_mean_over_all_orders_of_an_epoch(self, modify, order):
+        """Order 2 for the flow of L, and 3 for that of L̃, over one epoch of three minibatches."""
         x, y = draw(0, 3, 4, 2), draw(1, 3, 4)  # three minibatches of four
         loss_fn = lambda w, batch: jnp.mean((jnp.tanh(batch[0] @ w) - batch[1]) ** 2)  # noqa: E731
         steps, start = STEPS * 4, jnp.array([0.7, -0.4])
@@ -150,7 +161,7 @@ class TestOrders:
         assert np.polyfit(np.log(steps), np.log(errors), 1)[0] == pytest.approx(order, abs=0.1)
 
     def test_one_step_on_a_quadratic(self):
-        """(ha)²/2 off the flow of L, and (ha)³/3 in the generator off that of L̃."""
+        """The error is (ha)²/2 for the flow of L, and (ha)³/3 in the generator for that of L̃."""
         a, h = jnp.array([0.5, 2.0, 3.0]), 1e-3
         loss = lambda w: jnp.sum(a * w**2) / 2  # noqa: E731
         ends = [
@@ -162,7 +173,8 @@ class TestOrders:
             jnp.log(ends[1]) - jnp.log1p(-h * a), (h * a) ** 3 / 3, rtol=3e-3
         )
 
-    def test_runge_kutta_is_of_fourth_order_and_follows_the_exponential(self):
+    def test_runge_kutta_is_of_fourth_order(self):
+        """Twice the steps, a 16th of the error against the exponential."""
         a, times = jnp.array([0.5, 2.0]), np.array([0.3, 1.0, 1.0, 2.5])
         exact = np.exp(-times[:, None] * a)
         flow = partial(measures.gradient_flow, lambda w: a * w @ w / 2, jnp.ones(2), times)
@@ -172,6 +184,7 @@ class TestOrders:
 
 
 def test_the_penalty_is_the_rate_times_the_regularizer():
+    """L̃ − L = λ R_IG."""
     params, loss = network()
     g = jax.tree.leaves(jax.grad(loss)(params))
     regularizer = measures.implicit_gradient_regularizer(loss, params)
@@ -184,8 +197,8 @@ def test_the_penalty_is_the_rate_times_the_regularizer():
 
 
 @pytest.mark.parametrize("size", [1, 2, 5, 6])
-def test_minibatch_gradients_are_larger_by_the_variance_of_the_examples(size):
-    """E‖g_B‖² = ‖g‖² + (N − B)/(N − 1) · Γ/B over all batches of B; gᵢ = xᵢ(xᵢ·w − yᵢ)."""
+def test_the_variance_predicts_minibatch_gradients(size):
+    """E‖g_B‖² = ‖g‖² + (N − B)/(N − 1) · Γ/B over all batches of B, with gᵢ = xᵢ(xᵢ·w − yᵢ)."""
     x, y, w = np.asarray(draw(0, 6, 3)), np.asarray(draw(1, 6)), np.asarray(draw(2, 3))
     loss_fn = lambda w, batch: jnp.mean((batch[0] @ w - batch[1]) ** 2) / 2  # noqa: E731
     stats = measures.gradient_statistics(loss_fn, jnp.asarray(w), (x, y))
@@ -201,6 +214,7 @@ def test_minibatch_gradients_are_larger_by_the_variance_of_the_examples(size):
 
 
 def test_a_variance_far_below_the_mean_does_not_cancel():
+    """Γ = 2/3 in float32 for gradients near 1e4."""
     x = 1e4 + jnp.array([-1.0, 0.0, 1.0], jnp.float32)
     loss_fn = lambda w, x: jnp.mean(w * x)  # noqa: E731
     stats = jax.jit(measures.gradient_statistics, static_argnums=0)(loss_fn, jnp.float32(0), x)
@@ -208,7 +222,7 @@ def test_a_variance_far_below_the_mean_does_not_cancel():
 
 
 @pytest.mark.parametrize("size", [1.0, 1e-22, 1e20])
-def test_the_noise_scale_is_that_of_gradients_whose_squares_are_out_of_range(size):
+def test_the_noise_scale_does_not_overflow_or_underflow(size):
     """gᵢ = size·(5, 3, 1, −1): ‖g‖ = 2·size and Γ = 5·size²."""
     loss_fn = lambda w, x: size * (jnp.mean((w - x) ** 2) / 2)  # noqa: E731
     x = jnp.array([0.0, 2.0, 4.0, 6.0], jnp.float32)
@@ -217,7 +231,7 @@ def test_the_noise_scale_is_that_of_gradients_whose_squares_are_out_of_range(siz
     np.testing.assert_allclose(stats.noise_scale, 1.25, rtol=1e-6)
 
 
-def test_more_weights_than_int32_counts_are_counted():
+def test_more_weights_than_int32_can_count_are_counted():
     weights = jax.ShapeDtypeStruct((3_000_000_000,), jnp.float32)
     with jax.enable_x64(False):
         found = jax.eval_shape(partial(measures.implicit_gradient_regularizer, jnp.sum), weights)
@@ -228,7 +242,7 @@ def test_more_weights_than_int32_counts_are_counted():
         np.testing.assert_allclose(measures.implicit_rate(jnp.float32(0.4), weights), 3e8)
 
 
-def test_steps_and_times_may_be_traced_and_the_tree_keeps_its_dtypes():
+def test_traced_steps_and_times_keep_the_dtypes_of_the_tree():
     def end(h, time, params):
         loss = measures.modified_loss(lambda w: (w["a"] * w["b"].sum()) ** 2 / 2, h)
         return measures.gradient_flow(loss, params, time[None], steps_between=5)
@@ -247,13 +261,21 @@ def test_steps_and_times_may_be_traced_and_the_tree_keeps_its_dtypes():
         (lambda m, w: m.gradient_flow(product, w, [1.0, 0.5]), ValueError, "times=jnp.linspace"),
         (lambda m, w: m.gradient_flow(product, w, [-1.0]), ValueError, "times=jnp.linspace"),
         (lambda m, w: m.gradient_flow(product, w, [np.nan]), ValueError, "times=jnp.linspace"),
-        (lambda m, w: m.gradient_flow(product, w, [1], steps_between=0), ValueError, "=100, say"),
-        (lambda m, w: m.gradient_flow(product, w, [1], steps_between=1.5), ValueError, "=100, say"),
-        (lambda m, w: m.gradient_flow(product, w.astype(int), [1]), TypeError, "leaf of int"),
+        (
+            lambda m, w: m.gradient_flow(product, w, [1], steps_between=0),
+            ValueError,
+            "steps_between=100",
+        ),
+        (
+            lambda m, w: m.gradient_flow(product, w, [1], steps_between=1.5),
+            ValueError,
+            "steps_between=100",
+        ),
+        (lambda m, w: m.gradient_flow(product, w.astype(int), [1]), TypeError, "leaf of dtype int"),
         (lambda m, w: m.implicit_gradient_regularizer(abs, w), TypeError, r"loss_fn\(params\)\.me"),
         (lambda m, w: m.modified_loss(lambda w: (w, 0), 0.1)(w), TypeError, r"\(params\)\[0\]"),
         (lambda m, w: m.modified_loss(product, -0.1), ValueError, "step_size must be finite"),
-        (lambda m, w: m.implicit_rate(lambda count: 0.1, w), TypeError, "step_size=0.1, say"),
+        (lambda m, w: m.implicit_rate(lambda count: 0.1, w), TypeError, "step_size=0.1"),
         (lambda m, w: m.modified_minibatch_loss(product, 0.1, 1.0), ValueError, "leading axis"),
         (lambda m, w: m.gradient_statistics(product, w, (w, w[:1])), ValueError, "leading axis"),
         (
@@ -263,6 +285,6 @@ def test_steps_and_times_may_be_traced_and_the_tree_keeps_its_dtypes():
         ),
     ],
 )
-def test_bad_input_is_told_the_call_that_mends_it(call, error, message):
+def test_errors_show_a_corrected_call(call, error, message):
     with pytest.raises(error, match=message):
         call(measures, jnp.asarray(START))

@@ -1,4 +1,4 @@
-"""Eigenpairs, trace, diagonal and density against the dense Hessian in float64."""
+"""Eigenpairs, trace, diagonal and spectral density against the dense Hessian in float64."""
 
 import functools
 
@@ -10,7 +10,13 @@ from jax.flatten_util import ravel_pytree
 from scipy import stats
 
 from flatreg import checkpoint, measures
-from tests.support.trained import batch_loss, dense_hessian, digits, trained
+from tests.support.trained import (
+    batch_loss,
+    dense_hessian,
+    digits,
+    in_bfloat16_and_float32,
+    trained,
+)
 
 KEY = jax.random.key(0)
 EPS = float(np.finfo(np.float32).eps)
@@ -18,7 +24,7 @@ EPS = float(np.finfo(np.float32).eps)
 
 @functools.cache
 def loss():
-    """Over batches of 64, the last of which is smaller."""
+    """The loss over the digits in batches of 64, of which the last is smaller."""
     return measures.dataset_loss(batch_loss, digits(), batch_size=64)
 
 
@@ -29,74 +35,13 @@ def quadratic(matrix):
 
 @functools.cache
 def eigenpairs(**options):
+    """Eigenpairs of the Hessian of the trained network."""
     return jax.jit(functools.partial(measures.top_eigenpairs, **options))(loss(), trained(), KEY)
 
 
 def rows(tree):
+    """A stack of trees as a matrix, one row per tree."""
     return jax.vmap(lambda x: ravel_pytree(x)[0])(tree)
-
-
-class TestDatasetLoss:
-    @pytest.mark.parametrize("batch_size", [1, 64, 100, 300, 1000])
-    def test_value_gradient_and_product_are_those_of_the_mean_over_all_examples(self, batch_size):
-        with jax.enable_x64(True):
-            data, params = jax.tree.map(jnp.asarray, digits()), jax.tree.map(jnp.float64, trained())
-            whole = functools.partial(batch_loss, batch=data)
-            parts = measures.dataset_loss(batch_loss, data, batch_size=batch_size)
-            for what in (lambda f, p: f(p), lambda f, p: jax.grad(f)(p), product_with_ones):
-                actual, expected = (ravel_pytree(what(f, params))[0] for f in (parts, whole))
-                np.testing.assert_allclose(actual, expected, atol=1e-12 * np.abs(expected).max())
-
-    def test_a_gradient_needs_the_memory_of_one_batch(self):
-        x, labels = (np.tile(a, (20,) + (1,) * (a.ndim - 1)) for a in digits())
-
-        def peak(batch_size):
-            f = measures.dataset_loss(batch_loss, (x, labels), batch_size=batch_size)
-            compiled = jax.jit(product_with_ones).lower(f, trained()).compile()
-            return compiled.memory_analysis().temp_size_in_bytes
-
-        assert peak(60) < 0.1 * peak(6000)
-
-    def test_any_number_of_batches_is_compiled_as_one(self):
-        x, labels = digits()
-
-        def size(batch_size):
-            f = measures.dataset_loss(batch_loss, (x, labels), batch_size=batch_size)
-            return len(jax.jit(jax.grad(f)).lower(trained()).as_text().splitlines())
-
-        assert size(10) == size(50)
-
-    def test_other_data_of_the_same_shapes_is_not_compiled_again(self):
-        x, labels = digits()
-        traces = []
-
-        @jax.jit
-        def gradient(loss_fn, params):
-            traces.append(loss_fn)
-            return jax.grad(loss_fn)(params)
-
-        for data in ((x, labels), (x[::-1], labels[::-1])):
-            gradient(measures.dataset_loss(batch_loss, data, batch_size=64), trained())
-        assert len(traces) == 1
-
-    @pytest.mark.parametrize("transform", [jax.jit, jax.checkpoint], ids=["jit", "checkpoint"])
-    def test_it_goes_where_functions_go(self, transform):
-        loss = measures.dataset_loss(
-            lambda w, x: jnp.mean((w - x) ** 2), np.arange(3.0), batch_size=2
-        )
-        assert {loss: "key"}[loss] == "key"
-        value, slope = jax.value_and_grad(transform(loss))(jnp.float32(2))
-        np.testing.assert_allclose([value, slope], [5 / 3, 2], rtol=1e-6)
-
-    def test_bad_batches_are_told(self):
-        with pytest.raises(ValueError, match="batch_size must be at least 1"):
-            measures.dataset_loss(batch_loss, digits(), batch_size=0)
-        with pytest.raises(ValueError, match="all the same number"):
-            measures.dataset_loss(batch_loss, (np.ones((3, 2)), np.ones(4)), batch_size=2)
-
-
-def product_with_ones(f, params):
-    return measures.hessian(f, params)(jax.tree.map(jnp.ones_like, params))
 
 
 class TestEigenpairs:
@@ -107,17 +52,19 @@ class TestEigenpairs:
         assert actual.converged.all()
 
     @pytest.mark.parametrize(("which", "steps"), [("SA", 150), ("LM", 40)])
-    def test_other_ends_are_exact_where_converged(self, which, steps):
+    def test_which_selects_smallest_or_largest_magnitude(self, which, steps):
+        """Converged pairs of the other ends of the spectrum are exact."""
         spectrum = np.linalg.eigvalsh(dense_hessian())
         order = spectrum if which == "SA" else spectrum[np.argsort(-np.abs(spectrum))]
         actual = eigenpairs(k=3, which=which, steps=steps)
         assert actual.converged.all()
         np.testing.assert_allclose(actual.values, order[:3], atol=1e-5 * spectrum[-1])
 
-    def test_unconverged_pairs_say_so(self):
+    def test_pairs_that_did_not_converge_are_marked(self):
         assert not eigenpairs(k=3, which="SA", steps=10).converged.all()
 
     def test_residuals_are_those_of_float64(self):
+        """‖Hv − λv‖ agrees with float64 within a factor of 2, apart from rounding."""
         hessian = dense_hessian()
         actual = eigenpairs(k=20, steps=40)
         vectors = np.float64(rows(actual.vectors))
@@ -128,14 +75,15 @@ class TestEigenpairs:
         assert near.all()
         np.testing.assert_allclose(vectors @ vectors.T, np.eye(20), atol=1e-5)
 
-    def test_scale_gives_those_of_the_scaled_hessian(self):
+    def test_scale_gives_the_eigenvalues_of_the_scaled_hessian(self):
+        """With T = |w|, the eigenvalues are those of THT."""
         t = np.abs(np.float64(ravel_pytree(trained())[0]))
         expected = np.linalg.eigvalsh(t[:, None] * dense_hessian() * t)[::-1][:3]
         absolute = functools.partial(jax.tree.map, jnp.abs)
         actual = measures.top_eigenpairs(loss(), trained(), KEY, 3, steps=30, scale=absolute)
         np.testing.assert_allclose(actual.values, expected, atol=1e-5 * expected[0])
 
-    def test_restrict_gives_those_of_a_layers_block(self):
+    def test_restrict_gives_the_eigenvalues_of_a_diagonal_block(self):
         first = slice(0, 64 * 7 + 7)  # "hidden" is the first in the tree
         expected = np.linalg.eigvalsh(dense_hessian()[first, first])[::-1][:2]
         block = measures.restrict(loss(), trained(), lambda path: path.startswith("hidden/"))
@@ -144,6 +92,7 @@ class TestEigenpairs:
         assert set(actual.vectors) == {"hidden/bias", "hidden/kernel"}
 
     def test_gauss_newton_is_the_hessian_of_the_linearized_model(self):
+        """G = JᵀMJ with the Jacobian J of the model and the Hessian M of the output loss."""
         with jax.enable_x64(True):
             x, w = np.random.default_rng(0).normal(size=(20, 3)), np.array([0.3, -1.0, 0.5])
 
@@ -166,14 +115,15 @@ class TestEigenpairs:
         ids=["zero", "identity", "rank one", "two values", "negative"],
     )
     @pytest.mark.parametrize("which", ["LA", "SA", "LM"])
-    def test_a_krylov_space_that_ends_early_loses_no_eigenvalue(self, spectrum, which):
+    def test_a_breakdown_loses_no_eigenvalue(self, spectrum, which):
+        """The Krylov space of a matrix with few distinct eigenvalues ends early; all are found."""
         rotation = np.linalg.qr(np.random.default_rng(1).normal(size=(6, 6)))[0]
         f = quadratic(rotation @ np.diag(spectrum) @ rotation.T)
         actual = measures.top_eigenpairs(f, jnp.ones(6), KEY, 6, which=which)
         np.testing.assert_allclose(np.sort(actual.values), np.sort(spectrum), atol=1e-5)
         assert actual.residuals.max() < 1e-5
 
-    def test_saved_eigenvectors_are_a_start_that_needs_few_steps(self, tmp_path):
+    def test_saved_eigenvectors_are_a_start_that_saves_steps(self, tmp_path):
         before = eigenpairs(k=3, steps=30)
         checkpoint.save(tmp_path / "eigenvectors", before.vectors)
         saved = checkpoint.restore(tmp_path / "eigenvectors", before.vectors)
@@ -185,15 +135,15 @@ class TestEigenpairs:
         np.testing.assert_allclose(again.values, before.values[:1], rtol=1e-5)
 
     def test_bfloat16_parameters_are_measured_in_float32(self):
-        halved = jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), trained())
-        wide = jax.tree.map(lambda x: x.astype(jnp.float32), halved)
-        actual, expected = (measures.top_eigenpairs(loss(), p, KEY).values for p in (halved, wide))
+        both = in_bfloat16_and_float32(trained())
+        actual, expected = (measures.top_eigenpairs(loss(), p, KEY).values for p in both)
         np.testing.assert_array_equal(actual, expected)
         assert actual.dtype == jnp.float32
 
 
 class TestTraceAndDiagonal:
-    def test_exact_ones_are_the_dense_hessians(self):
+    def test_without_probes_they_are_exact(self):
+        """``probes=None`` gives the trace and the diagonal of the dense Hessian."""
         with jax.enable_x64(True):
             params = jax.tree.map(np.float64, trained())
             expected, scale = np.diag(dense_hessian()), np.abs(dense_hessian()).max()
@@ -205,6 +155,7 @@ class TestTraceAndDiagonal:
             assert trace.standard_error == 0
 
     def test_a_t_interval_covers_the_trace(self):
+        """With 64 probes the 95% interval covers the trace in 95 ± 4% of 200 draws."""
         a = np.random.default_rng(0).normal(size=(30, 30))
         f, keys = quadratic(a + a.T), jax.random.split(jax.random.key(1), 200)
         estimate = jax.vmap(lambda key: measures.trace(f, jnp.zeros(30), key, probes=64))(keys)
@@ -212,7 +163,8 @@ class TestTraceAndDiagonal:
         covered = np.mean(np.abs(t) < stats.t.ppf(0.975, 63))
         assert abs(covered - 0.95) <= 0.04
 
-    def test_random_ones_lie_within_their_errors(self):
+    def test_estimates_are_within_their_standard_errors(self):
+        """The squared z-scores of the entries of the diagonal have a mean near 1."""
         expected = np.diag(dense_hessian())
         trace = jax.jit(measures.trace)(loss(), trained(), KEY)
         assert abs(trace.value - expected.sum()) < 4 * trace.standard_error
@@ -223,7 +175,8 @@ class TestTraceAndDiagonal:
         assert 0.8 < np.mean(z**2) < 1.3
         assert abs(trace.value - sum(map(np.sum, jax.tree.leaves(diagonal.value)))) < 1e-3
 
-    def test_without_the_largest_eigenvalues_the_rest_is_known_better(self):
+    def test_deflation_reduces_the_error_of_the_trace(self):
+        """Removing the ten largest eigenvalues at least halves the standard error."""
         pairs = measures.top_eigenpairs(loss(), trained(), KEY, 10, steps=30)
         plain = jax.jit(measures.trace)(loss(), trained(), KEY)
         deflated = jax.jit(measures.trace)(loss(), trained(), KEY, deflate=pairs)
@@ -232,7 +185,8 @@ class TestTraceAndDiagonal:
 
 
 class TestDensity:
-    def test_moments_are_those_of_the_probes_and_of_the_hessian(self):
+    def test_the_first_two_moments_are_correct(self):
+        """Per probe vᵀHv/n and vᵀH²v/n; on average tr H/n and tr H²/n."""
         hessian, size, probes = dense_hessian(), 535, 16
         options = {"probes": probes, "steps": 30}
         density = jax.jit(functools.partial(measures.spectral_density, **options))(
@@ -249,7 +203,8 @@ class TestDensity:
             np.testing.assert_allclose(first, v @ product / size, rtol=1e-5)
             np.testing.assert_allclose(second, product @ product / size, rtol=1e-5)
 
-    def test_the_density_of_a_multiple_of_the_identity_is_one_bump(self):
+    def test_a_multiple_of_the_identity_has_one_peak(self):
+        """The density of 2·1 on a grid is one Gaussian around 2."""
         density = measures.spectral_density(quadratic(2 * np.eye(9)), jnp.zeros(9), KEY, probes=2)
         grid = np.linspace(0, 4, 401)
         drawn = measures.density_on_grid(density, grid, 0.1)
@@ -259,18 +214,18 @@ class TestDensity:
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda f, w: measures.top_eigenpairs(f, w, KEY, 4), ValueError, "the 3 weights, got 4"),
+        (lambda f, w: measures.top_eigenpairs(f, w, KEY, 4), ValueError, "weights, 3, got 4"),
         (lambda f, w: measures.top_eigenpairs(f, w, KEY, 0), ValueError, "between 1 and"),
-        (lambda f, w: measures.top_eigenpairs(f, w, KEY, steps=9), ValueError, "between k and"),
+        (lambda f, w: measures.top_eigenpairs(f, w, KEY, steps=9), ValueError, "between k = 1 and"),
         (lambda f, w: measures.top_eigenpairs(f, w, KEY, which="LR"), ValueError, "LA, SA, LM"),
         (lambda f, w: measures.trace(f, w), ValueError, r"pass jax.random.key\(0\)"),
         (lambda f, w: measures.diagonal(f, w, KEY, probes=1), ValueError, "at least 2"),
         (lambda f, w: measures.spectral_density(f, w, KEY, probes=0), ValueError, "at least 1"),
-        (lambda f, w: measures.trace(f, jnp.arange(3), KEY), TypeError, "leaf of int32"),
+        (lambda f, w: measures.trace(f, jnp.arange(3), KEY), TypeError, "leaf of dtype int32"),
         (lambda f, w: measures.trace(f, {}, KEY), ValueError, "no weights"),
         (lambda f, w: measures.restrict(f, {"a": w}, str.isdigit), ValueError, "paths are a"),
     ],
 )
-def test_bad_input_is_told_what_to_write(call, error, message):
+def test_errors_show_what_to_write(call, error, message):
     with pytest.raises(error, match=message):
         call(lambda w: jnp.sum(w**2), jnp.ones(3))

@@ -1,1 +1,1 @@
-"""Zeroth- and first-order flatness: maxima over a ball of weights."""
+"""Zeroth-order flatness R⁰ and first-order flatness R¹: maxima over a ball of weights."""

@@ -1,14 +1,13 @@
-"""How far the gradients of single examples spread about their mean: Γ and the noise scale.
+"""Gradient noise: how far the per-example gradients are from their mean.
 
-For minibatches of B examples, drawn from N without replacement,
+For minibatches of B examples, drawn from N examples without replacement, this equation is exact:
 
-    E‖g_B‖² = ‖g‖² + (N − B)/(N − 1) · Γ/B,    Γ = (1/N) Σᵢ ‖gᵢ − g‖² = tr Σ,
+    E‖g_B‖² = ‖g‖² + (N − B)/(N − 1) · Γ/B,    Γ = (1/N) Σᵢ ‖gᵢ − g‖² = tr Σ.
 
-exactly: so Γ tells how much larger the implicit penalty (h/4)‖g_B‖² of SGD is than gradient
-descent's, and Γ/‖g‖² from which batch size on the noise no longer matters.
+Therefore Γ determines how much larger the implicit penalty (h/4)‖g_B‖² of SGD is than that of
+gradient descent, and Γ/‖g‖² is the batch size above which the noise matters little.
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -16,18 +15,19 @@ import jax.numpy as jnp
 import optax
 
 from flatreg._core.tree import mix, norm, widened
-from flatreg.measures.inputs import check_loss, leading_axis
+from flatreg.measures.checks import check_batch_loss, checked_leading_axis
+from flatreg.measures.dataset import BatchLossFn
 from flatreg.typing import Grads, Params
 
 
 class GradientStatistics(NamedTuple):
-    """The gradients of N examples, in four numbers.
+    """Statistics of the gradients of N examples.
 
     Attributes:
       norm: ‖g‖ with g = (1/N) Σᵢ gᵢ.
-      variance: Γ = (1/N) Σᵢ ‖gᵢ − g‖² = tr Σ, the divisor being N.
-      noise_scale: Γ/‖g‖² (``B_simple``), in examples; infinite where g = 0, NaN if also Γ = 0. It
-        holds where Γ and ‖g‖² themselves are out of range.
+      variance: Γ = (1/N) Σᵢ ‖gᵢ − g‖² = tr Σ. The divisor is N.
+      noise_scale: Γ/‖g‖² (``B_simple`` in the paper), in examples. It is infinite if g = 0, and NaN
+        if Γ = 0 as well. It is accurate even if Γ and ‖g‖² overflow or underflow.
       examples: N.
     """
 
@@ -37,27 +37,29 @@ class GradientStatistics(NamedTuple):
     examples: int
 
 
-def gradient_statistics(
-    loss_fn: Callable[[Params, Any], jax.Array], params: Params, examples: Any
-) -> GradientStatistics:
-    r"""‖g‖, Γ = (1/N) Σᵢ ‖gᵢ − g‖² and Γ/‖g‖², where gᵢ is the gradient on example i alone.
+def gradient_statistics(loss_fn: BatchLossFn, params: Params, examples: Any) -> GradientStatistics:
+    r"""The norm of the gradient, the variance of the per-example gradients, and their ratio.
 
-    Examples run one after another, by ``lax.scan``, with the memory of one gradient and the running
-    mean; the sum of squares is Welford's, which does not cancel where Γ ≪ ‖g‖². N gradients of one
-    example.
+    With gᵢ the gradient on example i alone and g their mean, these are ‖g‖, Γ = (1/N) Σᵢ ‖gᵢ − g‖²
+    and the gradient noise scale Γ/‖g‖².
+
+    The cost is that of N gradients on one example. The examples are processed one after another in
+    a ``lax.scan``, which keeps one gradient and the running mean in memory. The sum of squares uses
+    Welford's recurrence, which avoids cancellation if Γ ≪ ‖g‖².
 
     Args:
       loss_fn: ``loss_fn(params, batch) -> scalar``, the mean over the batch. It is called with
-        batches of one example. No BatchNorm in training mode: examples have to be independent.
+        batches of one example. The examples must be independent, so BatchNorm must not be in
+        training mode.
       params: θ, a tree of floating-point arrays.
-      examples: a tree of arrays whose leading axis counts the N examples.
+      examples: a tree of arrays whose leading axis indexes the N examples.
 
     Returns:
-      ‖g‖, Γ and the noise scale, scalars of at least float32, and N.
+      :class:`GradientStatistics`: three scalars in at least float32, and N.
 
     Raises:
-      TypeError: if the loss returns no floating-point scalar, or ``params`` holds integers.
-      ValueError: if the leaves of ``examples`` do not share a leading axis.
+      TypeError: if the loss is not a floating-point scalar, or ``params`` contains integers.
+      ValueError: if the leaves of ``examples`` have different leading axes.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -73,26 +75,36 @@ def gradient_statistics(
       Implicit Regularization in Stochastic Gradient Descent <https://arxiv.org/abs/2101.12176>`_,
       ICLR 2021 (Γ).
     """
-    count = leading_axis("gradient_statistics", "examples", examples)
-    batches = jax.tree.map(lambda x: jnp.expand_dims(x, 1), examples)  # N batches of one
+    count = checked_leading_axis("gradient_statistics", "examples", examples, "(x, labels)")
+    batches = jax.tree.map(lambda x: jnp.expand_dims(x, 1), examples)  # N batches of one example
     first = jax.tree.map(lambda x: x[0], batches)
-    check_loss("gradient_statistics", loss_fn, params, first)
+    check_batch_loss("gradient_statistics", loss_fn, params, first)
     grad_fn = jax.grad(loss_fn)
 
-    def add(
-        carry: tuple[Grads, jax.Array], numbered: tuple[jax.Array, Any]
-    ) -> tuple[tuple[Grads, jax.Array], None]:
-        mean, spread = carry
+    def add(carry: _GradientMean, numbered: tuple[jax.Array, Any]) -> tuple[_GradientMean, None]:
         i, batch = numbered
-        off = mix((1, grad_fn(params, batch)), (-1, mean))
-        # Welford: the i-th example moves the mean by off/i and adds ‖off‖² (i − 1)/i to Σ‖gᵢ − g‖²,
-        # of which the root is kept, because squares of small gradients vanish.
-        moved = optax.tree.cast_like(mix((1, mean), (1 / i, off)), mean)
-        return (moved, jnp.hypot(spread, jnp.sqrt((i - 1) / i) * norm(off))), None
+        return carry.add(grad_fn(params, batch), i), None
 
-    zero = widened(optax.tree.zeros_like(params))
-    none = norm(zero)
-    numbers = jnp.arange(1, count + 1, dtype=none.dtype)
-    (g, spread), _ = jax.lax.scan(add, (zero, none), (numbers, batches))
-    deviation = spread / count**0.5
-    return GradientStatistics(norm(g), deviation**2, (deviation / norm(g)) ** 2, count)
+    zeros = widened(optax.tree.zeros_like(params))
+    zero = norm(zeros)
+    numbers = jnp.arange(1, count + 1, dtype=zero.dtype)
+    found, _ = jax.lax.scan(add, _GradientMean(zeros, zero), (numbers, batches))
+    deviation = found.spread / count**0.5
+    size = norm(found.mean)
+    return GradientStatistics(size, deviation**2, (deviation / size) ** 2, count)
+
+
+class _GradientMean(NamedTuple):
+    """The running mean g of the gradients, and the spread √(Σ‖gᵢ − g‖²) about it.
+
+    The spread is stored as a square root, because the squares of small gradients underflow.
+    """
+
+    mean: Grads
+    spread: jax.Array
+
+    def add(self, gradient: Grads, i: jax.Array) -> "_GradientMean":
+        """Includes the i-th gradient: with d = gᵢ − g, g += d/i and Σ‖gᵢ − g‖² += ‖d‖²(i − 1)/i."""
+        off = mix((1, gradient), (-1, self.mean))
+        mean = optax.tree.cast_like(mix((1, self.mean), (1 / i, off)), self.mean)
+        return _GradientMean(mean, jnp.hypot(self.spread, jnp.sqrt((i - 1) / i) * norm(off)))

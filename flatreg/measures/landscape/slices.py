@@ -7,25 +7,25 @@ import jax.numpy as jnp
 import optax
 
 from flatreg._core.checks import alike
+from flatreg.measures.checks import check_loss, check_sequence
 from flatreg.measures.dataset import LossFn
-from flatreg.measures.inputs import check_loss, check_sequence
-from flatreg.measures.spectrum.curvature import widened
+from flatreg.measures.weights import in_float32_or_wider
 from flatreg.typing import Grads, Params
 
 
 def filter_normalized(params: Params, key: jax.Array) -> Grads:
-    """A random direction whose every filter has the norm of the weights' filter.
+    """A random direction in which every filter has the same norm as that filter of the weights.
 
-    A filter is what feeds one output: the last axis of a leaf tells them apart, as in Flax. Leaves
-    with fewer than two axes (biases, normalization) stay where they are, so that slices of networks
-    which differ by a rescaling can be compared.
+    A filter consists of the weights of one output. As in Flax, the last axis of a leaf is the
+    output axis. Leaves with fewer than two axes (biases, normalization) get a zero direction. This
+    makes slices of networks comparable if the networks differ only by a rescaling of their filters.
 
     Args:
       params: the trained weights.
-      key: draws the direction.
+      key: the random key for the direction.
 
     Returns:
-      A tree like ``params``, for :func:`loss_slice`.
+      A direction for :func:`loss_slice`, a tree like ``params``.
 
     Examples:
       >>> import jax, jax.numpy as jnp
@@ -39,7 +39,7 @@ def filter_normalized(params: Params, key: jax.Array) -> Grads:
       Li et al., `Visualizing the Loss Landscape of Neural Nets
       <https://arxiv.org/abs/1712.09913>`_, NeurIPS 2018.
     """
-    params = widened(params)
+    params = in_float32_or_wider(params)
 
     def normalized(d: jax.Array, w: jax.Array) -> jax.Array:
         if w.ndim < 2:
@@ -53,20 +53,23 @@ def filter_normalized(params: Params, key: jax.Array) -> Grads:
 
 
 def loss_slice(loss_fn: LossFn, params: Params, *axes: tuple[Grads, Any]) -> jax.Array:
-    r"""L(θ + Σᵢ tᵢdᵢ) over a grid: a curve along one direction, a surface along two.
+    r"""The loss on a grid of points: a curve along one direction or a surface along two.
+
+    The points are θ + Σᵢ tᵢdᵢ.
 
     Args:
-      loss_fn: ``params -> scalar``.
-      params: the origin θ.
-      *axes: pairs of a direction dᵢ, a tree like ``params``, and its positions, shape (mᵢ,):
-        :func:`filter_normalized` directions, eigenvectors, the difference of two solutions.
+      loss_fn: the loss, ``params -> scalar``, such as a :func:`dataset_loss`.
+      params: θ, the origin of the grid.
+      *axes: pairs ``(direction, positions)`` of dᵢ, a tree like ``params``, and the values of tᵢ,
+        shape (mᵢ,). Useful directions are :func:`filter_normalized` ones, eigenvectors, and the
+        difference of two solutions.
 
     Returns:
-      The losses, shape (m₁,) or (m₁, m₂), one evaluation in memory at a time.
+      The losses, shape (m₁,) or (m₁, m₂). They are evaluated one after another.
 
     Raises:
-      TypeError: if the loss is no scalar.
-      ValueError: without axes, or if one is no such pair.
+      TypeError: if the loss is not a floating-point scalar.
+      ValueError: if called without axes, or if an axis is not a pair of this form.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -80,11 +83,12 @@ def loss_slice(loss_fn: LossFn, params: Params, *axes: tuple[Grads, Any]) -> jax
     """
     if not axes or not all(_is_axis(axis, params) for axis in axes):
         raise ValueError(
-            "loss_slice takes pairs of a direction, a tree like params, and of positions, shape "
-            "(m,): loss_slice(loss_fn, params, (direction, jnp.linspace(-1, 1, 21)))."
+            "loss_slice takes pairs (direction, positions) of a tree like params and an array of "
+            "shape (m,): for example, write loss_slice(loss_fn, params, (direction, "
+            "jnp.linspace(-1, 1, 21)))."
         )
     check_loss("loss_slice", loss_fn, params)
-    params = widened(params)
+    params = in_float32_or_wider(params)
     (direction, positions), *others = axes
 
     def losses_at(t: jax.Array) -> jax.Array:
@@ -96,26 +100,27 @@ def loss_slice(loss_fn: LossFn, params: Params, *axes: tuple[Grads, Any]) -> jax
 
 
 def _is_axis(axis: Any, params: Params) -> bool:
-    """Whether it is a pair (direction, positions)."""
+    """Whether ``axis`` is a pair (direction, positions)."""
     if not isinstance(axis, tuple | list) or len(axis) != 2:
         return False
     return alike(axis[0], params) and jnp.asarray(axis[1]).ndim == 1
 
 
 def interpolate(loss_fn: LossFn, start: Params, end: Params, positions: Any) -> jax.Array:
-    """L((1 − t)·start + t·end): the way between two solutions; t = 0 and 1 are they.
+    """The loss on the line between two solutions, L((1 − t)·start + t·end).
 
     Args:
-      loss_fn: ``params -> scalar``.
-      start: the parameters of one solution.
-      end: those of the other.
-      positions: values of t, shape (m,).
+      loss_fn: the loss, ``params -> scalar``, such as a :func:`dataset_loss`.
+      start: the parameters of the first solution, at t = 0.
+      end: the parameters of the second solution, at t = 1.
+      positions: the values of t, shape (m,).
 
     Returns:
       The losses, shape (m,).
 
     Raises:
-      ValueError: if ``positions`` is one number, or the shapes of the solutions differ.
+      TypeError: if the loss is not a floating-point scalar.
+      ValueError: if ``positions`` is a single number, or the solutions have different shapes.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -127,9 +132,9 @@ def interpolate(loss_fn: LossFn, start: Params, end: Params, positions: Any) -> 
     check_sequence("positions", positions, "jnp.linspace(0, 1, 11)")
     if not alike(start, end):
         raise ValueError(
-            "interpolate goes between two solutions of one network, but their shapes are "
+            "interpolate needs two solutions of the same network, but their shapes are "
             f"{jax.tree.map(jnp.shape, start)} and {jax.tree.map(jnp.shape, end)}: pass the "
-            "parameters alone, twice of the same model."
+            "parameters of the same model both times, without any other state."
         )
-    start, end = widened(start), widened(end)
+    start, end = in_float32_or_wider(start), in_float32_or_wider(end)
     return loss_slice(loss_fn, start, (optax.tree.sub(end, start), positions))

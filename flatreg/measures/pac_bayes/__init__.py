@@ -1,1 +1,1 @@
-"""PAC-Bayes bounds and the PACGen metric."""
+"""PAC-Bayes bounds, the largest weight noise that a network tolerates, and the PACGen metric."""

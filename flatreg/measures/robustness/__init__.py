@@ -1,1 +1,1 @@
-"""The effect of weight noise on the loss and on other metrics."""
+"""The loss, or any other metric, under random noise on the weights."""

@@ -1,1 +1,1 @@
-"""Eigenvalues, trace, diagonal and density of the Hessian, and how fast it changes."""
+"""The Hessian: its eigenpairs, trace, diagonal, spectral density and Lipschitz constant."""

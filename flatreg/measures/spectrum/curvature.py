@@ -1,35 +1,41 @@
-"""The curvature of a loss as a linear operator: ``v ↦ Cv`` on trees, and on vectors for Lanczos."""
+"""Curvature as a linear map: products v ↦ Cv with the Hessian or the Gauss–Newton matrix.
+
+The public functions work on trees like the parameters. :func:`curvature_matrix` provides the same
+map on flat vectors, which Lanczos iteration and trace estimation need.
+"""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
-import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from flatreg._core import tree as _tree
 from flatreg._core.checks import checked_scale
 from flatreg._core.tree import map_named, named_leaves
+from flatreg.measures.checks import check_loss
 from flatreg.measures.dataset import LossFn
-from flatreg.measures.inputs import check_loss, check_weights
+from flatreg.measures.weights import in_float32_or_wider, times
 from flatreg.typing import Grads, Params, Scale
 
 Curvature: TypeAlias = Callable[[LossFn, Params], Callable[[Grads], Grads]]
-"""``curvature(loss_fn, params) -> (v ↦ Cv)``: :func:`hessian`, or a :func:`gauss_newton`."""
+"""``curvature(loss_fn, params) -> (v ↦ Cv)``: :func:`hessian`, or a :func:`gauss_newton` matrix."""
 
 
 def hessian(loss_fn: LossFn, params: Params) -> Callable[[Grads], Grads]:
-    """v ↦ Hv with H = ∇²L, forward over reverse: each product costs about three gradients.
+    """Products v ↦ Hv with the Hessian H = ∇²L, by forward-over-reverse differentiation.
+
+    Each product costs about three gradients.
 
     Args:
-      loss_fn: ``params -> scalar``.
-      params: where the Hessian is taken.
+      loss_fn: the loss, ``params -> scalar``.
+      params: the parameters at which to take the Hessian.
 
     Returns:
-      The product with trees like ``params``.
+      A function from a tree like ``params`` to its product with H.
 
     Raises:
-      TypeError: if the loss is not one floating-point number, or a leaf not of floating point.
+      TypeError: if the loss is not a floating-point scalar, or a leaf does not have a
+        floating-point dtype.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -45,17 +51,19 @@ def hessian(loss_fn: LossFn, params: Params) -> Callable[[Grads], Grads]:
 def gauss_newton(
     model_fn: Callable[[Params], Any], output_loss: Callable[[Any], jax.Array]
 ) -> Curvature:
-    r"""v ↦ Gv with G = JᵀMJ: the Gauss–Newton matrix of L(θ) = output_loss(model_fn(θ)).
+    r"""The Gauss–Newton matrix G = JᵀMJ of the loss L(θ) = output_loss(model_fn(θ)).
 
-    J is the Jacobian of the outputs and M the Hessian of the loss in them, so that G is the Hessian
-    of the loss with the model linearized; positive semidefinite if ``output_loss`` is convex.
+    J is the Jacobian of the outputs, and M is the Hessian of ``output_loss`` with respect to the
+    outputs. G is therefore the Hessian of the loss with the model linearized at θ. It is positive
+    semidefinite if ``output_loss`` is convex.
 
     Args:
-      model_fn: ``params -> outputs``, on the data that it is to be measured on.
+      model_fn: ``params -> outputs``, the model evaluated on the data to measure with.
       output_loss: ``outputs -> scalar``.
 
     Returns:
-      The curvature, for the ``curvature`` argument of the measures.
+      A function to pass as the ``curvature`` argument of the measures. The measures then ignore
+      their ``loss_fn`` argument.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -70,10 +78,12 @@ def gauss_newton(
     """
 
     def curvature(loss_fn: LossFn, params: Params) -> Callable[[Grads], Grads]:
+        del loss_fn  # part of the protocol
+
         def product(v: Grads) -> Grads:
-            outputs, change = jax.jvp(model_fn, (params,), (v,))
-            bent = jax.jvp(jax.grad(output_loss), (outputs,), (change,))[1]
-            product: Grads = jax.vjp(model_fn, params)[1](bent)[0]
+            outputs, change = jax.jvp(model_fn, (params,), (v,))  # Jv
+            bent = jax.jvp(jax.grad(output_loss), (outputs,), (change,))[1]  # MJv
+            product: Grads = jax.vjp(model_fn, params)[1](bent)[0]  # JᵀMJv
             return product
 
         return product
@@ -81,8 +91,15 @@ def gauss_newton(
     return curvature
 
 
-class Operator(NamedTuple):
-    """T·C·T as a matrix on vectors, and how trees like the parameters become vectors and back."""
+class CurvatureMatrix(NamedTuple):
+    """The symmetric matrix T·C·T, represented by its products with flat vectors.
+
+    Attributes:
+      matvec: the product of the matrix with a vector, shape (size,).
+      to_tree: converts a vector to a tree like the parameters.
+      size: the number of weights.
+      dtype: the dtype of the vectors, at least float32.
+    """
 
     matvec: Callable[[jax.Array], jax.Array]
     to_tree: Callable[[jax.Array], Grads]
@@ -90,56 +107,46 @@ class Operator(NamedTuple):
     dtype: Any
 
 
-def operator(
+def curvature_matrix(
     loss_fn: LossFn,
     params: Params,
     curvature: Curvature | None = None,
     scale: Scale | None = None,
-) -> Operator:
-    """The curvature at ``params``, in at least float32."""
-    params = widened(params)
+) -> CurvatureMatrix:
+    """Returns T·C·T at ``params`` in at least float32. By default, C is the Hessian."""
+    params = in_float32_or_wider(params)
     factors = checked_scale(scale, params)
     product = (hessian if curvature is None else curvature)(loss_fn, params)
     flat, to_tree = ravel_pytree(params)
 
     def matvec(v: jax.Array) -> jax.Array:
-        scaled = times(factors, product(times(factors, to_tree(v))))
-        return to_vector(scaled)
+        return to_vector(times(factors, product(times(factors, to_tree(v)))))  # TCTv
 
-    return Operator(matvec, to_tree, flat.size, flat.dtype)
+    return CurvatureMatrix(matvec, to_tree, flat.size, flat.dtype)
 
 
 def to_vector(tree: Grads) -> jax.Array:
-    """All leaves in one vector: for curvature, never on the training path."""
+    """Concatenates all leaves into one vector."""
     return ravel_pytree(tree)[0]
-
-
-def times(factors: Params | None, tree: Grads) -> Grads:
-    """T·x, with None for T = 1."""
-    return tree if factors is None else jax.tree.map(jnp.multiply, factors, tree)
-
-
-def widened(params: Params) -> Params:
-    """The parameters in at least float32, for curvature drowns in the rounding of less."""
-    check_weights(params)
-    return _tree.widened(params)
 
 
 def restrict(
     loss_fn: LossFn, params: Params, where: Callable[[str], bool]
 ) -> tuple[LossFn, dict[str, jax.Array]]:
-    """The loss as a function of some leaves alone, the others fixed: curvature layer by layer.
+    """Restricts a loss to some of the leaves and fixes the others, to measure single layers.
 
     Args:
-      loss_fn: ``params -> scalar``.
+      loss_fn: the loss, ``params -> scalar``.
       params: all parameters.
-      where: a predicate on the path of a leaf, such as ``"dense/kernel"``.
+      where: a predicate on the path of a leaf, such as ``"dense/kernel"``. The leaves for which it
+        is true are the arguments of the new loss.
 
     Returns:
-      The loss, and the leaves that it takes, by path: the first two arguments of every measure.
+      The new loss, and the chosen leaves in a dictionary from path to array. Pass both as the first
+      two arguments of a measure.
 
     Raises:
-      ValueError: if ``where`` picks no leaf.
+      ValueError: if ``where`` is true for no leaf.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -153,7 +160,10 @@ def restrict(
     leaves = named_leaves(params)
     chosen = {path: x for path, x in leaves.items() if where(path)}
     if not chosen:
-        raise ValueError(f"where picks no leaf: their paths are {', '.join(leaves)}.")
+        raise ValueError(
+            f"where is true for no leaf of params, whose paths are {', '.join(leaves)}: for "
+            f"example, write where=lambda path: path == {next(iter(leaves), 'kernel')!r}."
+        )
 
     def restricted(chosen: dict[str, jax.Array]) -> jax.Array:
         return loss_fn(map_named(lambda path, x: chosen.get(path, x), params))

@@ -1,4 +1,4 @@
-"""How the Hessian's eigenvalues are distributed, by stochastic Lanczos quadrature."""
+"""The spectral density of the Hessian, by stochastic Lanczos quadrature."""
 
 from typing import NamedTuple
 
@@ -7,12 +7,18 @@ import jax.numpy as jnp
 
 from flatreg._core.krylov import tridiagonalize
 from flatreg.measures.dataset import LossFn
-from flatreg.measures.spectrum.curvature import Curvature, operator
+from flatreg.measures.spectrum.curvature import Curvature, curvature_matrix
 from flatreg.typing import Params, Scale
 
 
 class Density(NamedTuple):
-    """A spectral density: for each probe, ``nodes`` λ and their ``weights``, (probes, steps)."""
+    """A spectral density, represented by one quadrature rule per probe.
+
+    Attributes:
+      nodes: the Ritz values, estimates of eigenvalues, shape (probes, steps).
+      weights: the share of the eigenvalues at each node, shape (probes, steps). The weights of each
+        probe sum to 1.
+    """
 
     nodes: jax.Array
     weights: jax.Array
@@ -28,23 +34,30 @@ def spectral_density(
     curvature: Curvature | None = None,
     scale: Scale | None = None,
 ) -> Density:
-    r"""The distribution of the Hessian's eigenvalues, by stochastic Lanczos quadrature.
+    r"""The distribution of the eigenvalues of the Hessian, by stochastic Lanczos quadrature.
 
-    For a random unit vector v, Σᵢ wᵢ δ(λ − θᵢ), with the Ritz values θᵢ and the squared first
-    components wᵢ of their vectors, has the first 2·``steps`` − 1 moments of v's spectral measure,
-    and the mean of that measure over v is the density (1/n) Σᵢ δ(λ − λᵢ).
+    Lanczos iteration from a random unit vector v, called a probe, gives Ritz values θᵢ and weights
+    wᵢ, the squared first components of their eigenvectors. The quadrature Σᵢ wᵢ δ(λ − θᵢ) and the
+    spectral measure of v agree in the first 2·``steps`` − 1 moments. The mean of the spectral
+    measure over v is the density (1/n) Σᵢ δ(λ − λᵢ).
 
     Args:
-      loss_fn: ``params -> scalar``, see :func:`dataset_loss`.
-      params: where the Hessian is taken.
-      key: draws the probes.
-      probes: random vectors; more of them say more than more steps.
-      steps: products a probe, at most the number of weights, to which it is cut.
-      curvature: as in :func:`top_eigenpairs`, and so is ``scale``.
-      scale: see there.
+      loss_fn: the loss, ``params -> scalar``, such as a :func:`dataset_loss`.
+      params: the parameters at which to take the Hessian.
+      key: the random key for the probes.
+      probes: the number of random vectors. Additional probes improve the estimate more than
+        additional steps do.
+      steps: the number of Hessian-vector products per probe. It is capped at the number of
+        weights.
+      curvature: the matrix to measure. If None, the Hessian. To measure the Gauss–Newton matrix
+        instead, pass the result of :func:`gauss_newton`.
+      scale: ``params -> T`` with one factor per weight, to measure T·H·T.
 
     Returns:
-      :class:`Density`; :func:`density_on_grid` draws it. The weights of a probe sum to 1.
+      :class:`Density`. Pass it to :func:`density_on_grid` to get a curve.
+
+    Raises:
+      ValueError: if ``probes`` or ``steps`` is below 1.
 
     Examples:
       >>> import jax, jax.numpy as jnp
@@ -59,14 +72,17 @@ def spectral_density(
       Ghorbani, Krishnan and Xiao, `An Investigation into Neural Net Optimization via Hessian
       Eigenvalue Density <https://arxiv.org/abs/1901.10159>`_, ICML 2019.
     """
-    matrix = operator(loss_fn, params, curvature, scale)
+    matrix = curvature_matrix(loss_fn, params, curvature, scale)
     if probes < 1 or steps < 1:
-        raise ValueError(f"probes and steps must be at least 1, got {probes} and {steps}.")
+        raise ValueError(
+            f"probes and steps must be at least 1, got {probes} and {steps}: for example, write "
+            "probes=8, steps=64."
+        )
 
     def probe(key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        start_key, other_key = jax.random.split(key)
+        start_key, restart_key = jax.random.split(key)
         start = jax.random.rademacher(start_key, (matrix.size,), matrix.dtype)
-        krylov = tridiagonalize(matrix.matvec, start, min(steps, matrix.size), other_key)
+        krylov = tridiagonalize(matrix.matvec, start, min(steps, matrix.size), restart_key)
         nodes, vectors = krylov.eigh()
         return nodes, vectors[0] ** 2
 
@@ -74,15 +90,16 @@ def spectral_density(
 
 
 def density_on_grid(density: Density, grid: jax.Array, width: float) -> jax.Array:
-    """The density at ``grid``, each node a Gaussian of standard deviation ``width``.
+    """The spectral density as a curve, in which each node is replaced by a Gaussian.
 
     Args:
-      density: what :func:`spectral_density` returned.
-      grid: values of λ, shape (m,).
-      width: of a Gaussian, in units of λ; a hundredth of the spectrum's width, say.
+      density: the result of :func:`spectral_density`.
+      grid: the values of λ at which to evaluate the curve, shape (m,).
+      width: the standard deviation of the Gaussians in units of λ, for example a hundredth of the
+        difference between the largest and the smallest eigenvalue.
 
     Returns:
-      The density, shape (m,), which integrates to 1.
+      The density at the values of ``grid``, shape (m,). Its integral over λ is 1.
 
     Examples:
       >>> import jax.numpy as jnp

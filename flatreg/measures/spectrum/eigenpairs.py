@@ -1,7 +1,7 @@
-"""The ends of the Hessian's spectrum, by Lanczos iteration, with the residuals as computed."""
+"""The largest and smallest eigenvalues of the Hessian, by Lanczos iteration, with residuals."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -9,11 +9,15 @@ import jax.numpy as jnp
 from flatreg._core.krylov import tridiagonalize
 from flatreg._core.tree import matmul, norm
 from flatreg.measures.dataset import LossFn
-from flatreg.measures.spectrum.curvature import Curvature, operator, to_vector
+from flatreg.measures.spectrum.curvature import Curvature, curvature_matrix, to_vector
 from flatreg.typing import Grads, Params, Scale
 
-TOLERANCE = 1e-3  # of a converged residual, relative to the largest |λ|
-ORDERS: dict[str, Callable[[jax.Array], jax.Array]] = {
+TOLERANCE = 1e-3  # the largest converged residual, relative to the largest |λ|
+
+Which: TypeAlias = Literal["LA", "SA", "LM"]
+"""Which eigenvalues to find: largest, smallest, or largest in magnitude (as in ARPACK)."""
+
+ORDERS: dict[Which, Callable[[jax.Array], jax.Array]] = {
     "LA": lambda values: -values,
     "SA": lambda values: values,
     "LM": lambda values: -jnp.abs(values),
@@ -21,13 +25,14 @@ ORDERS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 
 class Eigenpairs(NamedTuple):
-    """The k eigenpairs of one end of the spectrum, the outermost first.
+    r"""The k requested eigenpairs, in the order of ``which``.
 
     Attributes:
-      values: λᵢ, shape (k,).
-      vectors: unit eigenvectors, a tree like the parameters with a leading axis k.
-      residuals: ‖Hvᵢ − λᵢvᵢ‖ as computed, shape (k,): an eigenvalue lies within it of λᵢ.
-      converged: whether the residual is below a thousandth of max |λ|, shape (k,).
+      values: the eigenvalues λᵢ, shape (k,).
+      vectors: the unit eigenvectors vᵢ, a tree like the parameters with a leading axis k.
+      residuals: ‖Hvᵢ − λᵢvᵢ‖, shape (k,), each computed with one additional product. H has an
+        eigenvalue within this distance of λᵢ.
+      converged: whether each residual is at most 1e-3 times the largest \|λ\|, shape (k,).
     """
 
     values: jax.Array
@@ -42,7 +47,7 @@ def top_eigenpairs(
     key: jax.Array,
     k: int = 1,
     *,
-    which: str = "LA",
+    which: Which = "LA",
     steps: int | None = None,
     start: Grads | None = None,
     curvature: Curvature | None = None,
@@ -51,24 +56,30 @@ def top_eigenpairs(
     r"""The outermost eigenvalues and eigenvectors of the Hessian, by Lanczos iteration.
 
     Args:
-      loss_fn: ``params -> scalar``, see :func:`dataset_loss`.
-      params: where the Hessian is taken.
-      key: draws the start.
-      k: how many pairs, at most the number of weights.
-      which: "LA", the largest; "SA", the smallest; "LM", the largest in magnitude.
-      steps: Hessian-vector products before the k for the residuals, and vectors in memory; by
-        default max(4k, 20). Inner or crowded eigenvalues need more: see ``converged``.
-      start: the ``vectors`` of an earlier result to start from (their sum), or a tree like
-        ``params``. Near a solution that was measured before, fewer steps do.
-      curvature: :func:`hessian` if None; see :func:`gauss_newton`.
-      scale: ``params -> T``, for the eigenvalues of T·H·T.
+      loss_fn: the loss, ``params -> scalar``, such as a :func:`dataset_loss`.
+      params: the parameters at which to take the Hessian.
+      key: the random key for the start vector.
+      k: the number of eigenpairs, at most the number of weights.
+      which: ``"LA"`` for the largest eigenvalues, ``"SA"`` for the smallest, ``"LM"`` for the
+        largest in magnitude.
+      steps: the number of Lanczos steps. Each step costs one Hessian-vector product and keeps one
+        more vector in memory. The residuals cost another k products. If None, max(4k, 20), or the
+        number of weights if that is smaller. Eigenvalues inside the spectrum or close to each other
+        need more steps; check ``converged``.
+      start: the start vector, a tree like ``params``, or the ``vectors`` of an earlier result,
+        whose sum is then the start vector. The vectors found at nearby parameters save steps. If
+        None, the start vector is random.
+      curvature: the matrix to measure. If None, the Hessian. To measure the Gauss–Newton matrix
+        instead, pass the result of :func:`gauss_newton`.
+      scale: ``params -> T`` with one factor per weight, for the eigenvalues of T·H·T.
 
     Returns:
       :class:`Eigenpairs`.
 
     Raises:
-      ValueError: if k or ``steps`` exceed the number of weights, or ``which`` is none of these.
-      TypeError: if a leaf is not of floating point.
+      ValueError: if k or ``steps`` exceeds the number of weights, or ``which`` is none of the three
+        strings.
+      TypeError: if a leaf does not have a floating-point dtype.
 
     Examples:
       >>> import jax, jax.numpy as jnp
@@ -81,33 +92,43 @@ def top_eigenpairs(
     References:
       Golub and Van Loan, Matrix Computations, 4th edition, chapter 10.
     """
-    matrix = operator(loss_fn, params, curvature, scale)
+    matrix = curvature_matrix(loss_fn, params, curvature, scale)
     if which not in ORDERS:
-        raise ValueError(f"which must be one of {', '.join(ORDERS)}, got {which!r}.")
+        raise ValueError(
+            f"which must be one of {', '.join(ORDERS)}, got {which!r}: for example, write "
+            'which="LA" for the largest eigenvalues.'
+        )
     if not 1 <= k <= matrix.size:
-        raise ValueError(f"k must be between 1 and the {matrix.size} weights, got {k}.")
+        raise ValueError(
+            f"k must be between 1 and the number of weights, {matrix.size}, got {k}: for example, "
+            "write k=1."
+        )
     steps = min(max(4 * k, 20), matrix.size) if steps is None else steps
     if not k <= steps <= matrix.size:
-        raise ValueError(f"steps must be between k and the {matrix.size} weights, got {steps}.")
-    start_key, other_key = jax.random.split(key)
+        raise ValueError(
+            f"steps must be between k = {k} and the number of weights, {matrix.size}, got {steps}: "
+            "write steps=None for the default."
+        )
+    start_key, restart_key = jax.random.split(key)
     first = jax.random.normal(start_key, (matrix.size,), matrix.dtype)
     if start is not None:
         first = to_vector(jax.tree.map(_sum_of_vectors, start, params)).astype(matrix.dtype)
-    krylov = tridiagonalize(matrix.matvec, first, steps, other_key)
-    values, vectors = krylov.eigh()
-    outermost = jnp.argsort(ORDERS[which](values))[:k]
-    found = matmul(vectors[:, outermost].T, krylov.basis)
+    krylov = tridiagonalize(matrix.matvec, first, steps, restart_key)
+    ritz_values, ritz_vectors = krylov.eigh()
+    outermost = jnp.argsort(ORDERS[which](ritz_values))[:k]
+    found = matmul(ritz_vectors[:, outermost].T, krylov.basis)
     found = found / jnp.linalg.norm(found, axis=1, keepdims=True)
 
-    def refine(v: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def rayleigh_quotient(v: jax.Array) -> tuple[jax.Array, jax.Array]:
         product = matrix.matvec(v)
         value = matmul(v, product)
         return value, norm(product - value * v)
 
-    refined, residuals = jax.lax.map(refine, found)
-    converged = residuals <= TOLERANCE * jnp.max(jnp.abs(values))
-    return Eigenpairs(refined, jax.lax.map(matrix.to_tree, found), residuals, converged)
+    values, residuals = jax.lax.map(rayleigh_quotient, found)
+    converged = residuals <= TOLERANCE * jnp.max(jnp.abs(ritz_values))
+    return Eigenpairs(values, jax.lax.map(matrix.to_tree, found), residuals, converged)
 
 
 def _sum_of_vectors(start: jax.Array, weight: jax.Array) -> jax.Array:
+    """The sum over the leading axis if ``start`` has one more axis than the weight."""
     return jnp.sum(start, axis=0) if jnp.ndim(start) > jnp.ndim(weight) else start

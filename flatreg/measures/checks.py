@@ -1,0 +1,100 @@
+"""Argument validation of the measures. Each error shows a corrected call."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from flatreg._core.checks import check_nonnegative, is_scalar
+from flatreg._core.tree import widened
+from flatreg.typing import Params
+
+
+def check_weights(params: Params) -> None:
+    """Checks that ``params`` is a tree of floating-point arrays with at least one weight."""
+    if sum(jnp.size(x) for x in jax.tree.leaves(params)) == 0:
+        raise ValueError("params contains no weights: pass the trained parameters of the model.")
+    for leaf in jax.tree.leaves(params):
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+            raise TypeError(
+                f"params contains a leaf of dtype {jnp.result_type(leaf)}, but measures need "
+                "floating-point weights: pass only the trained parameters, and let loss_fn close "
+                "over everything else."
+            )
+
+
+def check_loss(name: str, loss_fn: Callable[[Params], object], params: Params) -> None:
+    """Checks that ``params`` and the scalar ``loss_fn(params)`` are floating-point."""
+    check_weights(params)
+    _check_scalar_loss(name, jax.eval_shape(loss_fn, params), "params")
+
+
+def check_batch_loss(
+    name: str, loss_fn: Callable[[Params, Any], object], params: Params, batch: Any
+) -> None:
+    """Checks that ``params`` and the scalar ``loss_fn(params, batch)`` are floating-point."""
+    check_weights(params)
+    _check_scalar_loss(name, jax.eval_shape(loss_fn, params, batch), "params, batch")
+
+
+def _check_scalar_loss(name: str, loss: Any, arguments: str) -> None:
+    if getattr(loss, "shape", None) != () or not jnp.issubdtype(loss.dtype, jnp.floating):
+        call = f"lambda {arguments}: loss_fn({arguments})"
+        raise TypeError(
+            f"{name} needs a loss that returns one floating-point number, but it returns {loss}: "
+            f"if the loss returns (loss, aux), write {call}[0]; if it returns one loss per "
+            f"example, write {call}.mean()."
+        )
+
+
+def check_sequence(name: str, value: Any, example: str) -> None:
+    """Checks that ``value`` has the shape (m,)."""
+    shape = jnp.asarray(value).shape
+    if len(shape) != 1:
+        raise ValueError(
+            f"{name} must be a sequence of numbers with the shape (m,), got shape {shape}: for "
+            f"example, write {name}={example}."
+        )
+
+
+def check_numbers(**numbers: Any) -> None:
+    """Checks that each argument is a number or 0-d array. Numbers must also be at least 0."""
+    for name, value in numbers.items():
+        if not is_scalar(value):
+            raise TypeError(
+                f"{name} must be one number, got {value!r}: for example, write {name}=0.1, or pass "
+                "the .value of a measure's result."
+            )
+    check_nonnegative(**numbers)
+
+
+def checked_leading_axis(name: str, argument: str, tree: Any, corrected: str) -> int:
+    """Returns the length of the leading axis that all leaves share, which is at least 1."""
+    shapes = [jnp.shape(x) for x in jax.tree.leaves(tree)]
+    sizes = {shape[0] if shape else 0 for shape in shapes}
+    if len(sizes) != 1 or not min(sizes):
+        raise ValueError(
+            f"{name} needs every leaf of {argument} to have the same leading axis, with at least "
+            f"one entry, but the shapes are {shapes}: for example, write {argument}={corrected}, "
+            "and let the loss close over everything that is not data."
+        )
+    return int(min(sizes))
+
+
+def broadcast_like(name: str, value: Params, tree: Params) -> Params:
+    """Broadcasts ``value``, a number or a tree, to the shapes of ``tree``, in at least float32."""
+    if is_scalar(value):
+        value = jax.tree.map(lambda x: jnp.asarray(value, x.dtype), tree)
+    value = widened(value)
+    try:
+        return jax.tree.map(lambda x, y: jnp.broadcast_to(x, y.shape), value, tree)
+    except (AttributeError, ValueError) as error:
+        raise ValueError(
+            f"{name} must be one number or a tree with the shapes {_shapes(tree)}, but its shapes "
+            f"are {_shapes(value)}: if it is the result of a measure, pass its .value."
+        ) from error
+
+
+def _shapes(tree: Params) -> Any:
+    return jax.tree.map(jnp.shape, tree)

@@ -1,0 +1,223 @@
+"""Maximization over a ball of weights by projected gradient ascent from several starts.
+
+Both flatness measures are maxima over the ball ‖δ‖ ≤ ρ of perturbations θ + Tδ, with T fixed at θ.
+This file defines the ball (:func:`ball_around`) and the ascent in it (:func:`ascend`). A maximum
+found in this way is a lower bound on the true maximum.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from flatreg._core.checks import check_nonnegative, checked_scale
+from flatreg._core.krylov import tridiagonalize
+from flatreg._core.tree import matmul, norm, unit
+from flatreg.measures.dataset import LossFn
+from flatreg.measures.spectrum.curvature import CurvatureMatrix, curvature_matrix
+from flatreg.measures.weights import in_float32_or_wider, times
+from flatreg.typing import Grads, Params, Scalar, Scale
+
+LANCZOS_STEPS = 20
+
+
+class Flatness(NamedTuple):
+    """A lower bound on R⁰ or R¹, and the perturbation at which it is attained.
+
+    Attributes:
+      value: the largest value found. It is attained at ``perturbation``.
+      perturbation: ε = Tδ, a tree like the parameters with ‖δ‖ ≤ ρ.
+      start: the index in ``values`` of the start that led to ``value``. Index 0 is a start along
+        the gradient; 1 and 2 are starts along plus and minus the top eigenvector. For R¹, 3 is the
+        best point on the segment from θ to the maximizer of R⁰. The remaining starts are random.
+      values: the value reached from each start, shape (starts,). If they differ much, more starts
+        or steps may find a larger value.
+      gradient_ratio: ‖T∇L(θ)‖/(ρ|λ|max), where |λ|max is the largest magnitude of an eigenvalue of
+        the Hessian at θ. It is 0 at a minimum. It is infinite if the curvature is zero but the
+        gradient is not.
+    """
+
+    value: jax.Array
+    perturbation: Grads
+    start: jax.Array
+    values: jax.Array
+    gradient_ratio: jax.Array
+
+
+class Ball(NamedTuple):
+    """The loss in a ball around θ as a function of the vector δ, and the starts of the ascents.
+
+    Attributes:
+      rise: δ ↦ L(θ+Tδ) − L(θ).
+      half_square: δ ↦ ½‖T∇L(θ+Tδ)/s‖², where s is ``steepness``.
+      rise_starts: where the ascents of ``rise`` start, shape (starts, n).
+      steepness_starts: where the ascents of ``half_square`` start, shape (starts, n).
+      to_perturbation: δ ↦ Tδ as a tree like the parameters.
+      curvature: |λ|max, the largest magnitude of an eigenvalue of the Hessian at θ.
+      steepness: s = ‖T∇L(θ)‖ + ρ|λ|max, an estimate of the largest gradient norm in the ball.
+        Dividing by it prevents the square from overflowing or underflowing.
+      gradient_ratio: ‖T∇L(θ)‖/(ρ|λ|max).
+      rho: ρ, the radius.
+      steps: the number of steps of an ascent.
+    """
+
+    rise: Callable[[jax.Array], jax.Array]
+    half_square: Callable[[jax.Array], jax.Array]
+    rise_starts: jax.Array
+    steepness_starts: jax.Array
+    to_perturbation: Callable[[jax.Array], Grads]
+    curvature: jax.Array
+    steepness: jax.Array
+    gradient_ratio: jax.Array
+    rho: Scalar
+    steps: int
+
+
+def ball_around(
+    loss_fn: LossFn,
+    params: Params,
+    key: jax.Array,
+    rho: Scalar,
+    steps: int,
+    random_starts: int,
+    scale: Scale | None,
+) -> Ball:
+    """Returns the ball of radius ρ around ``params`` and the starts of the ascents in it."""
+    check_nonnegative(rho=rho)
+    if steps < 1 or random_starts < 0:
+        raise ValueError(
+            f"steps must be at least 1 and random_starts at least 0, got {steps} and "
+            f"{random_starts}: for example, write steps=100, random_starts=4."
+        )
+    params = in_float32_or_wider(params)
+    factors = checked_scale(scale, params)
+    matrix = curvature_matrix(loss_fn, params, scale=scale)
+
+    def to_perturbation(delta: jax.Array) -> Grads:
+        return times(factors, matrix.to_tree(delta))
+
+    def loss_at(delta: jax.Array) -> jax.Array:
+        return jnp.asarray(loss_fn(jax.tree.map(jnp.add, params, to_perturbation(delta))))
+
+    loss, g = jax.value_and_grad(loss_at)(jnp.zeros(matrix.size, matrix.dtype))
+    lanczos_key, restart_key, random_key = jax.random.split(key, 3)
+    top = _top_eigenvectors(matrix, lanczos_key, restart_key)
+    steepness = norm(g) + rho * top.curvature
+    steepness = jnp.where(steepness == 0, 1, steepness)
+    random = jax.random.normal(random_key, (random_starts, matrix.size), matrix.dtype)
+
+    def half_square(delta: jax.Array) -> jax.Array:
+        slope = jax.grad(loss_at)(delta) / steepness
+        return matmul(slope, slope) / 2
+
+    def starts(eigenvector: jax.Array) -> jax.Array:
+        """Points on the sphere: along the gradient, plus and minus the eigenvector, and random."""
+        directions = jnp.stack([g, eigenvector, -eigenvector, *random])
+        points: jax.Array = jax.vmap(lambda direction: rho * unit(direction))(directions)
+        return points
+
+    return Ball(
+        rise=lambda delta: loss_at(delta) - loss,
+        half_square=half_square,
+        rise_starts=starts(top.largest),
+        steepness_starts=starts(top.largest_in_magnitude),
+        to_perturbation=to_perturbation,
+        curvature=top.curvature,
+        steepness=steepness,
+        gradient_ratio=jnp.where(norm(g) == 0, 0, norm(g) / (rho * top.curvature)),
+        rho=rho,
+        steps=steps,
+    )
+
+
+class _TopEigenvectors(NamedTuple):
+    """The eigenvectors of λ_max and of the eigenvalue of largest magnitude, and that magnitude."""
+
+    largest: jax.Array
+    largest_in_magnitude: jax.Array
+    curvature: jax.Array
+
+
+def _top_eigenvectors(
+    matrix: CurvatureMatrix, start_key: jax.Array, restart_key: jax.Array
+) -> _TopEigenvectors:
+    """Top eigenvectors from at most 20 Lanczos steps, which is accurate enough for starts."""
+    start = jax.random.normal(start_key, (matrix.size,), matrix.dtype)
+    steps = min(LANCZOS_STEPS, matrix.size)
+    krylov = tridiagonalize(matrix.matvec, start, steps, restart_key)
+    values, vectors = krylov.eigh()
+    return _TopEigenvectors(
+        largest=matmul(krylov.basis.T, vectors[:, -1]),
+        largest_in_magnitude=matmul(krylov.basis.T, vectors[:, jnp.argmax(jnp.abs(values))]),
+        curvature=jnp.max(jnp.abs(values)),
+    )
+
+
+class _Ascent(NamedTuple):
+    """The loop carry of one ascent."""
+
+    point: jax.Array
+    highest: jax.Array  # the largest value so far
+    best: jax.Array  # the point at which it is attained
+
+
+def ascend(
+    ball: Ball, height: Callable[[jax.Array], jax.Array], bend: jax.Array, starts: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Projected gradient ascent of ``height`` from each start.
+
+    Args:
+      ball: the ball, which contains the radius and the number of steps.
+      height: the function of δ to maximize.
+      bend: an estimate of the largest second derivative of ``height``. The step size is 1/``bend``.
+      starts: the points to start from, shape (starts, n).
+
+    Returns:
+      For each start, the largest value along its path and the point at which it is attained.
+    """
+
+    def from_start(start: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def step(carry: _Ascent, _: None) -> tuple[_Ascent, None]:
+            return _ascent_step(ball, height, bend, carry), None
+
+        first = _Ascent(start, jnp.full((), -jnp.inf, starts.dtype), start)
+        last, highest, best = jax.lax.scan(step, first, length=ball.steps)[0]
+        value = height(last)
+        return jnp.maximum(value, highest), jnp.where(value > highest, last, best)
+
+    values, points = jax.lax.map(from_start, starts)
+    return values, points
+
+
+def _ascent_step(
+    ball: Ball, height: Callable[[jax.Array], jax.Array], bend: jax.Array, carry: _Ascent
+) -> _Ascent:
+    """Keeps the point if it is the highest so far, then takes a projected gradient step."""
+    point, highest, best = carry
+    value, uphill = jax.value_and_grad(height)(point)
+    higher = value > highest
+    # If there is little curvature, the step is a thousand radii long and ends on the boundary.
+    length = _over(1.0, bend + 1e-3 * _over(norm(uphill), ball.rho))
+    return _Ascent(
+        point=_project(point + length * uphill, ball.rho),
+        highest=jnp.where(higher, value, highest),
+        best=jnp.where(higher, point, best),
+    )
+
+
+def best_of(ball: Ball, values: jax.Array, points: jax.Array) -> Flatness:
+    """Returns the result of the ascent that reached the largest value."""
+    start = jnp.argmax(values)
+    perturbation = ball.to_perturbation(points[start])
+    return Flatness(values[start], perturbation, start, values, ball.gradient_ratio)
+
+
+def _project(delta: jax.Array, rho: Scalar) -> jax.Array:
+    """Returns the point of the ball that is nearest to ``delta``."""
+    return delta * jnp.minimum(1, _over(rho, norm(delta)))
+
+
+def _over(x: Scalar, y: Scalar) -> jax.Array:
+    """Returns x/y, or 0 if y = 0."""
+    return jnp.where(y == 0, 0, x / jnp.where(y == 0, 1, y))

@@ -1,0 +1,94 @@
+"""First-order flatness R¹: the largest gradient within a ball of weights.
+
+    R¹_ρ(θ) = ρ · max_{‖δ‖≤ρ} ‖T∇L(θ+Tδ)‖,    T fixed at θ.
+
+Projected gradient ascent from several starts approximates the maximum. The result is a lower bound
+on R¹ that is attained at a point of the ball.
+"""
+
+import warnings
+
+import jax
+import jax.numpy as jnp
+
+from flatreg.measures.dataset import LossFn
+from flatreg.measures.flatness.ball_ascent import Ball, Flatness, ascend, ball_around, best_of
+from flatreg.measures.flatness.zeroth_order import highest_rises
+from flatreg.typing import Params, Scalar, Scale
+
+SEGMENT = 16  # the number of intervals on the segment from θ to the maximizer of R⁰
+FAR_FROM_MINIMUM = 0.05  # If ‖T∇L‖/(ρ|λ|max) is larger, R¹/ρ² says little about λ_max.
+
+
+def first_order_flatness(
+    loss_fn: LossFn,
+    params: Params,
+    key: jax.Array,
+    rho: Scalar,
+    *,
+    steps: int = 100,
+    random_starts: int = 4,
+    scale: Scale | None = None,
+) -> Flatness:
+    r"""First-order flatness R¹: ρ times the largest gradient norm in a ball, which GAM reduces.
+
+    R¹_ρ(θ) = ρ · max_{‖δ‖≤ρ} ‖T∇L(θ+Tδ)‖. The result is the largest value that projected gradient
+    ascent finds, so it is a lower bound on R¹.
+
+    R⁰ ≤ R¹, because the rise of the loss is at most ρ times the largest gradient norm. At a
+    minimum, R¹/ρ² → λ_max as ρ → 0. Away from a minimum, R¹/ρ² is not λ_max, and a warning is
+    issued if ‖T∇L(θ)‖/(ρ\|λ\|max) exceeds 0.05 (unless the function is traced).
+
+    Args:
+      loss_fn: the loss, ``params -> scalar``, such as a :func:`dataset_loss`.
+      params: θ, the center of the ball.
+      key: the random key for the random starts.
+      rho: ρ ≥ 0, the radius of the ball in units of the parameters, or of δ if ``scale`` is given.
+      steps: the number of ascent steps from each start, at least 1. The step size is 1/λ², where λ
+        is the eigenvalue of largest magnitude of the Hessian at θ. Each step costs one gradient and
+        one Hessian-vector product.
+      random_starts: the number of random starts, in addition to the starts along the gradient,
+        along plus and minus the eigenvector of the largest \|λ\|, and at the best point on the
+        segment from θ to the maximizer of R⁰.
+      scale: ``params -> T`` with one factor per weight, which gives the ellipsoid θ + Tδ of the
+        adaptive methods. If None, T = 1.
+
+    Returns:
+      :class:`Flatness`.
+
+    Raises:
+      ValueError: if ρ is negative or ``steps`` is below 1.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp
+      >>> from flatreg import measures
+      >>> loss_fn = lambda w: jnp.sum(jnp.array([1.0, 3.0]) * w**2) / 2
+      >>> worst = measures.first_order_flatness(loss_fn, jnp.zeros(2), jax.random.key(0), 0.1)
+      >>> print(f"{worst.value:.4f}")  # ρ²λ_max
+      0.0300
+
+    References:
+      Zhang et al., `Gradient Norm Aware Minimization Seeks First-Order Flatness and Improves
+      Generalization <https://arxiv.org/abs/2303.03108>`_, CVPR 2023.
+    """
+    ball = ball_around(loss_fn, params, key, rho, steps, random_starts, scale)
+    starts = jnp.insert(ball.steepness_starts, 3, _steepest_on_the_way_up(ball), axis=0)
+    bend = (ball.curvature / ball.steepness) ** 2
+    half_squares, points = ascend(ball, ball.half_square, bend, starts)
+    found = best_of(ball, ball.rho * ball.steepness * jnp.sqrt(2 * half_squares), points)
+    ratio = found.gradient_ratio
+    if not isinstance(ratio, jax.core.Tracer) and ratio > FAR_FROM_MINIMUM:
+        warnings.warn(
+            f"‖g‖/(ρ|λ|max) is {ratio:.2g}: at the scale of ρ = {rho} these parameters are not a "
+            "minimum, so R¹/ρ² is not λ_max. To measure λ_max, call top_eigenpairs.",
+            stacklevel=2,
+        )
+    return found
+
+
+def _steepest_on_the_way_up(ball: Ball) -> jax.Array:
+    """The point with the largest gradient on the segment from θ to the maximizer of R⁰."""
+    rises, points = highest_rises(ball)
+    segment = jnp.linspace(0, 1, SEGMENT + 1)[:, None] * points[jnp.argmax(rises)]
+    steepest: jax.Array = segment[jnp.argmax(jax.lax.map(ball.half_square, segment))]
+    return steepest

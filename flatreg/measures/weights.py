@@ -1,0 +1,24 @@
+"""Converts parameters to at least float32, and scales trees by one factor per weight."""
+
+import jax
+import jax.numpy as jnp
+
+from flatreg._core.tree import widened
+from flatreg.measures.checks import check_weights
+from flatreg.typing import Grads, Params
+
+
+def in_float32_or_wider(params: Params) -> Params:
+    """Returns the parameters in at least float32, as curvature needs at least this precision.
+
+    Raises:
+      ValueError: if the tree is empty.
+      TypeError: if a leaf does not have a floating-point dtype.
+    """
+    check_weights(params)
+    return widened(params)
+
+
+def times(factors: Params | None, tree: Grads) -> Grads:
+    """Returns T·x, where T has one factor per weight or leaf, or x if ``factors`` is None."""
+    return tree if factors is None else jax.tree.map(jnp.multiply, factors, tree)
