@@ -1,6 +1,6 @@
-"""Training states and steps for Flax Linen in which BatchNorm, dropout and loss scaling are right.
+"""Train states and train steps for Flax Linen.
 
-A loss is a short function of a model that is ready to be called::
+The loss is a short function of a model that is ready to be called::
 
     def loss_fn(apply, batch, train):
         x, y = batch
@@ -14,8 +14,10 @@ A loss is a short function of a model that is ready to be called::
     for batch in batches:
         state, metrics = train_step(state, batch)
 
-``apply`` brings the parameters of the pass, the statistics and the dropout keys itself. Every pass
-of a step has the same keys; only the clean pass's statistics and metrics are kept.
+``apply`` is the model with the parameters of the current pass, the BatchNorm statistics and the
+dropout keys filled in. All passes of a step use the same dropout keys. The metrics and the
+BatchNorm statistics come from the clean pass only, so a step with two passes updates the statistics
+once. With ``dynamic_scale``, the step scales the loss for float16.
 """
 
 try:
@@ -25,11 +27,19 @@ except ModuleNotFoundError as error:
         'flatreg.linen needs Flax: pip install "flatreg[flax]".', name="flax"
     ) from error
 
-from flatreg.linen._apply import Apply as Apply
-from flatreg.linen._spectral_norm import SpectralNorm as SpectralNorm
-from flatreg.linen._state import TrainState as TrainState
-from flatreg.linen._steps import LossFn as LossFn
-from flatreg.linen._steps import Metrics as Metrics
-from flatreg.linen._steps import classification_loss as classification_loss
-from flatreg.linen._steps import make_eval_step as make_eval_step
-from flatreg.linen._steps import make_train_step as make_train_step
+from flatreg._flax.metrics import Metrics
+from flatreg.linen._apply import Apply
+from flatreg.linen._spectral_norm import SpectralNorm
+from flatreg.linen._state import TrainState
+from flatreg.linen._steps import LossFn, classification_loss, make_eval_step, make_train_step
+
+__all__ = [
+    "Apply",
+    "LossFn",
+    "Metrics",
+    "SpectralNorm",
+    "TrainState",
+    "classification_loss",
+    "make_eval_step",
+    "make_train_step",
+]

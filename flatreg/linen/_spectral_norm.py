@@ -1,4 +1,4 @@
-"""A Linen layer with its norm set: W · bound/σ(A), where A is what the layer does to an input."""
+"""Spectral normalization of a Linen layer: W · bound/σ(A), where A is the layer's linear map."""
 
 from typing import Any
 
@@ -7,32 +7,35 @@ import jax
 import jax.numpy as jnp
 from flax import core
 
+from flatreg._flax.spectral_norm import linear_maps_of_layer, normalized_layer
 from flatreg.lipschitz import spectral_normalization_state
-from flatreg.lipschitz.control.layer import normalized_layer, operators_of_layer
+from flatreg.typing import Params
 
 
 class SpectralNorm(nn.Module):
-    r"""Spectral normalization of a layer's true operator: every kernel acts as W · bound/σ(A_W).
+    r"""Spectral normalization of a layer: every kernel is used as W · bound/σ(A_W).
 
-    A is the linear map of the layer for inputs of this size, with its strides, padding, dilation
-    and groups; ``flax.linen.SpectralNorm`` takes the norm of the reshaped kernel instead, which is
-    not that of a convolution. Biases are left alone, and so is the stored kernel, always. Gradients
-    go through W and σ = ⟨v, A_W(u)⟩, with u and v held constant.
+    A_W is the linear map of the layer for inputs of this size, with its strides, padding, dilation
+    and groups. ``flax.linen.SpectralNorm`` uses the norm of the reshaped kernel instead, which is
+    not the norm of a convolution. Biases and the stored kernels are not changed. Gradients flow
+    through W and through σ = ⟨v, A_W(u)⟩, with u and v held constant.
 
-    One power iteration a call goes on from the statistics ``u`` and ``sigma`` in ``batch_stats``;
-    the first call that updates them (and each one before it) makes 50 more. σ is approached from
-    below. Under ``nn.vmap`` over layers every call costs as much as the first.
+    A call does one power iteration, which continues from the statistics ``u`` and ``sigma`` in
+    ``batch_stats``. The first call that updates the statistics, and every call before it, does 50
+    more iterations. σ is approached from below. Under ``nn.vmap`` over layers, every call costs as
+    much as the first.
 
-    A layer of several kernels has the norm ``bound`` in each of them. Under ``nn.remat`` wrap the
-    block around it, whose ``train`` can be static.
+    If the layer has several kernels, each of them gets the norm ``bound``. To use ``nn.remat``,
+    apply it to the block around this module, so that its argument ``train`` can be static.
 
     Attributes:
-      layer: any module of dense layers and convolutions, called as ``layer(x)``.
-      bound: > 0, the norm.
+      layer: a module of dense layers and convolutions, which is called as ``layer(x)``.
+      bound: the norm of the normalized kernels, > 0.
 
     Raises:
-      ValueError: if a kernel has no linear map, or there is none; if the input has another size
-        than at ``init`` and the norm depends on it; if the bound is negative.
+      ValueError: if the layer lacks a kernel or a kernel lacks a linear map; if the input has a
+        different size than at ``init`` and the norm depends on the size; or if the bound is
+        negative.
 
     Examples:
       >>> import jax, jax.numpy as jnp, flax.linen as nn
@@ -51,7 +54,7 @@ class SpectralNorm(nn.Module):
 
     References:
       Miyato, Kataoka, Koyama and Yoshida, `Spectral Normalization for Generative Adversarial
-      Networks <https://arxiv.org/abs/1802.05957>`_, ICLR 2018 (there of the reshaped kernel).
+      Networks <https://arxiv.org/abs/1802.05957>`_, ICLR 2018, who normalize the reshaped kernel.
     """
 
     layer: nn.Module
@@ -59,28 +62,28 @@ class SpectralNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, update_stats: bool) -> Any:
-        """Runs the normalized layer.
+        """Applies the normalized layer.
 
         Args:
           x: the input.
-          update_stats: whether to keep the statistics, in training; ``batch_stats`` is mutable
-            then.
+          update_stats: whether to update the statistics, as in training. If so, ``batch_stats``
+            must be mutable.
 
         Returns:
-          What the layer returns.
+          The output of the layer.
         """
         if self.is_initializing():
-            self.layer(x)  # makes the parameters
+            self.layer(x)  # creates the parameters
         unbound, variables = self.layer.unbind()
         params = core.unfreeze(variables.get("params", {}))  # type: ignore[arg-type]
         rngs = dict.fromkeys(self.scope.rngs, jax.random.key(0)) if self.scope else {}
 
-        def call(params: Any, x: Any) -> Any:
+        def call(params: Params, x: jax.Array) -> Any:
             return unbound.apply({**variables, "params": params}, x, rngs=rngs, mutable=True)
 
-        operators = operators_of_layer(call, params, x, self.layer)
+        operators = linear_maps_of_layer(call, params, x, self.layer)
 
-        def start() -> Any:
+        def start() -> dict[str, jax.Array]:
             key = self.make_rng("params")
             return spectral_normalization_state(params, key, operators=operators).inputs
 
@@ -90,14 +93,12 @@ class SpectralNorm(nn.Module):
             "sigma",
             lambda: {path: jnp.zeros((), x.dtype) for path, x in u.value.items()},
         )
-        normalized, new_u, new_sigma = normalized_layer(
-            params, u.value, sigma.value, self.bound, operators
-        )
+        new = normalized_layer(params, u.value, sigma.value, self.bound, operators)
         if update_stats and not self.is_initializing():
-            u.value, sigma.value = new_u, new_sigma
+            u.value, sigma.value = new.u, new.sigma
 
         def run(layer: nn.Module) -> Any:
             return layer(x)
 
-        # Not mutable: the stored kernels stay.
-        return nn.map_variables(run, "params", lambda _: {"params": normalized})(self.layer)
+        # The mapped parameters are not mutable, so the stored kernels are not changed.
+        return nn.map_variables(run, "params", lambda _: {"params": new.params})(self.layer)

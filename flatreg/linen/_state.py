@@ -1,4 +1,4 @@
-"""The training state: Flax's own, with statistics, keys, frozen parameters and a loss scale."""
+"""The train state: Flax's own, with statistics, random keys, frozen parameters and a loss scale."""
 
 import dataclasses
 import functools
@@ -14,37 +14,57 @@ from flax.linen.fp8_ops import OVERWRITE_WITH_GRADIENT
 from flax.training import train_state
 from flax.training.dynamic_scale import DynamicScale
 
-from flatreg._flax.guard import adjusted_scale, check_order, check_transformation, guarded_update
+from flatreg._flax import loss_scale
+from flatreg._flax.chain_order import check_order, check_transformation
+from flatreg._flax.guarded_update import guarded_update
 from flatreg.linen._parameters import (
-    has_overwritten,
-    joined,
-    parted,
-    without_aliases,
-    without_overwritten,
+    has_fp8_scales,
+    merge_frozen,
+    oracle_of_weights,
+    split_trainable,
+    without_shared_buffers,
 )
 from flatreg.typing import GradFn, Grads, Params
 
 
 class TrainState(train_state.TrainState):
-    """Flax's training state with what a step needs beside the parameters.
+    """The train state: parameters, optimizer state, statistics, random key and loss scale.
 
-    A step is skipped whole where a gradient that its method uses is not finite, of whichever pass:
-    parameters, optimizer state, statistics and collections stay as they were, while ``step`` and
-    ``skipped`` count it.
+    It extends Flax's ``flax.training.train_state.TrainState``. In most cases, make the state with
+    :meth:`init` and update it with the step that :func:`make_train_step` returns. For a custom
+    training loop, make it with :meth:`create` and update it with :meth:`apply_gradients`.
+
+    **Skipped steps.** If a gradient that the chain uses contains a NaN or an infinity, in the clean
+    pass or in a perturbed one, the whole step is skipped: ``params``, ``opt_state``,
+    ``batch_stats`` and ``collections`` keep their old values. ``step`` and ``skipped`` increase by
+    one, and the loss scale is reduced.
 
     Attributes:
-      step: the number of steps so far, skipped ones included; an int32 scalar.
+      step: the number of steps so far, including skipped ones; an int32 scalar.
       apply_fn: ``model.apply``.
       params: the parameters that are trained.
-      tx: the Optax chain.
-      opt_state: its state.
-      batch_stats: the statistics of BatchNorm.
-      collections: all other mutable collections, such as ``{"cache": …}``.
-      frozen: parameters that are not trained, nested like ``params``. They cost no gradient.
-      key: the random key, from which step t takes ``fold_in(key, t)``; None without dropout.
-      dynamic_scale: Flax's loss scale for float16, or None. Here it is data only: each step runs
-        under one fixed scale, and all of its passes together decide how it changes.
-      skipped: how many steps were skipped; an int32 scalar.
+      tx: the Optax chain: a method followed by an optimizer, or an optimizer alone.
+      opt_state: the optimizer state of ``tx``.
+      batch_stats: the BatchNorm statistics; an empty dict if the model has none.
+      collections: all other mutable collections, such as ``{"cache": cache}``.
+      frozen: the parameters that are not trained, nested like ``params``. No gradient is computed
+        for them, and ``opt_state`` does not contain them.
+      key: the random key, or None if the model draws no random numbers. Step t uses
+        ``jax.random.fold_in(key, t)``.
+      dynamic_scale: Flax's loss scale for float16, or None. All passes of a step use the same
+        scale. After the step it is adjusted once, by Flax's rule.
+      skipped: the number of skipped steps so far, an int32 scalar.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp, flax.linen as nn, optax, flatreg
+      >>> from flatreg.linen import TrainState, make_train_step
+      >>> model, tx = nn.Dense(1), optax.chain(flatreg.sam(0.05), optax.sgd(0.1))
+      >>> state = TrainState.init(model, tx, jax.random.key(0), jnp.ones((1, 2)))
+      >>> train_step = jax.jit(make_train_step(lambda apply, x, train: jnp.mean(apply(x) ** 2)))
+      >>> state, metrics = train_step(state, jnp.ones((4, 2)))
+      >>> state, metrics = train_step(state, jnp.full((4, 2), jnp.nan))
+      >>> print(state.step, state.skipped, metrics["skipped"])
+      2 1 True
     """
 
     batch_stats: Any = struct.field(default_factory=dict)
@@ -56,9 +76,14 @@ class TrainState(train_state.TrainState):
 
     @property
     def variables(self) -> dict[str, Any]:
-        """What ``apply_fn`` takes first: all parameters, the statistics, the other collections."""
-        params = self.params if has_overwritten(self.params) else {"params": self.params}
-        variables = {**params, "params": joined(params["params"], self.frozen)}
+        """All variables of the model, which are the first argument of ``apply_fn``.
+
+        They consist of the trained and the frozen parameters, the BatchNorm statistics and the
+        other collections. To run the model, write
+        ``state.apply_fn(state.variables, x, train=False)``.
+        """
+        params = self.params if has_fp8_scales(self.params) else {"params": self.params}
+        variables = {**params, "params": merge_frozen(params["params"], self.frozen)}
         statistics = {"batch_stats": self.batch_stats} if self.batch_stats else {}
         return {**variables, **statistics, **self.collections}
 
@@ -72,22 +97,25 @@ class TrainState(train_state.TrainState):
         dynamic_scale: DynamicScale | None = None,
         **kwargs: Any,
     ) -> Self:
-        """Makes the state of step 0.
+        """Make the state before the first step from parameters that are already initialized.
 
         Args:
           apply_fn: ``model.apply``.
           params: the parameters to train: ``model.init(…)["params"]``.
-          tx: an Optax chain that ends in an optimizer; any optimizer will do without a method.
-          dynamic_scale: ``flax.training.dynamic_scale.DynamicScale()`` for float16.
-          **kwargs: the other attributes: ``batch_stats``, ``key``, ``collections``, ``frozen``.
+          tx: an Optax chain in which the optimizer comes after the method, such as
+            ``optax.chain(flatreg.sam(0.05), optax.sgd(0.1))``. A plain optimizer works too.
+          dynamic_scale: ``flax.training.dynamic_scale.DynamicScale()`` for float16, or None.
+          **kwargs: other attributes of the state: ``batch_stats``, ``collections``, ``frozen`` and
+            ``key``.
 
         Returns:
-          The state. Its counters are arrays, so that the second step is no second trace, and each
-          of its arrays is its own, so that all of them can be donated.
+          The state. Its counters are arrays, which avoids retracing on the second step. No two
+          leaves share a buffer, so the whole state can be donated.
 
         Raises:
-          TypeError: if ``tx`` is no Optax transformation.
-          ValueError: if ``tx`` ends in a method, or accumulates gradients around one.
+          TypeError: if ``tx`` is not an Optax transformation.
+          ValueError: if ``tx`` ends in a method, has an adaptive optimizer before a method, or
+            accumulates gradients around a method with ``optax.MultiSteps``.
 
         Examples:
           >>> import jax, jax.numpy as jnp, flax.linen as nn, optax, flatreg
@@ -105,11 +133,8 @@ class TrainState(train_state.TrainState):
         """
         check_transformation(tx)
         if dynamic_scale is not None:
-            dynamic_scale = dynamic_scale.replace(
-                scale=jnp.asarray(dynamic_scale.scale, jnp.float32),
-                fin_steps=jnp.asarray(dynamic_scale.fin_steps, jnp.int32),
-            )
-        opt_state = tx.init(params["params"] if has_overwritten(params) else params)
+            dynamic_scale = loss_scale.with_array_fields(dynamic_scale)
+        opt_state = tx.init(params["params"] if has_fp8_scales(params) else params)
         check_order(opt_state)
         state = cls(
             step=jnp.zeros((), jnp.int32),
@@ -120,7 +145,7 @@ class TrainState(train_state.TrainState):
             dynamic_scale=dynamic_scale,
             **kwargs,
         )
-        return cast(Self, without_aliases(state))
+        return cast(Self, without_shared_buffers(state))
 
     @classmethod
     def init(
@@ -133,24 +158,30 @@ class TrainState(train_state.TrainState):
         dynamic_scale: DynamicScale | None = None,
         **kwargs: Any,
     ) -> Self:
-        """Initializes a model and makes the state of step 0 of all its variables.
+        """Initialize a model and make the state before the first step.
+
+        The state keeps all collections of the model: parameters, BatchNorm statistics, caches.
 
         Args:
           model: the Linen module.
-          tx: as for :meth:`create`.
-          key: a random key for the parameters and the steps.
-          *example_inputs: inputs to initialize the model with; one example is enough.
-          trainable: which parameters to train, by their path: ``lambda path: "lora" in path`` of
-            paths like ``"encoder/Dense_0/kernel"``. The others are ``frozen``. None trains all.
-          dynamic_scale: as for :meth:`create`.
-          **kwargs: handed to the model, such as ``train=False``.
+          tx: the Optax chain: a method followed by an optimizer, or an optimizer alone.
+          key: a random key, which is split in two. One key initializes the parameters, and the
+            other one becomes the ``key`` of the state, which dropout uses.
+          *example_inputs: inputs with the shapes of a batch; a batch of one example is enough.
+          trainable: a function from the path of a parameter, such as
+            ``"encoder/Dense_0/kernel"``, to whether the parameter is trained, for example
+            ``lambda path: "lora" in path``. All other parameters become ``frozen``. None trains
+            all parameters.
+          dynamic_scale: ``flax.training.dynamic_scale.DynamicScale()`` for float16, or None.
+          **kwargs: keyword arguments of the model, such as ``train=False``.
 
         Returns:
-          The state.
+          The state, which can be donated as a whole.
 
         Raises:
-          TypeError: as :meth:`create`.
-          ValueError: as :meth:`create`, and if ``trainable`` picks no parameter.
+          ValueError: if ``trainable`` selects no parameter; if ``tx`` ends in a method, has an
+            adaptive optimizer before a method, or wraps ``optax.MultiSteps`` around a method.
+          TypeError: if ``tx`` is not an Optax transformation.
 
         Examples:
           >>> import jax, jax.numpy as jnp, flax.linen as nn, optax, flatreg
@@ -166,10 +197,10 @@ class TrainState(train_state.TrainState):
         collections = dict(core.unfreeze(model.init(init_key, *example_inputs, **kwargs)))
         params, frozen = collections.pop("params", {}), None
         if trainable is not None:
-            params, frozen = parted(params, trainable)
-        if has_overwritten(collections):
-            overwritten = collections.pop(OVERWRITE_WITH_GRADIENT)
-            params = {"params": params, OVERWRITE_WITH_GRADIENT: overwritten}
+            params, frozen = split_trainable(params, trainable)
+        if has_fp8_scales(collections):
+            fp8_scales = collections.pop(OVERWRITE_WITH_GRADIENT)
+            params = {"params": params, OVERWRITE_WITH_GRADIENT: fp8_scales}
         return cls.create(
             apply_fn=model.apply,
             params=params,
@@ -189,18 +220,22 @@ class TrainState(train_state.TrainState):
         value: jax.Array | None = None,
         **kwargs: Any,
     ) -> Self:
-        """One step of ``tx``, for training steps of your own.
+        """Apply one update of ``tx``, for custom train steps.
 
         Args:
-          grads: the gradient, shaped like ``params``, unscaled.
-          grad_fn: the oracle that :func:`flatreg.value_and_grad_fn` returned, if a method wants it.
-          value: the unscaled loss, if a link of the chain wants it, as
-            ``optax.contrib.reduce_on_plateau`` and ``optax.polyak_sgd`` do.
-          **kwargs: new values of other attributes, such as ``batch_stats``.
+          grads: the gradient, a tree shaped like ``params``. With a loss scale, divide it by the
+            scale first.
+          grad_fn: the gradient oracle that :func:`flatreg.value_and_grad_fn` returned. Required if
+            ``tx`` contains a method.
+          value: the loss, not multiplied by a loss scale. Required if ``tx`` contains a
+            transformation that uses the loss, such as ``optax.contrib.reduce_on_plateau`` or
+            ``optax.polyak_sgd``.
+          **kwargs: new values of other attributes of the state, such as ``batch_stats``.
 
         Returns:
-          The new state, or, if a pass was not finite, the old one with ``step`` and ``skipped``
-          counted up. In both cases ``dynamic_scale``, if there is one, has followed Flax's rule.
+          The new state. If a gradient that the chain uses is not finite, the step is skipped: the
+          state keeps its old values, except that ``step`` and ``skipped`` increase by one. In both
+          cases ``dynamic_scale``, if there is one, is adjusted by Flax's rule.
 
         Examples:
           >>> import jax, jax.numpy as jnp, flax.linen as nn, optax, flatreg
@@ -215,21 +250,21 @@ class TrainState(train_state.TrainState):
           >>> print(state.step, bool(loss_fn(state.params, x) < loss))
           1 True
         """
-        params, whole = self.params, grads
-        if has_overwritten(whole):
-            params, grads = params["params"], whole["params"]
-            grad_fn = grad_fn and without_overwritten(grad_fn, self.params)
+        params, all_grads = self.params, grads
+        if has_fp8_scales(all_grads):
+            params, grads = params["params"], all_grads["params"]
+            grad_fn = grad_fn and oracle_of_weights(grad_fn, self.params)
         params, opt_state, finite = guarded_update(
             self.tx, grads, self.opt_state, params, grad_fn, value
         )
-        keep = functools.partial(jax.tree.map, functools.partial(_new_or_old, finite))
-        if has_overwritten(whole):
-            params = keep({**whole, "params": params}, self.params)
+        choose = functools.partial(jax.tree.map, functools.partial(_new_or_old, finite))
+        if has_fp8_scales(all_grads):
+            params = choose({**all_grads, "params": params}, self.params)
         if self.dynamic_scale is not None:
-            kwargs = {"dynamic_scale": adjusted_scale(self.dynamic_scale, finite), **kwargs}
+            kwargs = {"dynamic_scale": loss_scale.adjusted(self.dynamic_scale, finite), **kwargs}
         static = {x.name for x in dataclasses.fields(self) if not x.metadata.get("pytree_node", 1)}
         for name in kwargs.keys() - static - {"dynamic_scale"}:
-            kwargs[name] = keep(kwargs[name], getattr(self, name))
+            kwargs[name] = choose(kwargs[name], getattr(self, name))
         return self.replace(
             step=self.step + 1,
             params=params,
@@ -240,6 +275,9 @@ class TrainState(train_state.TrainState):
 
 
 def _new_or_old(finite: jax.Array, new: Any, old: Any) -> jax.Array:
-    """One of both, in the old one's dtype, so that the state can be carried through a scan."""
+    """Return the new value if the step was finite, otherwise the old one.
+
+    The result has the dtype of the old value, so that the state can be carried through a scan.
+    """
     chosen = jnp.where(finite, new, old)
     return chosen if chosen.dtype == jnp.result_type(old) else chosen.astype(jnp.result_type(old))

@@ -1,46 +1,55 @@
-"""Train and evaluation steps of a short loss: ``make_train_step``, ``make_eval_step``."""
+"""Train and evaluation steps for Flax Linen: ``make_train_step`` and ``make_eval_step``."""
 
 import inspect
 from collections.abc import Callable, Iterable
-from typing import Any, TypeAlias
+from typing import Any, Protocol
 
 import jax
 
 from flatreg._core.oracle import value_and_grad_fn
-from flatreg._core.tree import mix
-from flatreg._flax.guard import (
-    after_each,
-    cross_entropy_and_accuracy,
-    inputs_and_labels,
-    loss_and_metrics,
-    observed,
-    spoiled_by,
-)
-from flatreg.linen._apply import Apply, explained
+from flatreg._flax import loss_scale
+from flatreg._flax.classification_loss import cross_entropy_and_accuracy
+from flatreg._flax.clean_pass import clean_pass
+from flatreg._flax.metrics import LossOutput, Metrics, loss_and_metrics, step_metrics
+from flatreg.linen._apply import Apply, flax_errors_explained
 from flatreg.linen._state import TrainState
-from flatreg.typing import Grads, Params
+from flatreg.typing import Params
 
-LossFn: TypeAlias = Callable[[Apply, Any, bool], Any]
-"""``loss_fn(apply, batch, train) -> loss`` or ``(loss, metrics)``."""
 
-Metrics: TypeAlias = dict[str, jax.Array]
-"""Scalars by name."""
+class LossFn(Protocol):
+    """A loss function, ``loss_fn(apply, batch, train) -> loss`` or ``(loss, metrics)``."""
+
+    def __call__(self, apply: Apply, batch: Any, train: bool, /) -> LossOutput:
+        """Return the loss of a batch.
+
+        Args:
+          apply: the model with its variables filled in.
+          batch: the batch that the step received.
+          train: True in a train step, False in an evaluation step.
+
+        Returns:
+          The loss, a floating-point scalar, or a pair of the loss and a dict of metrics.
+        """
+        ...
 
 
 def classification_loss(apply: Apply, batch: Any, train: bool) -> tuple[jax.Array, Metrics]:
     """The loss of a classifier: mean softmax cross-entropy, with the accuracy as a metric.
 
+    Pass this function itself to :func:`make_train_step` and :func:`make_eval_step`.
+
     Args:
-      apply: a model that is called as ``model(x, train=train)`` and returns logits.
-      batch: ``(x, labels)`` with integer labels.
-      train: whether this is training.
+      apply: the model, which is called as ``apply(x, train=train)`` and returns logits of shape
+        ``(examples, classes)``.
+      batch: a pair ``(x, labels)`` of inputs and integer labels.
+      train: whether the model runs in training mode.
 
     Returns:
-      The loss, in at least float32, and ``{"accuracy": …}``.
+      The loss, in at least float32, and ``{"accuracy": accuracy}``.
 
     Raises:
-      TypeError: if the model takes no ``train``, then write this function with your own call; if
-        the batch is no such pair.
+      TypeError: if the batch is not a pair, or if the model does not take the argument ``train``
+        (write your own loss function in that case).
 
     Examples:
       >>> import jax, jax.numpy as jnp, flax.linen as nn, optax, flatreg
@@ -59,8 +68,7 @@ def classification_loss(apply: Apply, batch: Any, train: bool) -> tuple[jax.Arra
       >>> print(bool(metrics["accuracy"] > 0.9))
       True
     """
-    x, labels = inputs_and_labels(batch)
-    return cross_entropy_and_accuracy(apply(x, train=train), labels)
+    return cross_entropy_and_accuracy(lambda x: apply(x, train=train), batch)
 
 
 def make_train_step(
@@ -71,38 +79,64 @@ def make_train_step(
     shards: int | None = None,
     ascent_fraction: float = 1.0,
 ) -> Callable[[TrainState, Any], tuple[TrainState, Metrics]]:
-    """Makes ``step(state, batch) -> state, metrics``, a pure function for ``jax.jit``.
+    """Make a train step ``step(state, batch) -> state, metrics``, a pure function for ``jax.jit``.
 
-    One clean pass gives metrics, statistics and the gradient; the method in ``state.tx`` asks for
-    further gradients of the same loss on the same batch with the same random keys. Under float16
-    each pass runs with the loss times ``state.dynamic_scale.scale``, and its gradient is divided
-    by it, in float32, before the method sees it. Links of the chain that want the loss
-    (``optax.contrib.reduce_on_plateau``, ``optax.polyak_sgd``) get it, unscaled, as ``value``.
+    A step has two phases:
+
+    1. The clean pass evaluates the loss and its gradient at ``state.params``. It alone provides
+       the metrics and the new BatchNorm statistics.
+    2. The chain ``state.tx`` computes the update. The method in it requests further gradients of
+       the same loss, on the same batch, with the same dropout masks.
+
+    A step is skipped as a whole if a gradient that the chain uses contains a NaN or an infinity, in
+    any pass. If the clean loss is not finite, all gradients that the method requests count as NaN.
+    A skipped step keeps the old parameters, optimizer state, statistics and collections. It
+    increases ``state.step`` and ``state.skipped`` by one and reduces the loss scale.
+
+    With ``state.dynamic_scale`` (float16), every pass multiplies the loss by the scale and divides
+    the gradient by it, in at least float32, before the method sees it. Transformations of the chain
+    that use the loss (``optax.contrib.reduce_on_plateau``, ``optax.polyak_sgd``) receive the
+    unscaled loss of the clean pass as ``value``.
 
     Args:
-      loss_fn: ``loss_fn(apply, batch, train) -> loss`` or ``(loss, metrics)`` with a scalar loss
-        and a dict; see :class:`Apply`.
-      rngs: the model's names for its random keys. Call c of ``apply`` in step t has the keys
-        ``split(fold_in(fold_in(state.key, t), c), len(rngs))``, in this order.
-      microbatches: as for :func:`flatreg.value_and_grad_fn`, and so are ``shards`` and
-        ``ascent_fraction``. Microbatch or shard i folds i into the key of the step. Metrics and
-        statistics are averaged over them if floating, else the last one's.
-      shards: for :func:`flatreg.per_shard`.
-      ascent_fraction: for a cheap ascent.
+      loss_fn: ``loss_fn(apply, batch, train)`` returns ``loss`` or ``(loss, metrics)``: a
+        floating-point scalar and a dict. ``apply`` is the model with its variables filled in
+        (:class:`Apply`), ``batch`` is the batch that the step received, and ``train`` is True.
+      rngs: the name or names of the model's random streams. In step t, call c of ``apply``, counted
+        from 0, has the keys ``split(fold_in(fold_in(state.key, t), c), len(rngs))``, in the order
+        of the names. Ignored if ``state.key`` is None.
+      microbatches: the number k ≥ 1 of microbatches. Every pass evaluates them one after another,
+        with the memory of one. Microbatch i has the examples i, i+k, i+2k, …, and its random key is
+        the key of the step with i folded in. Floating-point metrics and statistics are averaged
+        over the microbatches; others come from the last one.
+      shards: the number of contiguous parts of the batch that :func:`flatreg.per_shard` perturbs
+        separately; None if the chain does not contain it. The random key of part i is the key of
+        the step with i folded in. Floating-point metrics and statistics are averaged over the
+        parts; others come from the last one.
+      ascent_fraction: the fraction of the batch, in (0, 1], that the clean pass uses. Below 1, the
+        clean pass uses only the first examples of the batch, which makes the step cheaper, and
+        metrics and statistics come from these examples. Use values below 1 only with
+        :func:`flatreg.sam` and :func:`flatreg.asam`, for the reasons that
+        :func:`flatreg.value_and_grad_fn` lists.
 
     Returns:
-      The step. Its metrics are those of the loss, ``loss`` itself, ``skipped`` (whether this step
-      was), and, if the chain holds :func:`flatreg.observe`, ``grad_norm``, ``direction_norm``,
-      ``perturbation_norm`` and ``cosine`` of the last step that was not skipped. Donate the state:
-      ``jax.jit(step, donate_argnums=0)``; and where parameters are sharded over Auto mesh axes,
-      keep each leaf in its place by ``out_shardings=(jax.tree.map(lambda x: x.sharding, state),
-      None)``.
+      The step. Its metrics are a dict with:
+
+      * the metrics of ``loss_fn``,
+      * ``loss``, the unscaled loss,
+      * ``skipped``, whether this step was skipped,
+      * if the chain contains :func:`flatreg.observe`: ``grad_norm``, ``direction_norm``,
+        ``perturbation_norm`` and ``cosine``, from the last step that was not skipped.
+
+      Donate the state to save memory: ``jax.jit(step, donate_argnums=0)``. If the parameters are
+      sharded over axes of type Auto, keep the sharding of every leaf with
+      ``out_shardings=(jax.tree.map(lambda x: x.sharding, state), None)``.
 
     Raises:
-      TypeError: if ``loss_fn`` does not take ``(apply, batch, train)``, or returns no scalar; if
-        the step's first argument is no :class:`TrainState`.
-      ValueError: if an option is out of range or the batch does not divide; if the loss is no
-        scalar or does not use ``apply``; if a collection changes its structure.
+      TypeError: if ``loss_fn`` does not take ``(apply, batch, train)``, or does not return a
+        floating-point scalar; if the first argument of the step is not a :class:`TrainState`.
+      ValueError: if an option is out of range, or the parts do not divide the batch; if the loss is
+        not a scalar or does not use ``apply``; if a collection changes its structure.
 
     Examples:
       >>> import jax, jax.numpy as jnp, flax.linen as nn, optax, flatreg
@@ -119,16 +153,15 @@ def make_train_step(
       >>> print(state.step, sorted(metrics))
       1 ['cosine', 'direction_norm', 'grad_norm', 'largest', 'loss', 'perturbation_norm', 'skipped']
     """
-    _check_loss(loss_fn)
-    names = (rngs,) if isinstance(rngs, str) else tuple(rngs)
+    _check_signature(loss_fn)
+    rng_names = (rngs,) if isinstance(rngs, str) else tuple(rngs)
 
     def scaled_loss(params: Params, batch: Any, key: jax.Array, state: TrainState) -> Any:
         variables = state.replace(params=params).variables
-        rngs = () if state.key is None else names
-        apply = Apply(state.apply_fn, variables, key if rngs else None, rngs, train=True)
+        names = () if state.key is None else rng_names
+        apply = Apply(state.apply_fn, variables, key if names else None, names, train=True)
         loss, metrics = _evaluate(loss_fn, apply, batch, train=True)
-        scale = 1 if state.dynamic_scale is None else state.dynamic_scale.scale
-        return loss * scale, (metrics, apply.collections)
+        return loss_scale.scaled(loss, state.dynamic_scale), (metrics, apply.collections)
 
     evaluate = value_and_grad_fn(
         scaled_loss,
@@ -142,44 +175,45 @@ def make_train_step(
 
     def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
         _check_state(state, "state, metrics = train_step(state, batch)")
-        key = jax.random.key(0) if state.key is None else state.key  # then nobody draws from it
-        key = jax.random.fold_in(key, state.step)
-        with explained(train=True):
-            (_, (metrics, collections)), grads, grad_fn = evaluate(state.params, batch, key, state)
-        if state.dynamic_scale is not None:
-            scale = state.dynamic_scale.scale
-
-            def unscale(grads: Grads) -> Grads:
-                return mix((1 / scale, grads))  # in float32
-
-            grads, grad_fn = unscale(grads), after_each(unscale, grad_fn)
-        new = state.apply_gradients(
-            grads=grads,
-            grad_fn=spoiled_by(metrics["loss"], grad_fn),
-            value=metrics["loss"],
+        # 1. Evaluate the clean pass.
+        key = _key_of_step(state)
+        with flax_errors_explained(train=True):
+            clean = clean_pass(
+                evaluate, state.params, batch, key, state, dynamic_scale=state.dynamic_scale
+            )
+        # 2. Compute the update; the method calls clean.grad_fn.
+        collections = dict(clean.variables)
+        new_state = state.apply_gradients(
+            grads=clean.grads,
+            grad_fn=clean.grad_fn,
+            value=clean.metrics["loss"],
             batch_stats=collections.pop("batch_stats", state.batch_stats),
             collections=collections,
         )
-        metrics |= {"skipped": new.skipped != state.skipped, **observed(new.opt_state)}
-        return new, metrics
+        skipped = new_state.skipped != state.skipped
+        return new_state, step_metrics(clean.metrics, skipped, new_state.opt_state)
 
     return step
 
 
 def make_eval_step(loss_fn: LossFn) -> Callable[[TrainState, Any], Metrics]:
-    """Makes ``step(state, batch) -> metrics``, a pure function for ``jax.jit``.
+    """Make an evaluation step ``step(state, batch) -> metrics``, a pure function for ``jax.jit``.
 
-    The loss is called with ``train=False``; no collection is mutable and there are no random keys.
-    To evaluate averaged parameters write ``step(state.replace(params=average), batch)``.
+    The step calls the loss with ``train=False``, without mutable collections and without random
+    keys. To evaluate averaged parameters, call ``step(state.replace(params=average), batch)``.
 
     Args:
-      loss_fn: as for :func:`make_train_step`.
+      loss_fn: ``loss_fn(apply, batch, train)`` returns ``loss`` or ``(loss, metrics)``: a
+        floating-point scalar and a dict. ``apply`` is the model with its variables filled in
+        (:class:`Apply`), ``batch`` is the batch that the step received, and ``train`` is False.
 
     Returns:
-      The step, whose metrics are those of the loss and ``loss`` itself.
+      The step. Its metrics are a dict with the metrics of ``loss_fn`` and ``loss``.
 
     Raises:
-      TypeError: if ``loss_fn`` does not take ``(apply, batch, train)``, or returns no scalar.
+      TypeError: if ``loss_fn`` does not take ``(apply, batch, train)``, or does not return a
+        floating-point scalar; if the first argument of the step is not a :class:`TrainState`.
+      ValueError: if the loss is not a scalar or does not use ``apply``.
 
     Examples:
       >>> import jax, jax.numpy as jnp, flax.linen as nn, optax
@@ -189,21 +223,27 @@ def make_eval_step(loss_fn: LossFn) -> Callable[[TrainState, Any], Metrics]:
       >>> print(jax.jit(make_eval_step(loss_fn))(state, jnp.zeros((4, 2))))
       {'loss': Array(0., dtype=float32)}
     """
-    _check_loss(loss_fn)
+    _check_signature(loss_fn)
 
     def step(state: TrainState, batch: Any) -> Metrics:
         _check_state(state, "metrics = eval_step(state, batch)")
         apply = Apply(state.apply_fn, state.variables, train=False)
-        with explained(train=False):
+        with flax_errors_explained(train=False):
             return _evaluate(loss_fn, apply, batch, train=False)[1]
 
     return step
 
 
+def _key_of_step(state: TrainState) -> jax.Array:
+    """Return the random key of the next step; a constant key if ``state.key`` is None."""
+    key = jax.random.key(0) if state.key is None else state.key
+    return jax.random.fold_in(key, state.step)
+
+
 def _evaluate(
     loss_fn: LossFn, apply: Apply, batch: Any, *, train: bool
 ) -> tuple[jax.Array, Metrics]:
-    """The loss, and its metrics with the loss among them."""
+    """Return the loss, and its metrics with the loss added to them."""
     loss, metrics = loss_and_metrics(loss_fn(apply, batch, train))
     if not apply.used:
         raise ValueError(
@@ -222,12 +262,11 @@ def _check_state(state: Any, call: str) -> None:
         )
 
 
-def _check_loss(loss_fn: LossFn) -> None:
-    mend = "def loss_fn(apply, batch, train): … return loss, or loss and a dict of metrics."
+def _check_signature(loss_fn: LossFn) -> None:
     try:
         inspect.signature(loss_fn).bind(None, None, True)
     except TypeError as error:
         raise TypeError(
             f"loss_fn must take (apply, batch, train), but {loss_fn!r} does not ({error}): write "
-            f"{mend}"
+            "def loss_fn(apply, batch, train): … return loss, or return loss and a dict of metrics."
         ) from None

@@ -1,6 +1,7 @@
-"""Train and evaluation steps for Flax NNX: any method, any Variable, nothing to split by hand.
+"""Train and evaluation steps for Flax NNX.
 
-A loss is a short function of the model, and a step updates model and optimizer in place::
+The loss is a short function of the model. A train step updates the model and the optimizer in
+place::
 
     def loss_fn(model, batch):
         x, y = batch
@@ -14,9 +15,10 @@ A loss is a short function of the model, and a step updates model and optimizer 
     for batch in batches:
         metrics = train_step(model, optimizer, batch)
 
-Every pass of a step has the same dropout masks; only what the clean pass does to BatchNorm
-statistics, dropout counts and other Variables is kept. Graph mode and tree mode (Flax ≥ 0.12.8)
-give the same.
+All passes of a step use the same dropout masks. The metrics, and the new values of BatchNorm
+statistics, dropout counts and all other Variables, come from the clean pass only, so a step with
+two passes updates them once. The steps work with all methods and all types of Variables. Graph mode
+and tree mode (Flax ≥ 0.12.8) give the same results.
 """
 
 try:
@@ -26,10 +28,17 @@ except ModuleNotFoundError as error:
         'flatreg.nnx needs Flax: pip install "flatreg[flax]".', name="flax"
     ) from error
 
-from flatreg.nnx._optimizer import Optimizer as Optimizer
-from flatreg.nnx._spectral_norm import SpectralNorm as SpectralNorm
-from flatreg.nnx._steps import LossFn as LossFn
-from flatreg.nnx._steps import Metrics as Metrics
-from flatreg.nnx._steps import classification_loss as classification_loss
-from flatreg.nnx._steps import make_eval_step as make_eval_step
-from flatreg.nnx._steps import make_train_step as make_train_step
+from flatreg._flax.metrics import Metrics
+from flatreg.nnx._optimizer import Optimizer
+from flatreg.nnx._spectral_norm import SpectralNorm
+from flatreg.nnx._steps import LossFn, classification_loss, make_eval_step, make_train_step
+
+__all__ = [
+    "LossFn",
+    "Metrics",
+    "Optimizer",
+    "SpectralNorm",
+    "classification_loss",
+    "make_eval_step",
+    "make_train_step",
+]

@@ -2,40 +2,48 @@
 
 from typing import Any, TypeVar
 
+import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
 from flax.training.dynamic_scale import DynamicScale
 
-from flatreg._flax.guard import check_transformation
+from flatreg._flax import loss_scale
+from flatreg._flax.chain_order import check_transformation
 
 Model = TypeVar("Model")
 
 
 class Optimizer(nnx.Optimizer[Model]):
-    """``nnx.Optimizer`` that counts skipped steps and holds a loss scale for float16.
+    """An ``nnx.Optimizer`` that counts skipped steps and holds a loss scale for float16.
+
+    The step that :func:`make_train_step` returns also works with a plain ``nnx.Optimizer``, which
+    has neither the count nor the loss scale.
 
     Args:
-      model: the model.
-      tx: an Optax chain that ends in an optimizer.
-      wrt: which Variables to train, such as ``nnx.Param``; all others cost no gradient.
-      dynamic_scale: Flax's ``DynamicScale()`` for float16. Here it is data only: each step runs
-        under one fixed scale, and all of its passes together decide how it changes.
-      **options: handed to ``nnx.Optimizer``, such as ``graph``.
+      model: the model to train.
+      tx: an Optax chain in which the optimizer comes after the method, such as
+        ``optax.chain(flatreg.sam(0.05), optax.sgd(0.1))``. A plain optimizer works too.
+      wrt: the filter that selects the Variables to train, such as ``nnx.Param``. No gradient is
+        computed for any other Variable.
+      dynamic_scale: ``flax.training.dynamic_scale.DynamicScale()`` for float16, or None. All passes
+        of a step use the same scale. After the step it is adjusted once, by Flax's rule.
+      **options: other keyword arguments of ``nnx.Optimizer``, such as ``graph``.
 
     Attributes:
-      step: the number of steps so far, skipped ones included.
-      skipped: how many steps were skipped because a pass was not finite.
-      dynamic_scale: the loss scale with its numbers in Variables, or None.
+      step: the number of steps so far, including skipped ones.
+      skipped: the number of steps that were skipped because a pass was not finite.
+      dynamic_scale: the loss scale, whose numbers are stored in Variables, or None.
 
     Raises:
-      TypeError: if ``tx`` is no Optax transformation.
-      ValueError: if the model shares modules in tree mode.
+      TypeError: if ``tx`` is not an Optax transformation.
+      ValueError: if modules are shared within the model and tree mode is on.
 
     Examples:
       >>> import optax, flatreg
       >>> from flax import nnx
       >>> from flax.training.dynamic_scale import DynamicScale
+      >>> from flatreg.nnx import Optimizer
       >>> model = nnx.Linear(2, 1, dtype="float16", rngs=nnx.Rngs(0))
       >>> tx = optax.chain(flatreg.sam(0.05), optax.sgd(0.1))
       >>> optimizer = Optimizer(model, tx, wrt=nnx.Param, dynamic_scale=DynamicScale())
@@ -60,13 +68,12 @@ class Optimizer(nnx.Optimizer[Model]):
                 raise
             paths = " and ".join(".".join(map(str, path)) for path in shared[0])
             raise ValueError(
-                f"{type(model).__name__} shares what it holds at {paths}, which tree mode does not "
-                "allow: write Optimizer(model, tx, wrt=nnx.Param, graph=True) and "
+                f"{type(model).__name__} holds the same object at {paths}, which tree mode does "
+                "not allow: write Optimizer(model, tx, wrt=nnx.Param, graph=True) and "
                 "nnx.jit(train_step, graph=True, graph_updates=True), or nnx.set_graph_mode(True)."
             ) from error
         self.skipped = nnx.OptState(jnp.zeros((), jnp.uint32))
         self.dynamic_scale: Any = None
         if dynamic_scale is not None:
-            scale = nnx.OptState(jnp.asarray(dynamic_scale.scale, jnp.float32))
-            fin_steps = nnx.OptState(jnp.asarray(dynamic_scale.fin_steps, jnp.int32))
-            self.dynamic_scale = nnx.data(dynamic_scale.replace(scale=scale, fin_steps=fin_steps))
+            arrays = loss_scale.with_array_fields(dynamic_scale)
+            self.dynamic_scale = nnx.data(jax.tree.map(nnx.OptState, arrays))

@@ -1,45 +1,49 @@
-"""An NNX layer with its norm set: W · bound/σ(A), where A is what the layer does to an input."""
+"""Spectral normalization of an NNX layer: W · bound/σ(A), where A is the layer's linear map."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from flax import nnx
 
 from flatreg._core.checks import check_nonnegative
-from flatreg.lipschitz import spectral_normalization_state
-from flatreg.lipschitz.control.layer import normalized_layer, operators_of_layer
+from flatreg._flax.spectral_norm import linear_maps_of_layer, normalized_layer
+from flatreg.lipschitz import Operators, spectral_normalization_state
 from flatreg.nnx._variables import GRAPH, as_pure, copied
+from flatreg.typing import Params
 
 
 class SpectralNorm(nnx.Module):
-    r"""Spectral normalization of a layer's true operator: every kernel acts as W · bound/σ(A_W).
+    r"""Spectral normalization of a layer: every kernel is used as W · bound/σ(A_W).
 
-    A is the linear map of the layer for inputs of this size, with its strides, padding, dilation
-    and groups; ``nnx.SpectralNorm`` takes the norm of the reshaped kernel instead, which is not
-    that of a convolution, and overwrites it. Here the stored kernels are left alone, always, and
-    so are biases. Gradients go through W and σ = ⟨v, A_W(u)⟩, with u and v held constant.
+    A_W is the linear map of the layer for inputs of this size, with its strides, padding, dilation
+    and groups. ``nnx.SpectralNorm`` uses the norm of the reshaped kernel instead, which is not the
+    norm of a convolution, and overwrites the kernel. Here, the stored kernels and biases are not
+    changed. Gradients flow through W and through σ = ⟨v, A_W(u)⟩, with u and v held constant.
 
-    One power iteration a call goes on from the statistics ``u`` and ``sigma``, which
-    ``model.train()`` lets a call update and ``model.eval()`` does not; the first call that updates
-    them (and each one before it) makes 50 more. σ is approached from below. Under ``nnx.vmap`` over
-    layers every call costs as much as the first.
+    A call does one power iteration, which continues from the statistics ``u`` and ``sigma``. Calls
+    update the statistics after ``model.train()``, but not after ``model.eval()``. The first call
+    that updates the statistics, and every call before it, does 50 more iterations. σ is approached
+    from below. Under ``nnx.vmap`` over layers, every call costs as much as the first.
 
     Args:
-      layer: any module of dense layers and convolutions, called as ``layer(x)``.
-      x: an example input, or anything that has its shape and dtype.
-      bound: > 0, the norm; of each of the kernels, if there are several.
-      use_running_average: whether to start in evaluation mode, as of ``nnx.BatchNorm``.
-      rngs: draws the start of the power iteration, from ``params``.
+      layer: a module of dense layers and convolutions, which is called as ``layer(x)``.
+      x: an example input, or anything with its shape and dtype.
+      bound: the norm of the normalized kernels, > 0. If the layer has several kernels, each of them
+        gets this norm.
+      use_running_average: whether to start in evaluation mode, as in ``nnx.BatchNorm``.
+      rngs: the random streams; ``params`` provides the key for the start of the power iteration.
 
     Attributes:
-      layer: the layer with its parameters as they are trained.
-      u: ``nnx.BatchStat`` of each kernel by its path: about the input that it stretches most.
-      sigma: likewise, its norm at the last update, a lower bound; zero before the first.
+      layer: the layer with the parameters that are trained.
+      u: one ``nnx.BatchStat`` per kernel, by path, which approximates the input that the linear map
+        stretches most.
+      sigma: one ``nnx.BatchStat`` per kernel, by path, with its norm before normalization at the
+        last update, as a lower bound; zero before the first update.
 
     Raises:
-      ValueError: if a kernel has no linear map, or there is none; if the input has another size
-        than ``x`` and the norm depends on it; if the bound is negative.
+      ValueError: if the layer lacks a kernel or a kernel lacks a linear map; if the input has a
+        different size than ``x`` and the norm depends on the size; or if the bound is negative.
 
     Examples:
       >>> import jax, jax.numpy as jnp
@@ -54,7 +58,7 @@ class SpectralNorm(nnx.Module):
 
     References:
       Miyato, Kataoka, Koyama and Yoshida, `Spectral Normalization for Generative Adversarial
-      Networks <https://arxiv.org/abs/1802.05957>`_, ICLR 2018 (there of the reshaped kernel).
+      Networks <https://arxiv.org/abs/1802.05957>`_, ICLR 2018, who normalize the reshaped kernel.
     """
 
     def __init__(
@@ -68,45 +72,67 @@ class SpectralNorm(nnx.Module):
     ) -> None:
         check_nonnegative(bound=bound)
         self.layer, self.bound, self.use_running_average = layer, bound, use_running_average
-        params, _, operators = self._parts(x)
-        state = spectral_normalization_state(params, rngs.params(), operators=operators)
+        parts = self._parts(x)
+        state = spectral_normalization_state(parts.params, rngs.params(), operators=parts.operators)
         self.u = nnx.data({path: nnx.BatchStat(u) for path, u in state.inputs.items()})
         self.sigma = nnx.data({path: nnx.BatchStat(s) for path, s in state.norms.items()})
 
     def __call__(self, x: jax.Array) -> Any:
-        """Runs the normalized layer."""
-        params, merged, operators = self._parts(x)
+        """Applies the normalized layer.
+
+        Args:
+          x: the input.
+
+        Returns:
+          The output of the layer.
+        """
+        parts = self._parts(x)
         u, sigma = ({k: v[...] for k, v in stats.items()} for stats in (self.u, self.sigma))
-        normalized, u, sigma = normalized_layer(params, u, sigma, self.bound, operators)
+        new = normalized_layer(parts.params, u, sigma, self.bound, parts.operators)
         if not self.use_running_average:
-            for path in operators:
-                self.u[path][...], self.sigma[path][...] = u[path], sigma[path]
-        layer = merged(normalized)
+            for path in parts.operators:
+                self.u[path][...], self.sigma[path][...] = new.u[path], new.sigma[path]
+        layer = parts.with_params(new.params)
         y = layer(x)
-        nnx.update(self.layer, _split(layer)[2])  # random counts, statistics of its own
+        nnx.update(self.layer, _split(layer)[2])  # the layer's random counts and statistics
         return y
 
     def set_view(self, use_running_average: bool | None = None) -> None:
-        """Called by ``nnx.view``.
+        """Switches between training and evaluation mode; ``nnx.view`` calls it.
 
         Args:
-          use_running_average: whether the view evaluates.
+          use_running_average: True for evaluation mode, False for training mode, None to keep the
+            mode.
         """
         if use_running_average is not None:
             self.use_running_average = use_running_average
 
-    def _parts(self, x: Any) -> Any:
-        """The layer's parameters, itself as a function of them, and its linear maps."""
+    def _parts(self, x: Any) -> "_Parts":
+        """Splits the layer into parts and finds its linear maps for inputs like ``x``."""
         graphdef, params, others = _split(self.layer)
         params = as_pure(params)
 
-        def merged(params: Any) -> Any:
+        def with_params(params: Params) -> Any:
             return nnx.merge(graphdef, params, copied(others))
 
-        operators = operators_of_layer(lambda p, x: merged(p)(x), params, x, self.layer)
-        return params, merged, operators
+        operators = linear_maps_of_layer(lambda p, x: with_params(p)(x), params, x, self.layer)
+        return _Parts(params, with_params, operators)
+
+
+class _Parts(NamedTuple):
+    """The parts of a layer.
+
+    Attributes:
+      params: the parameters.
+      with_params: a function that returns the layer with other parameters.
+      operators: the linear maps of the kernels.
+    """
+
+    params: Params
+    with_params: Callable[[Params], Any]
+    operators: Operators
 
 
 def _split(layer: Any) -> Any:
-    """Structure, parameters and all other Variables."""
+    """Returns the structure, the parameters and all other Variables."""
     return nnx.split(layer, nnx.Param, ..., **GRAPH)

@@ -1,59 +1,76 @@
-"""Train and evaluation steps of a short loss: ``make_train_step``, ``make_eval_step``."""
+"""Train and evaluation steps for Flax NNX: ``make_train_step`` and ``make_eval_step``."""
 
-import functools
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
-import optax
 from flax import nnx
 
 from flatreg._core.batches import leading_axis
 from flatreg._core.oracle import value_and_grad_fn
-from flatreg._flax.guard import (
-    adjusted_scale,
-    after_each,
-    check_order,
-    cross_entropy_and_accuracy,
-    guarded_update,
-    inputs_and_labels,
-    loss_and_metrics,
-    observed,
-    spoiled_by,
-)
+from flatreg._flax import loss_scale
+from flatreg._flax.chain_order import check_order
+from flatreg._flax.classification_loss import cross_entropy_and_accuracy
+from flatreg._flax.clean_pass import clean_pass
+from flatreg._flax.guarded_update import GuardedUpdate, guarded_update
+from flatreg._flax.metrics import LossOutput, Metrics, loss_and_metrics, step_metrics
+from flatreg.nnx._dropout_counts import advance_counts, fold_in_first_example
 from flatreg.nnx._optimizer import Optimizer
-from flatreg.nnx._variables import GRAPH, as_pure, changed, changes_of, copied, folded, splitter
+from flatreg.nnx._variables import (
+    GRAPH,
+    ModelChanges,
+    SplitModel,
+    as_pure,
+    copied,
+    merged_copy,
+    model_changes,
+    split_model,
+    with_changes,
+)
 from flatreg.typing import Params
 
-LossFn: TypeAlias = Callable[[Any, Any], Any]
-"""``loss_fn(model, batch) -> loss`` or ``(loss, metrics)``."""
 
-Metrics: TypeAlias = dict[str, jax.Array]
-"""Scalars by name."""
+class LossFn(Protocol):
+    """A loss function, ``loss_fn(model, batch) -> loss`` or ``(loss, metrics)``."""
+
+    def __call__(self, model: Any, batch: Any, /) -> LossOutput:
+        """Return the loss of a batch.
+
+        Args:
+          model: a copy of the model that the step received, in the same mode.
+          batch: the batch that the step received.
+
+        Returns:
+          The loss, a floating-point scalar, or a pair of the loss and a dict of metrics.
+        """
+        ...
 
 
 def classification_loss(model: Any, batch: Any) -> tuple[jax.Array, Metrics]:
     """The loss of a classifier: mean softmax cross-entropy, with the accuracy as a metric.
 
+    Pass this function itself to :func:`make_train_step` and :func:`make_eval_step`.
+
     Args:
-      model: a model that is called as ``model(x)`` and returns logits.
-      batch: ``(x, labels)`` with integer labels.
+      model: the model, which is called as ``model(x)`` and returns logits of shape
+        ``(examples, classes)``.
+      batch: a pair ``(x, labels)`` of inputs and integer labels.
 
     Returns:
-      The loss, in at least float32, and ``{"accuracy": …}``.
+      The loss, in at least float32, and ``{"accuracy": accuracy}``.
 
     Raises:
-      TypeError: if the batch is no such pair.
+      TypeError: if the batch is not a pair.
 
     Examples:
       >>> import jax.numpy as jnp
+      >>> from flatreg.nnx import classification_loss
       >>> loss, metrics = classification_loss(lambda x: x, (4 * jnp.eye(3), jnp.arange(3)))
       >>> print(f"{loss:.3f} {metrics['accuracy']}")
       0.036 1.0
     """
-    x, labels = inputs_and_labels(batch)
-    return cross_entropy_and_accuracy(model(x), labels)
+    return cross_entropy_and_accuracy(model, batch)
 
 
 def make_train_step(
@@ -63,42 +80,67 @@ def make_train_step(
     shards: int | None = None,
     ascent_fraction: float = 1.0,
 ) -> Callable[[Any, nnx.Optimizer[Any], Any], Metrics]:
-    """Makes ``step(model, optimizer, batch) -> metrics``, which updates both in place.
+    """Make a train step ``step(model, optimizer, batch) -> metrics``, which updates both in place.
 
-    One clean pass gives metrics, the new state of the model and the gradient; the method in
-    ``optimizer.tx`` asks for further gradients of the same loss on the same batch with the same
-    random keys. A step whose method uses a gradient that is not finite is skipped whole: of the
-    model only ``RngCount`` goes on, so that the next step draws other masks, and of the optimizer
-    ``step``, ``skipped`` and ``dynamic_scale``. Under a loss scale each pass runs with the scaled
-    loss, and its gradient is unscaled, in float32, before the method sees it. Links of the chain
-    that want the loss (``optax.contrib.reduce_on_plateau``, ``optax.polyak_sgd``) get it, unscaled,
-    as ``value``.
+    A step has four phases:
+
+    1. The model is split into its parameters and its other Variables. Every pass runs a copy.
+    2. The clean pass evaluates the loss and its gradient at the parameters. It alone provides the
+       metrics and the new values of BatchNorm statistics and other Variables.
+    3. The chain ``optimizer.tx`` computes the update. The method in it requests further gradients
+       of the same loss, on the same batch, with the same dropout masks.
+    4. The new values are written to the model and the optimizer.
+
+    A step is skipped as a whole if a gradient that the chain uses contains a NaN or an infinity, in
+    any pass. If the clean loss is not finite, all gradients that the method requests count as NaN.
+    In the model, a skipped step changes only the dropout counts (``nnx.RngCount``), so that the
+    next step draws new masks. In the optimizer, it changes only ``step``, ``skipped`` and
+    ``dynamic_scale``: the first two increase by one, and the loss scale is reduced.
+
+    With ``optimizer.dynamic_scale`` (float16), every pass multiplies the loss by the scale and
+    divides the gradient by it, in at least float32, before the method sees it. Transformations of
+    the chain that use the loss (``optax.contrib.reduce_on_plateau``, ``optax.polyak_sgd``) receive
+    the unscaled loss of the clean pass as ``value``.
 
     Args:
-      loss_fn: ``loss_fn(model, batch) -> loss`` or ``(loss, metrics)`` with a scalar loss and a
-        dict. It may change the model's Variables, but neither make nor remove any.
-      microbatches: as for :func:`flatreg.value_and_grad_fn`, and so are ``shards`` and
-        ``ascent_fraction``. A microbatch or shard folds the number of its first example (i for
-        microbatch i) into every ``RngKey``. Metrics and Variables are averaged over them if
-        floating, else the last one's.
-      shards: for :func:`flatreg.per_shard`.
-      ascent_fraction: for a cheap ascent.
+      loss_fn: ``loss_fn(model, batch)`` returns ``loss`` or ``(loss, metrics)``: a floating-point
+        scalar and a dict. ``model`` is a copy of the model that the step received. The loss may
+        change the Variables of the model, but it must not create or remove any.
+      microbatches: the number k ≥ 1 of microbatches. Every pass evaluates them one after another,
+        with the memory of one. Microbatch i has the examples i, i+k, i+2k, …, and i is folded into
+        every ``nnx.RngKey`` of its pass. Floating-point metrics and Variables are averaged over the
+        microbatches; others come from the last one.
+      shards: the number of contiguous parts of the batch, each with its own perturbation, if the
+        chain contains :func:`flatreg.per_shard`; None otherwise. In the pass of a part, the index
+        of its first example is folded into every ``nnx.RngKey``. Variables and metrics are averaged
+        over the parts if they are of floating point; others come from the last one.
+      ascent_fraction: the fraction of the batch, in (0, 1], that the clean pass uses. Below 1, this
+        pass uses only the first examples of the batch, which makes the step cheaper, and Variables
+        and metrics come from these examples. Use it only with :func:`flatreg.sam` and
+        :func:`flatreg.asam`, for the reasons that :func:`flatreg.value_and_grad_fn` lists.
 
     Returns:
-      The step, for ``nnx.jit``. ``optimizer`` is an :class:`Optimizer` or any ``nnx.Optimizer``,
-      which does not count skipped steps. The metrics are those of the loss, ``loss`` itself,
-      ``skipped`` (whether this step was), and, if the chain holds :func:`flatreg.observe`,
-      ``grad_norm``, ``direction_norm``, ``perturbation_norm`` and ``cosine`` of the last step that
-      was not skipped.
+      The step, for ``nnx.jit``. It takes an :class:`Optimizer`, or any ``nnx.Optimizer``, which
+      does not count skipped steps. Its metrics are a dict with:
+
+      * the metrics of ``loss_fn``, and the unscaled loss as ``loss``,
+      * ``skipped``, whether this step was skipped,
+      * if the chain contains :func:`flatreg.observe`: ``grad_norm``, ``direction_norm``,
+        ``perturbation_norm`` and ``cosine``, from the last step that was not skipped.
+
+      Donate the model and the optimizer to save memory: ``nnx.jit(step, donate_argnums=(0, 1))``.
 
     Raises:
-      TypeError: if the optimizer is none, or the loss returns no scalar.
-      ValueError: if an option is out of range or the batch does not divide; if the loss is no
-        scalar, or makes Variables; if ``wrt`` picks nothing; if ``tx`` ends in a method.
+      TypeError: if the second argument of the step is not an ``nnx.Optimizer``, or the loss is not
+        a floating-point scalar.
+      ValueError: if an option is out of range, or the parts do not divide the batch; if the loss is
+        not a scalar, or creates Variables; if ``wrt`` selects no Variable; if the chain has a
+        method in the wrong place, for example at its end.
 
     Examples:
       >>> import jax, jax.numpy as jnp, optax, flatreg
       >>> from flax import nnx
+      >>> from flatreg.nnx import classification_loss, make_eval_step, make_train_step
       >>> model = nnx.Sequential(
       ...     nnx.Linear(4, 8, rngs=nnx.Rngs(0)),
       ...     nnx.BatchNorm(8, rngs=nnx.Rngs(1)),
@@ -118,76 +160,82 @@ def make_train_step(
       >>> print(nnx.jit(make_eval_step(classification_loss))(model, batch)["accuracy"])
       1.0
     """
-    with_oracle = functools.partial(
-        value_and_grad_fn,
+
+    def scaled_loss(
+        params: Params,
+        batch: Any,
+        example_numbers: jax.Array | None,
+        model: SplitModel,
+        dynamic_scale: Any,
+    ) -> tuple[jax.Array, tuple[Metrics, ModelChanges]]:
+        """Run one pass as a pure function of the parameters, on a copy of the model."""
+        rng_state = fold_in_first_example(model.rng_state, example_numbers)
+        before = model._replace(params=params, rng_state=rng_state)
+        copy = merged_copy(before)
+        loss, metrics = loss_and_metrics(loss_fn(copy, batch))
+        changes = model_changes(before, split_model(copy, model.wrt))
+        return loss_scale.scaled(loss, dynamic_scale), (metrics, changes)
+
+    evaluate = value_and_grad_fn(
+        scaled_loss,
         has_aux=True,
         batch_argnums=(1, 2),
         microbatches=microbatches,
         shards=shards,
         ascent_fraction=ascent_fraction,
     )
-    with_oracle(loss_fn)  # checks the options
+    parts = microbatches * (shards or 1)
 
     def step(model: Any, optimizer: nnx.Optimizer[Any], batch: Any) -> Metrics:
-        split = splitter(optimizer)
-        graphdef, params, streams, others, arrays = split(model)
-        params, opt_state = as_pure((params, optimizer.opt_state))
-        check_order(opt_state)
+        _check_optimizer(optimizer)
+        # 1. Split the model.
+        before = split_model(model, optimizer.wrt)
+        opt_state = as_pure(optimizer.opt_state)
         dynamic_scale = as_pure(getattr(optimizer, "dynamic_scale", None))
-        scale = 1 if dynamic_scale is None else dynamic_scale.scale
-        numbers = None
-        if (parts := microbatches * (shards or 1)) > 1:
-            numbers = jnp.arange(leading_axis(batch, parts))
-
-        def loss(params: Params, batch: Any, numbers: Any) -> Any:
-            """The scaled loss as a pure function; aux is the metrics and what has changed."""
-            before = folded(streams, numbers), others
-            own = nnx.merge(graphdef, params, *copied(before), arrays)
-            value, metrics = loss_and_metrics(loss_fn(own, batch))
-            return value * scale, (metrics, [*map(changes_of, before, split(own)[2:4])])
-
-        (_, (metrics, changes)), grads, grad_fn = with_oracle(loss)(params, batch, numbers)
-        if dynamic_scale is not None:
-            unscale = functools.partial(optax.tree.scale, 1 / scale)
-            grads, grad_fn = unscale(grads), after_each(unscale, grad_fn)
-        grad_fn = spoiled_by(metrics["loss"], grad_fn)
-        params, opt_state, finite = guarded_update(
-            optimizer.tx, grads, opt_state, params, grad_fn, metrics["loss"]
+        check_order(opt_state)
+        # 2. Evaluate the clean pass.
+        numbers = _example_numbers(batch, parts)
+        arguments = before.params, batch, numbers, before, dynamic_scale
+        clean = clean_pass(evaluate, *arguments, dynamic_scale=dynamic_scale)
+        # 3. Compute the update; the method calls clean.grad_fn.
+        update = guarded_update(
+            optimizer.tx,
+            clean.grads,
+            opt_state,
+            before.params,
+            clean.grad_fn,
+            clean.metrics["loss"],
         )
-        streams = changed(streams, changes[0], True)
-        others = changed(others, changes[1], finite)
-        nnx.update(model, params, streams, others)
-        nnx.update(optimizer.opt_state, nnx.state(opt_state, **GRAPH))
-        optimizer.step[...] += 1
-        if isinstance(optimizer, Optimizer):
-            optimizer.skipped[...] += ~finite
-            if dynamic_scale is not None:
-                adjusted = adjusted_scale(dynamic_scale, finite)
-                nnx.update(optimizer.dynamic_scale, nnx.state(adjusted, **GRAPH))
-        return {**metrics, "skipped": ~finite, **observed(opt_state)}
+        # 4. Write the new values to the model and the optimizer.
+        _update_model(model, before, clean.variables, update)
+        _update_optimizer(optimizer, dynamic_scale, update)
+        return step_metrics(clean.metrics, ~update.finite, update.opt_state)
 
     return step
 
 
 def make_eval_step(loss_fn: LossFn) -> Callable[[Any, Any], Metrics]:
-    """Makes ``step(model, batch) -> metrics``, which leaves the model as it is.
+    """Make an evaluation step ``step(model, batch) -> metrics``, which does not change the model.
 
-    The loss runs on a copy, in the mode that the model is in: call ``model.eval()`` before, so that
-    BatchNorm uses its statistics and dropout is off, and ``model.train()`` afterwards.
+    The step runs a copy of the model in its current mode. Call ``model.eval()`` before the step, so
+    that BatchNorm uses its statistics and dropout is off, and call ``model.train()`` afterward.
 
     Args:
-      loss_fn: as for :func:`make_train_step`.
+      loss_fn: ``loss_fn(model, batch)`` returns ``loss`` or ``(loss, metrics)``: a floating-point
+        scalar and a dict. ``model`` is a copy of the model that the step received.
 
     Returns:
-      The step, for ``nnx.jit``; its metrics are those of the loss and ``loss`` itself.
+      The step, for ``nnx.jit``. Its metrics are a dict with the metrics of ``loss_fn`` and
+      ``loss``.
 
     Raises:
-      TypeError: if the loss returns no number.
-      ValueError: if the loss is no scalar.
+      TypeError: if the loss is not a floating-point scalar.
+      ValueError: if the loss is an array that is not a scalar.
 
     Examples:
       >>> import jax.numpy as jnp
       >>> from flax import nnx
+      >>> from flatreg.nnx import make_eval_step
       >>> model = nnx.BatchNorm(2, rngs=nnx.Rngs(0))
       >>> eval_step = nnx.jit(make_eval_step(lambda model, x: jnp.mean(model(x))))
       >>> print(eval_step(model, jnp.ones((4, 2)))["loss"], model.mean[...])
@@ -199,3 +247,39 @@ def make_eval_step(loss_fn: LossFn) -> Callable[[Any, Any], Metrics]:
         return loss_and_metrics(loss_fn(nnx.merge(graphdef, copied(state)), batch))[1]
 
     return step
+
+
+def _example_numbers(batch: Any, parts: int) -> jax.Array | None:
+    """Return the indices 0, 1, … of the examples, or None if the batch is not divided."""
+    return jnp.arange(leading_axis(batch, parts)) if parts > 1 else None
+
+
+def _update_model(
+    model: Any, before: SplitModel, changes: ModelChanges, update: GuardedUpdate
+) -> None:
+    """Write the new parameters and the changes of the clean pass to the model."""
+    rng_state = advance_counts(before.rng_state, changes.rng_state)
+    variables = with_changes(before.variables, changes.variables, keep=update.finite)
+    nnx.update(model, update.params, rng_state, variables)
+
+
+def _update_optimizer(
+    optimizer: nnx.Optimizer[Any], dynamic_scale: Any, update: GuardedUpdate
+) -> None:
+    """Write the new optimizer state, the counters and the adjusted loss scale to the optimizer."""
+    nnx.update(optimizer.opt_state, nnx.state(update.opt_state, **GRAPH))
+    optimizer.step[...] += 1
+    if isinstance(optimizer, Optimizer):
+        optimizer.skipped[...] += ~update.finite
+        if dynamic_scale is not None:
+            adjusted = loss_scale.adjusted(dynamic_scale, update.finite)
+            nnx.update(optimizer.dynamic_scale, nnx.state(adjusted, **GRAPH))
+
+
+def _check_optimizer(optimizer: Any) -> None:
+    if not isinstance(optimizer, nnx.Optimizer):
+        raise TypeError(
+            "a train step takes (model, optimizer, batch), but its second argument is a "
+            f"{type(optimizer).__name__}: write optimizer = nnx.Optimizer(model, tx, "
+            "wrt=nnx.Param) and train_step(model, optimizer, batch)."
+        )

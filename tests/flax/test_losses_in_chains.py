@@ -1,8 +1,7 @@
-"""Links of a chain that want the loss get it from a train step: the clean pass's, unscaled."""
+"""A train step passes the unscaled loss of the clean pass to transformations that use it."""
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 import pytest
 from flax import nnx
@@ -11,10 +10,12 @@ from flax.training.dynamic_scale import DynamicScale
 import flatreg
 import flatreg.linen
 import flatreg.nnx
-from tests.support import linen_models, nnx_models
+from tests.support.assertions import assert_leaves_close
+from tests.support.networks import linen_models, nnx_models
+from tests.support.steps import examples, x64
 
 CHAINS = {
-    # Falls whenever a loss is not .05 below the best one before.
+    # The learning rate falls whenever a loss is not 0.05 below the best previous one.
     "reduce_on_plateau": optax.chain(
         flatreg.sam(0.1),
         optax.sgd(0.1),
@@ -34,11 +35,10 @@ every_chain = pytest.mark.parametrize(
         ("plateau_alone", None, {}),
     ],
 )
-x64 = pytest.mark.usefixtures("x64")
 
 
 def plain_loop(tx, loss_fn, params, batch):
-    """Parameters and optimizer state by Optax alone."""
+    """The parameters and the optimizer state after a loop that uses Optax alone."""
 
     @jax.jit
     def step(params, opt_state):
@@ -53,16 +53,10 @@ def plain_loop(tx, loss_fn, params, batch):
     return params, opt_state
 
 
-def assert_same(actual, expected):
-    pairs = zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True)
-    for x, y in pairs:
-        np.testing.assert_allclose(x, y, rtol=1e-9, atol=1e-12)
-
-
 @x64
 @every_chain
-def test_a_linen_step_is_a_plain_optax_loops(name, scale, options):
-    batch = linen_models.examples(jnp.float64)
+def test_a_linen_step_equals_a_plain_optax_loop(name, scale, options):
+    batch = examples(jnp.float64)
     model = linen_models.Plain()
     state = linen_models.state_of(model, CHAINS[name], batch[0], dynamic_scale=scale)
 
@@ -74,13 +68,13 @@ def test_a_linen_step_is_a_plain_optax_loops(name, scale, options):
     step = jax.jit(flatreg.linen.make_train_step(flatreg.linen.classification_loss, **options))
     for _ in range(STEPS):
         state, _ = step(state, batch)
-    assert_same((state.params, state.opt_state), expected)
+    assert_leaves_close((state.params, state.opt_state), expected, 1e-9, atol=1e-12)
 
 
 @x64
 @every_chain
-def test_an_nnx_step_is_a_plain_optax_loops(name, scale, options):
-    batch = nnx_models.examples(dtype=jnp.float64)
+def test_an_nnx_step_equals_a_plain_optax_loop(name, scale, options):
+    batch = examples(jnp.float64)
     model = nnx_models.in_float64(nnx_models.Plain(nnx.Rngs(0)))
     graphdef, params = nnx.split(model)
 
@@ -93,26 +87,24 @@ def test_an_nnx_step_is_a_plain_optax_loops(name, scale, options):
     step = nnx.jit(flatreg.nnx.make_train_step(flatreg.nnx.classification_loss, **options))
     for _ in range(STEPS):
         step(model, optimizer, batch)
-    assert_same(nnx.state(model), expected)
+    assert_leaves_close(nnx.state(model), expected, 1e-9, atol=1e-12)
 
 
-def test_the_learning_rate_falls_where_the_loss_stays():
-    """Or the loops above would agree on nothing."""
-    state = linen_models.state_of(
-        linen_models.Plain(), CHAINS["reduce_on_plateau"], linen_models.examples()[0]
-    )
+def test_the_learning_rate_falls_when_the_loss_stays():
+    """Otherwise the comparisons above would not test the loss that the step passes."""
+    state = linen_models.state_of(linen_models.Plain(), CHAINS["reduce_on_plateau"], examples()[0])
     step = jax.jit(flatreg.linen.make_train_step(flatreg.linen.classification_loss))
     for _ in range(STEPS):
-        state, _ = step(state, linen_models.examples())
+        state, _ = step(state, examples())
     assert 0 < optax.tree.get(state.opt_state, "scale") < 1
 
 
-def test_apply_gradients_hands_on_the_loss():
-    batch = linen_models.examples()
+def test_apply_gradients_passes_the_loss():
+    batch = examples()
     tx = optax.polyak_sgd(max_learning_rate=100.0)
     state = linen_models.state_of(linen_models.Plain(), tx, batch[0])
     ones = jax.tree.map(jnp.ones_like, state.params)
     new = state.apply_gradients(grads=ones, value=jnp.array(3.0))
     count = sum(w.size for w in jax.tree.leaves(ones))  # Polyak's step is (L − 0) / ‖g‖².
     expected = jax.tree.map(lambda w: w - 3 / count, state.params)
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6), new.params, expected)
+    assert_leaves_close(new.params, expected, 1e-6, atol=0)

@@ -1,4 +1,4 @@
-"""Networks of normalized layers train, go on from a checkpoint and keep what is theirs."""
+"""Networks of normalized layers: training, checkpoints, and other statistics and masks."""
 
 import functools
 
@@ -16,7 +16,7 @@ from flatreg import linen as flatreg_linen
 from flatreg import nnx as flatreg_nnx
 from flatreg.linen import SpectralNorm as LinenSpectralNorm
 from flatreg.nnx import SpectralNorm as NNXSpectralNorm
-from tests.support.linen_models import assert_equal
+from tests.support.assertions import assert_equal
 
 SAM = optax.chain(flatreg.sam(0.05), optax.adam(0.05))
 
@@ -28,7 +28,7 @@ class Block(nn.Module):
 
 
 class LinenModel(nn.Module):
-    """A rematerialized convolution, then a dense layer; both of norm 1."""
+    """A rematerialized convolution and a dense layer, both with norm 1."""
 
     @nn.compact
     def __call__(self, x, train):
@@ -37,7 +37,7 @@ class LinenModel(nn.Module):
 
 
 class NNXModel(nnx.Module):
-    """The same."""
+    """The same network in NNX."""
 
     def __init__(self, x, rngs):
         conv = nnx.Conv(1, 4, (3, 3), strides=2, rngs=rngs)
@@ -51,7 +51,7 @@ class NNXModel(nnx.Module):
 
 
 def linen_training(batch):
-    """``step(state) -> state, loss``, and the first state."""
+    """A function ``step(state) -> state, loss``, and the first state."""
     model = LinenModel()
     variables = jax.jit(functools.partial(model.init, train=False))(jax.random.key(0), batch[0])
     state = flatreg_linen.TrainState.create(apply_fn=model.apply, tx=SAM, **variables)
@@ -65,7 +65,7 @@ def linen_training(batch):
 
 
 def nnx_training(batch):
-    """The same."""
+    """The same in NNX."""
     model = NNXModel(batch[0], nnx.Rngs(0))
     graphdef, state = nnx.split((model, nnx.Optimizer(model, SAM, wrt=nnx.Param)))
     step = flatreg_nnx.make_train_step(flatreg_nnx.classification_loss)
@@ -80,7 +80,7 @@ def nnx_training(batch):
 
 
 @pytest.mark.parametrize("training", [linen_training, nnx_training])
-def test_it_trains_with_sam_and_goes_on_from_a_checkpoint(training, tmp_path):
+def test_it_trains_with_sam_and_resumes_from_a_checkpoint(training, tmp_path):
     x = jax.random.normal(jax.random.key(1), (12, 6, 6, 1))
     run, start = training((x, jnp.arange(12) % 3))
     state, losses = start, []
@@ -93,7 +93,7 @@ def test_it_trains_with_sam_and_goes_on_from_a_checkpoint(training, tmp_path):
     assert_equal(run(state), run(restored))
 
 
-def test_a_layer_of_several_kernels_keeps_its_own_statistics_and_masks():
+def test_nnx_layers_keep_their_other_statistics_and_masks():
     layer = nnx.Sequential(
         nnx.Linear(4, 5, rngs=nnx.Rngs(0)),
         nnx.BatchNorm(5, rngs=nnx.Rngs(0)),
@@ -105,13 +105,13 @@ def test_a_layer_of_several_kernels_keeps_its_own_statistics_and_masks():
     run = nnx.jit(lambda wrapped, x: wrapped(x))
     y = run(wrapped, x)
     assert list(wrapped.u) == ["layers/0/kernel", "layers/3/kernel"]
-    assert not np.array_equal(run(wrapped, x), y)  # another mask
+    assert not np.array_equal(run(wrapped, x), y)  # a different dropout mask
     assert np.any(layer.layers[1].mean[...] != 0)
     wrapped.eval()
     assert np.array_equal(run(wrapped, x), run(wrapped, x))
 
 
-def test_a_linen_module_of_several_kernels_keeps_its_own_statistics_and_masks():
+def test_linen_layers_keep_their_other_statistics_and_masks():
     class Inner(nn.Module):
         train: bool
 

@@ -1,4 +1,4 @@
-"""Checkpoints hold the whole training state; training goes on from them as if nothing had been."""
+"""A checkpoint of the Linen train state restores it exactly, and damage is detected."""
 
 import pathlib
 import shutil
@@ -19,7 +19,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 import flatreg
 from flatreg import checkpoint
 from flatreg.linen import classification_loss, make_train_step
-from tests.support.linen_models import Noisy, Plain, assert_close, assert_equal, examples, state_of
+from tests.support.assertions import assert_close, assert_equal
+from tests.support.networks.linen_models import Noisy, Plain, state_of
+from tests.support.steps import examples
 
 STEPS = 10
 MODEL = Noisy()
@@ -31,14 +33,14 @@ STEP = jax.jit(make_train_step(classification_loss))
 
 
 def start():
-    """A state in which everything counts: schedules, random keys, statistics, a loss scale."""
+    """A state with schedules, random keys, statistics and a loss scale."""
     key = jax.random.key(7, impl="rbg")
     scale = DynamicScale(growth_interval=3)
     return state_of(MODEL, TX, examples()[0], key=key, dynamic_scale=scale)
 
 
 def train(state, folder=None):
-    """Trains to the end, on batches that the step count names; may save after every step."""
+    """Trains to the last step. The step count selects the batch; optionally saves every step."""
     while state.step < STEPS:
         state, _ = STEP(state, examples(seed=int(state.step)))
         if folder is not None:
@@ -46,7 +48,7 @@ def train(state, folder=None):
     return state
 
 
-def test_the_trajectory_after_a_restart_is_bitwise_the_uninterrupted_ones(tmp_path):
+def test_a_restart_continues_the_same_trajectory_bitwise(tmp_path):
     end = train(start(), tmp_path)
     for step in (1, 4, 9):
         restored = checkpoint.restore(tmp_path / str(step), start())
@@ -54,8 +56,8 @@ def test_the_trajectory_after_a_restart_is_bitwise_the_uninterrupted_ones(tmp_pa
         assert_equal(train(restored), end)
 
 
-def test_a_killed_run_goes_on_bitwise(tmp_path):
-    """``kill -9`` at some moment after the third checkpoint, perhaps in the middle of a save."""
+def test_a_killed_run_continues_bitwise(tmp_path):
+    """The run gets ``kill -9`` after its third checkpoint, possibly in the middle of a save."""
     command = f"from tests.linen import test_checkpoint as t; t.train(t.start(), {str(tmp_path)!r})"
     root = pathlib.Path(__file__).parents[2]
     run = subprocess.Popen([sys.executable, "-c", command], cwd=root)
@@ -73,7 +75,7 @@ def test_a_killed_run_goes_on_bitwise(tmp_path):
 
 
 def sharded(state, devices):
-    """The state with every matrix split over its rows, the rest on all devices."""
+    """The state with the rows of every matrix sharded, and the rest replicated."""
     mesh = jax.make_mesh((devices,), ("data",), devices=jax.devices()[:devices])
 
     def place(x):
@@ -102,7 +104,7 @@ def test_a_sharded_state_moves_to_another_number_of_devices(tmp_path):
         assert_close(onward.params, expected.params, 1e-6)
 
 
-def test_an_abstract_state_says_as_well_what_to_restore(tmp_path):
+def test_an_abstract_state_can_describe_what_to_restore(tmp_path):
     state = start()
     checkpoint.save(tmp_path / "0", state)
     shapes = jax.tree.map(
@@ -111,7 +113,7 @@ def test_an_abstract_state_says_as_well_what_to_restore(tmp_path):
     assert_equal(checkpoint.restore(tmp_path / "0", shapes), state)
 
 
-def test_orbaxs_own_manager_writes_checkpoints_that_can_be_restored(tmp_path):
+def test_checkpoints_of_orbax_s_manager_can_be_restored(tmp_path):
     state = start()
     with ocp.CheckpointManager(tmp_path) as manager:
         manager.save(5, args=ocp.args.StandardSave(state))
@@ -128,38 +130,50 @@ def saved(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"params": jnp.zeros((3, 3))}, r"params is float32\[2, 3\] there, float32\[3, 3\] here"),
-        ({"params": jnp.zeros((2, 3), jnp.bfloat16)}, r"there, bfloat16\[2, 3\] here"),
+        (
+            {"params": jnp.zeros((3, 3))},
+            r"params is float32\[2, 3\] in .*, float32\[3, 3\] in like",
+        ),
+        (
+            {"params": jnp.zeros((2, 3), jnp.bfloat16)},
+            r"checkpoint, bfloat16\[2, 3\] in like",
+        ),
         ({"step": jnp.zeros(())}, "step is int64"),
-        ({"key": jax.random.key(0, impl="rbg")}, r"key is uint32\[2\] there, uint32\[4\] here"),
-        ({"ema": jnp.zeros(2)}, r"ema is missing there, float32\[2\] here"),
-        ({"params": {"w": jnp.zeros((2, 3))}}, "params is float32.* there, missing here; params/w"),
+        (
+            {"key": jax.random.key(0, impl="rbg")},
+            r"key is uint32\[2\] in .*, uint32\[4\] in like",
+        ),
+        ({"ema": jnp.zeros(2)}, r"ema is missing in the checkpoint, float32\[2\] in like"),
+        (
+            {"params": {"w": jnp.zeros((2, 3))}},
+            "params is float32.*, missing in like; params/w",
+        ),
     ],
 )
-def test_the_checkpoint_of_another_state_says_what_differs(saved, changes, message):
+def test_the_checkpoint_of_a_different_state_names_differences(saved, changes, message):
     folder, state = saved
     with pytest.raises(
-        ValueError, match=f"checkpoint of another state.*{message}.*TrainState.init"
+        ValueError, match=f"checkpoint of a different state.*{message}.*TrainState.init"
     ):
         checkpoint.restore(folder, state | changes)
 
 
-def test_a_checkpoint_of_another_optimizer_says_so(tmp_path):
+def test_the_checkpoint_of_a_different_optimizer_is_refused(tmp_path):
     x, _ = examples()
     adam, sgd = (state_of(Plain(), tx, x) for tx in (optax.adam(0.1), optax.sgd(0.1)))
     checkpoint.save(tmp_path / "adam", adam)
-    with pytest.raises(ValueError, match=r"opt_state/0/count is int32\[\] there, missing here"):
+    with pytest.raises(ValueError, match=r"opt_state/0/count is int32\[\] in .*, missing in like"):
         checkpoint.restore(tmp_path / "adam", sgd)
 
 
-def test_what_is_no_checkpoint_is_refused(saved, tmp_path):
+def test_a_path_without_a_checkpoint_is_refused(saved, tmp_path):
     _, state = saved
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign" / "weights.pt").write_bytes(b"PK")
     with pytest.raises(FileNotFoundError, match=r"no checkpoint at .*missing"):
         checkpoint.restore(tmp_path / "missing", state)
     for folder in ("foreign", "foreign/weights.pt"):
-        with pytest.raises(ValueError, match=r"holds no Orbax checkpoint .*restore an earlier"):
+        with pytest.raises(ValueError, match=r"not a readable Orbax .*restore an earlier"):
             checkpoint.restore(tmp_path / folder, state)
 
 
@@ -186,8 +200,6 @@ def test_a_damaged_checkpoint_is_refused(saved, tmp_path, name, damage):
 
 def test_nothing_is_overwritten(saved):
     folder, state = saved
-    with pytest.raises(
-        FileExistsError, match=r"write to a folder a step, save\(f\"{path}/{step}\""
-    ):
+    with pytest.raises(FileExistsError, match=r"one folder per step: save\(f\"{path}/{step}\""):
         checkpoint.save(folder, state)
     np.testing.assert_array_equal(checkpoint.restore(folder, state)["params"], state["params"])

@@ -1,4 +1,4 @@
-"""Each mistake with Linen states and steps gets an error that names the call which mends it."""
+"""Argument validation of Linen states and steps. Each error shows the corrected call."""
 
 import functools
 import re
@@ -14,7 +14,8 @@ from flax.training import train_state
 import flatreg
 from flatreg import lipschitz
 from flatreg.linen import TrainState, classification_loss, make_eval_step, make_train_step
-from tests.support.linen_models import Mask, Noisy, Plain, chain, examples, state_of
+from tests.support.networks.linen_models import Mask, Noisy, Plain, state_of
+from tests.support.steps import chain, examples
 
 SAM, CLIP = flatreg.sam(0.05), optax.clip(1.0)
 CHAIN = re.escape("optax.chain(flatreg.sam(rho=0.05), optax.sgd(0.1))")
@@ -33,7 +34,7 @@ def plain_state(tx=None):
 
 
 @pytest.mark.parametrize("tx", [flatreg.sam, 0.1, None], ids=["uncalled", "number", "none"])
-def test_tx_that_is_no_transformation(tx):
+def test_tx_must_be_a_transformation(tx):
     with pytest.raises(TypeError, match=f"must be an Optax transformation, got .*{CHAIN}"):
         state_of(Plain(), tx, examples()[0])
 
@@ -56,8 +57,8 @@ def test_tx_that_is_no_transformation(tx):
         "injected",
     ],
 )
-def test_a_method_without_an_optimizer_behind_it(tx):
-    with pytest.raises(ValueError, match=f"would climb. Put the optimizer behind .*{CHAIN}"):
+def test_a_chain_must_not_end_in_a_method(tx):
+    with pytest.raises(ValueError, match=f"increase the loss. Put the optimizer after .*{CHAIN}"):
         plain_state(tx)
 
 
@@ -73,13 +74,13 @@ def test_a_method_without_an_optimizer_behind_it(tx):
     ],
     ids=["ema", "nested", "if_finite", "injected", "named", "partition"],
 )
-def test_an_optimizer_before_a_method(tx):
+def test_an_optimizer_must_not_precede_a_method(tx):
     with pytest.raises(ValueError, match=f"an optimizer before a method.*{CHAIN}"):
         plain_state(tx)
 
 
 def ascent_by_adam():
-    """A method whose own state is an optimizer's."""
+    """A method whose own state is that of an optimizer."""
     adam = optax.scale_by_adam()
 
     def direction(grad_fn, params, g, state):
@@ -116,18 +117,18 @@ def ascent_by_adam():
         *("stateful", "combined", "penalties", "plateau"),
     ],
 )
-def test_a_chain_that_is_right(tx):
+def test_a_correct_chain_is_accepted(tx):
     step(classification_loss, plain_state(tx), examples())
 
 
-def test_a_batch_that_is_no_pair():
+def test_a_batch_must_be_a_pair():
     x, labels = examples()
     for batch in ({"image": x, "label": labels}, x, (x, labels, x)):
         with pytest.raises(TypeError, match=r"batch = \(x, labels\).*batch\[\"image\"\]"):
             step(classification_loss, plain_state(), batch)
 
 
-def test_the_state_comes_first_and_is_flatregs():
+def test_the_state_comes_first_and_is_from_flatreg():
     state, batch = plain_state(), examples()
     flaxs = train_state.TrainState.create(
         apply_fn=state.apply_fn, params=state.params, tx=optax.sgd(0.1)
@@ -138,20 +139,20 @@ def test_the_state_comes_first_and_is_flatregs():
                 run(*arguments)
 
 
-def test_multisteps_around_a_method():
+def test_multisteps_around_a_method_is_refused():
     tx = optax.MultiSteps(chain(SAM), every_k_schedule=4)
     with pytest.raises(ValueError, match=r"last microbatch.*make_train_step\(loss_fn, microbatch"):
         plain_state(tx)
 
 
-def test_two_observations():
+def test_two_observations_are_refused():
     tx = chain(flatreg.combine(flatreg.observe(SAM), flatreg.observe(flatreg.gam(0.1, 1.0))))
     state = state_of(Plain(), tx, examples()[0])
     with pytest.raises(ValueError, match=r"observe\(flatreg\.combine"):
         make_train_step(classification_loss)(state, examples())
 
 
-def test_a_loss_that_is_not_scalar():
+def test_the_loss_must_be_a_scalar():
     def per_example(apply, batch, train):
         logits = apply(batch[0], train=train)
         return optax.softmax_cross_entropy_with_integer_labels(logits, batch[1])
@@ -163,7 +164,7 @@ def test_a_loss_that_is_not_scalar():
 @pytest.mark.parametrize(
     "out", [None, (jnp.ones(()), 1.0), jnp.ones((), jnp.int32), (jnp.ones(()),) * 3, {"loss": 1}]
 )
-def test_a_loss_that_returns_something_else(out):
+def test_the_loss_must_return_a_number_and_a_dict(out):
     def loss_fn(apply, batch, train):
         apply(batch[0], train=train)
         return out
@@ -178,12 +179,12 @@ def test_a_loss_that_returns_something_else(out):
     ids=["params", "keyword", "no_function"],
 )
 @pytest.mark.parametrize("make", [make_train_step, make_eval_step])
-def test_a_loss_of_another_signature(loss_fn, make):
+def test_the_loss_must_take_three_arguments(loss_fn, make):
     with pytest.raises(TypeError, match=r"must take \(apply, batch, train\).*def loss_fn\(apply"):
         make(loss_fn)
 
 
-def test_a_loss_that_calls_the_model_itself():
+def test_the_loss_must_call_apply_and_not_the_model():
     state = plain_state()
 
     def loss_fn(apply, batch, train):
@@ -194,24 +195,24 @@ def test_a_loss_that_calls_the_model_itself():
 
 
 @pytest.mark.parametrize("options", [{"shards": 3}, {"microbatches": 5}], ids=str)
-def test_a_batch_that_does_not_divide(options):
-    with pytest.raises(ValueError, match=r"cannot share a batch of 16 examples equally: choose"):
+def test_the_parts_must_divide_the_batch(options):
+    with pytest.raises(ValueError, match=r"batch of 16 examples cannot be split equally.*choose"):
         step(classification_loss, plain_state(), examples(), **options)
 
 
-def test_shards_without_per_shard_and_the_other_way_round():
+def test_per_shard_needs_the_option_shards():
     with pytest.raises(TypeError, match="shards=m"):
         step(classification_loss, plain_state(chain(flatreg.per_shard(SAM))), examples())
 
 
-def test_options_out_of_range_are_refused_when_the_step_is_made():
+def test_options_are_checked_before_the_first_step():
     with pytest.raises(ValueError, match="microbatches must be a whole number"):
         make_train_step(classification_loss, microbatches=0)
-    with pytest.raises(ValueError, match="shards and ascent_fraction exclude each other"):
+    with pytest.raises(ValueError, match="shards and ascent_fraction cannot be used together"):
         make_train_step(classification_loss, shards=2, ascent_fraction=0.1)
 
 
-def test_batchnorm_without_statistics():
+def test_batchnorm_needs_statistics_in_the_state():
     batch = examples()
     state = state_of(Noisy(), chain(SAM), batch[0]).replace(batch_stats={})
     for attempt in (
@@ -223,7 +224,7 @@ def test_batchnorm_without_statistics():
         assert 'batch_stats=variables["batch_stats"]' in notes(raised)
 
 
-def test_dropout_without_a_key():
+def test_dropout_needs_a_key_in_the_state():
     batch = examples()
     state = state_of(Noisy(), chain(SAM), batch[0]).replace(key=None)
     with pytest.raises(errors.InvalidRngError) as raised:
@@ -234,7 +235,7 @@ def test_dropout_without_a_key():
     assert 'make_train_step(loss_fn, rngs=("dropout",))' in notes(raised)
 
 
-def test_a_model_that_trains_in_evaluation():
+def test_a_model_must_not_train_in_evaluation():
     def always(apply, batch, train):
         return classification_loss(lambda x, train: apply(x, train=True), batch, train)
 
@@ -244,7 +245,7 @@ def test_a_model_that_trains_in_evaluation():
     assert "not train" in notes(raised)
 
 
-def test_a_model_without_train():
+def test_classification_loss_needs_a_model_with_train():
     state = TrainState.init(nn.Dense(3), chain(SAM), jax.random.key(0), examples()[0])
     with pytest.raises(TypeError, match="unexpected keyword argument 'train'") as raised:
         step(classification_loss, state, examples())
@@ -252,23 +253,25 @@ def test_a_model_without_train():
 
 
 def gradient_penalty(apply, batch, train, **kwargs):
-    """With the gradient by the inputs, in training mode."""
+    """A penalty on the gradient with respect to the inputs, in training mode."""
     slope = jax.grad(lambda x: apply(x, train=train, **kwargs).sum())(batch[0])
     loss, metrics = classification_loss(apply, batch, train)
     return loss + jnp.mean(slope**2), metrics
 
 
-def test_a_call_inside_of_another_transformation():
+def test_statistics_cannot_leave_another_transformation():
     batch = examples()
     state = state_of(Noisy(), chain(SAM), batch[0])
-    with pytest.raises(ValueError, match=r"cannot get: write apply\(x, train=train, mutable=False"):
+    with pytest.raises(
+        ValueError, match=r"cannot leave it: write apply\(x, train=train, mutable=False"
+    ):
         step(gradient_penalty, state, batch)
     step(functools.partial(gradient_penalty, mutable=False), state, batch)
-    step(gradient_penalty, plain_state(), batch)  # no statistics, no trouble
+    step(gradient_penalty, plain_state(), batch)  # a model without statistics is allowed
 
 
 class Sower(nn.Module):
-    """Sows into a collection that is no constant of the state."""
+    """A model that sows values into a collection of the state."""
 
     @nn.compact
     def __call__(self, x, train):
@@ -276,7 +279,7 @@ class Sower(nn.Module):
         return nn.Dense(3)(x)
 
 
-def test_a_collection_that_grows_or_holds_examples():
+def test_a_collection_must_not_grow_or_hold_examples():
     batch = examples()
     sower = state_of(Sower(), chain(SAM), batch[0])
     mask = state_of(Mask(), chain(SAM), batch[0])
@@ -286,8 +289,10 @@ def test_a_collection_that_grows_or_holds_examples():
             step(loss_fn, state, batch, **options)
 
 
-def test_trainable_that_picks_nothing():
-    with pytest.raises(ValueError, match=r"picks none of .*'bias'.*path.startswith\(\"head\"\)"):
+def test_trainable_must_select_a_parameter():
+    with pytest.raises(
+        ValueError, match=r"selects no parameter of .*'bias'.*path.startswith\(\"head\"\)"
+    ):
         TrainState.init(
             nn.Dense(3), chain(SAM), jax.random.key(0), jnp.ones(2), trainable=lambda path: False
         )

@@ -1,4 +1,4 @@
-"""A NaN or Inf in any pass skips the whole step; the loss scale follows Flax's own rule."""
+"""A NaN or infinity in any pass of a Linen step skips the step; the loss scale follows Flax."""
 
 import flax.linen as nn
 import jax
@@ -9,24 +9,17 @@ import pytest
 from flax.training.dynamic_scale import DynamicScale
 
 import flatreg
-from flatreg._flax.guard import all_finite
 from flatreg.linen import classification_loss, make_train_step
+from tests.support.assertions import assert_close, assert_equal
 from tests.support.cases import CASES
-from tests.support.linen_models import (
-    Plain,
-    assert_close,
-    assert_equal,
-    chain,
-    examples,
-    state_of,
-    trained,
-)
+from tests.support.networks.linen_models import Plain, state_of, trained
+from tests.support.steps import chain, examples
 
-SHIFTED = [case for case in CASES if not case.name.startswith("gradient_")]
+PERTURBED = [case for case in CASES if not case.name.startswith("gradient_")]
 
 
 class Line(nn.Module):
-    """A linear function with a statistic that every training pass moves."""
+    """A linear function with a statistic that every training pass updates."""
 
     @nn.compact
     def __call__(self, x, train):
@@ -37,12 +30,12 @@ class Line(nn.Module):
 
 
 def trapped(apply, batch, train):
-    """Least squares; once armed, the gradient is `trap` everywhere but where the step began."""
+    """Least squares, plus a term with gradient `trap` everywhere except where the step begins."""
     x, y, begin, trap = batch
     weights = apply.variables["params"]["Dense_0"]["kernel"]
     moved = jnp.any(weights != begin)
-    sprung = jnp.sum(weights.astype(trap.dtype) * jnp.where(moved, trap, 0))
-    return jnp.mean((apply(x, train=train) - y) ** 2) + sprung
+    penalty = jnp.sum(weights.astype(trap.dtype) * jnp.where(moved, trap, 0))
+    return jnp.mean((apply(x, train=train) - y) ** 2) + penalty
 
 
 def batch_for(state, trap):
@@ -59,17 +52,18 @@ def assert_same_but_counters(actual, expected, skipped):
 
 @pytest.mark.parametrize(
     ("case", "trap"),
-    [*((case, jnp.nan) for case in SHIFTED), (SHIFTED[0], jnp.inf), (SHIFTED[0], -jnp.inf)],
+    [*((case, jnp.nan) for case in PERTURBED), (PERTURBED[0], jnp.inf), (PERTURBED[0], -jnp.inf)],
     ids=lambda x: getattr(x, "name", str(x)),
 )
-def test_a_bad_second_pass_skips_the_whole_step_and_training_goes_on(case, trap):
+def test_a_bad_perturbed_pass_skips_the_step(case, trap):
+    """The state keeps its values except for the counters, and the next step trains as usual."""
     state = state_of(Line(), optax.chain(case.make(), optax.adam(0.01)), examples()[0])
     step = jax.jit(make_train_step(trapped))
     state, metrics = step(state, batch_for(state, 0.0))
     assert not metrics["skipped"]
     stuck, metrics = step(state, batch_for(state, trap))
     assert metrics["skipped"]
-    assert np.isfinite(metrics["loss"])  # the clean pass's
+    assert np.isfinite(metrics["loss"])  # the loss of the clean pass
     assert_same_but_counters(stuck, state, skipped=1)
     onward, metrics = step(stuck, batch_for(stuck, 0.0))
     assert not metrics["skipped"]
@@ -79,7 +73,7 @@ def test_a_bad_second_pass_skips_the_whole_step_and_training_goes_on(case, trap)
 
 
 def test_a_bad_hessian_skips_the_step():
-    """|w|^1.5 has the gradient 0 and an infinite curvature at 0."""
+    """At 0, |w|^1.5 has gradient 0 and infinite curvature."""
 
     def cusp(apply, batch, train):
         weights = apply.variables["params"]["Dense_0"]["kernel"]
@@ -94,15 +88,15 @@ def test_a_bad_hessian_skips_the_step():
 
 
 @pytest.mark.parametrize("options", [{}, {"microbatches": 2}, {"shards": 2}], ids=str)
-def test_a_bad_part_of_the_batch_shows_through_combinators_and_clipping(options):
-    """The last example is NaN, in the shifted pass only."""
+def test_one_bad_example_skips_the_step_despite_clipping(options):
+    """The last example gives NaN in the perturbed pass only, inside ``every``, before a clip."""
     method = flatreg.every(flatreg.sam(0.3), 2)
 
     def fragile(apply, batch, train):
         x, begin, trap = batch
         weights = apply.variables["params"]["Dense_0"]["kernel"]
-        sprung = jnp.where(jnp.any(weights != begin[0]), trap, 0).sum() * weights.sum()
-        return jnp.mean((apply(x, train=train) - 1) ** 2) + sprung
+        penalty = jnp.where(jnp.any(weights != begin[0]), trap, 0).sum() * weights.sum()
+        return jnp.mean((apply(x, train=train) - 1) ** 2) + penalty
 
     x, _ = examples()
     method = flatreg.per_shard(method) if "shards" in options else method
@@ -114,7 +108,7 @@ def test_a_bad_part_of_the_batch_shows_through_combinators_and_clipping(options)
         assert metrics["skipped"] == np.isnan(trap)
 
 
-HOLDING = {
+LATER_TRANSFORMATIONS = {
     "clip": lambda: optax.chain(optax.clip(1.0), optax.sgd(0.1)),
     "clip_by_global_norm": lambda: optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.1)),
     "MultiSteps": lambda: optax.MultiSteps(optax.adam(0.1), 2).gradient_transformation(),
@@ -127,11 +121,12 @@ HOLDING = {
 
 
 @pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
-@pytest.mark.parametrize("passes", ["clean", "shifted"])
-@pytest.mark.parametrize("name", HOLDING)
-def test_a_bad_pass_shows_behind_what_clips_holds_back_or_skips_gradients(name, passes, bad):
-    method = {"clean": optax.identity(), "shifted": flatreg.sam(0.3)}[passes]
-    state = state_of(Line(), optax.chain(method, HOLDING[name]()), examples()[0])
+@pytest.mark.parametrize("passes", ["clean", "perturbed"])
+@pytest.mark.parametrize("name", LATER_TRANSFORMATIONS)
+def test_no_later_transformation_hides_a_bad_pass(name, passes, bad):
+    """The transformations clip gradients, accumulate them, or skip bad ones themselves."""
+    method = {"clean": optax.identity(), "perturbed": flatreg.sam(0.3)}[passes]
+    state = state_of(Line(), optax.chain(method, LATER_TRANSFORMATIONS[name]()), examples()[0])
     good = jax.tree.map(jnp.ones_like, state.params)
     broken = jax.tree.map(lambda g: g.at[0].set(bad), good)
     grads = broken if passes == "clean" else good
@@ -139,8 +134,8 @@ def test_a_bad_pass_shows_behind_what_clips_holds_back_or_skips_gradients(name, 
     assert_same_but_counters(step(state), state, skipped=1)
 
 
-def test_a_clean_loss_that_is_not_finite_skips_a_method_that_has_no_use_for_its_gradient():
-    """So that its statistics are not kept."""
+def test_a_bad_clean_loss_skips_even_if_its_gradient_is_unused():
+    """Its statistics must not be kept. ``perturbed_gradient`` does not use the clean gradient."""
 
     def jumping(apply, batch, train):
         x, y, begin, trap = batch
@@ -155,19 +150,6 @@ def test_a_clean_loss_that_is_not_finite_skips_a_method_that_has_no_use_for_its_
     assert_same_but_counters(new, state, skipped=1)
 
 
-@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64])
-def test_only_nan_and_inf_are_not_finite(dtype):
-    """The largest and smallest numbers and both zeros are, and integers always."""
-    with jax.enable_x64(dtype == jnp.float64):
-        ends = jnp.finfo(dtype)
-        extreme = jnp.array([ends.max, ends.min, ends.tiny, ends.smallest_subnormal, 0, -0.0])
-        tree = {"x": jnp.tile(extreme.astype(dtype), 1000), "n": jnp.arange(3), "none": None}
-        assert all_finite(tree)
-        assert all_finite({"empty": jnp.zeros((0, 3), dtype)})
-        for bad in (jnp.nan, jnp.inf, -jnp.inf):
-            assert not all_finite({**tree, "y": jnp.ones(7, dtype).at[3].set(bad)})
-
-
 def scaled(case_or_tx, scale, **fields):
     return state_of(
         Plain(), case_or_tx, examples()[0], dynamic_scale=DynamicScale(scale=scale, **fields)
@@ -175,7 +157,7 @@ def scaled(case_or_tx, scale, **fields):
 
 
 @pytest.mark.parametrize("name", ["gam", "per_shard"])
-def test_a_power_of_two_as_loss_scale_changes_nothing_in_float32(name):
+def test_a_power_of_two_as_loss_scale_is_exact_in_float32(name):
     case = {case.name: case for case in CASES}.get(name)
     method = case.make() if case else flatreg.per_shard(flatreg.sam(0.3))
     step = jax.jit(make_train_step(classification_loss, shards=1 if case else 2))
@@ -191,8 +173,8 @@ def test_a_power_of_two_as_loss_scale_changes_nothing_in_float32(name):
     assert_close(unscaled, metrics, 1e-6)
 
 
-def test_an_overflow_of_the_second_pass_lowers_the_scale_until_it_fits():
-    """The second pass has a float16 gradient of 60,000, which only a scale of 1 leaves finite."""
+def test_an_overflow_in_the_perturbed_pass_lowers_the_scale():
+    """The perturbed pass has a float16 gradient of 60,000, which is finite only at a scale of 1."""
     state = state_of(
         Line(), chain(flatreg.sam(0.3)), examples()[0], dynamic_scale=DynamicScale(scale=16.0)
     )
@@ -209,7 +191,7 @@ def test_an_overflow_of_the_second_pass_lowers_the_scale_until_it_fits():
 
 
 @pytest.mark.parametrize("minimum", [None, 4.0])
-def test_the_scale_follows_flax(minimum):
+def test_the_loss_scale_follows_flax_s_rule(minimum):
     """The reference is ``DynamicScale.value_and_grad`` on a loss with the same infinities."""
     reference = DynamicScale(
         growth_factor=3.0,
@@ -236,8 +218,8 @@ def test_the_scale_follows_flax(minimum):
 @pytest.mark.parametrize(
     "hvp", [flatreg.exact_hvp, flatreg.reverse_hvp], ids=lambda hvp: hvp.__name__
 )
-def test_every_product_meets_gradients_that_were_unscaled_in_float32(hvp):
-    """The parameters are in float16, the oracle of a step under a loss scale in float32."""
+def test_hvps_differentiate_gradients_unscaled_in_float32(hvp):
+    """With float16 parameters and a loss scale, the oracle returns float32 gradients."""
     batch = examples(jnp.float16)
     tx = optax.chain(flatreg.gradient_norm_penalty(0.1, hvp=hvp), optax.sgd(0.1))
     state = state_of(Plain(), tx, batch[0], dynamic_scale=DynamicScale(scale=8.0))

@@ -1,4 +1,4 @@
-"""Every pass of a Linen step has the same random keys; only the clean one leaves traces."""
+"""All passes of a Linen step have the same random keys; only the clean pass updates the state."""
 
 import flax.linen as nn
 import jax
@@ -9,18 +9,16 @@ import pytest
 
 import flatreg
 from flatreg.linen import classification_loss, make_eval_step, make_train_step
-from tests.support.linen_models import (
+from tests.support.assertions import assert_close, assert_equal
+from tests.support.networks.linen_models import (
     Mask,
     Noisy,
-    assert_close,
-    assert_equal,
-    chain,
     clean_forward,
-    examples,
     state_of,
     step_keys,
     trained,
 )
+from tests.support.steps import chain, examples
 
 KINDS = {
     "sam": flatreg.sam(0.3),
@@ -31,12 +29,12 @@ KINDS = {
 
 
 def linear(apply, batch, train):
-    """The mean of the masks: its gradient is the mask's mean, wherever it is taken."""
+    """The mean of the masks. Its gradient is the mean mask, at any weights."""
     return apply(batch, train=train).mean(axis=0).sum()
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_perturbed_passes_share_the_clean_passes_dropout_mask(name):
+def test_perturbed_passes_share_the_mask_of_the_clean_pass(name):
     x = jnp.ones((16, 4))
     state = state_of(Mask(), optax.chain(KINDS[name], optax.sgd(1.0)), x)
     step, masks = jax.jit(make_train_step(linear)), []
@@ -50,7 +48,7 @@ def test_perturbed_passes_share_the_clean_passes_dropout_mask(name):
 
 
 def test_passes_of_one_step_agree_bitwise():
-    """A method that subtracts the gradients of two shifted passes stands still."""
+    """A method that subtracts the gradients of perturbed passes does not move the weights."""
 
     def difference(grad_fn, params, g):
         here, there = (grad_fn(optax.tree.add_scale(params, h, g)) for h in (0.5, -0.5))
@@ -64,7 +62,8 @@ def test_passes_of_one_step_agree_bitwise():
         np.testing.assert_array_equal(new.params["weight"], state.params["weight"])
 
 
-def test_a_second_call_in_one_loss_has_its_own_mask_and_goes_on_with_the_statistics():
+def test_a_second_call_has_its_own_mask_and_new_statistics():
+    """It starts from the statistics that the first call in the same loss left."""
     x, _ = examples()
     state = state_of(Noisy(), chain(flatreg.sam(0.3)), x)
 
@@ -87,7 +86,7 @@ def test_a_second_call_in_one_loss_has_its_own_mask_and_goes_on_with_the_statist
     assert_close(new.batch_stats, batch_stats, 1e-6)
 
 
-def test_a_call_that_is_not_mutable_leaves_the_statistics_alone():
+def test_a_call_that_is_not_mutable_keeps_the_statistics():
     batch = examples()
     state = state_of(Noisy(), chain(flatreg.sam(0.3)), batch[0])
 
@@ -104,7 +103,8 @@ def test_a_call_that_is_not_mutable_leaves_the_statistics_alone():
 
 
 @pytest.mark.parametrize("option", ["microbatches", "shards"])
-def test_statistics_of_parts_are_averaged_and_each_part_has_its_own_mask(option):
+def test_statistics_of_microbatches_and_shards_are_averaged(option):
+    """Each part has its own mask: its number is folded into the key of the step."""
     x, labels = examples()
     method = flatreg.sam(0.3) if option == "microbatches" else flatreg.per_shard(flatreg.sam(0.3))
     state = state_of(Noisy(), chain(method), x)
@@ -121,7 +121,7 @@ def test_statistics_of_parts_are_averaged_and_each_part_has_its_own_mask(option)
 
 
 class Both(nn.Module):
-    """Two inputs, two kinds of randomness, a counter, and something sown."""
+    """A model with two inputs, two random streams, a counter and a sown value."""
 
     @nn.compact
     def __call__(self, x, z, train):
@@ -141,7 +141,7 @@ def squares(apply, batch, train):
     return jnp.mean(out**2) + jnp.mean(hidden**2), {"out": out}
 
 
-def both(**kwargs):
+def both():
     x = jax.random.normal(jax.random.key(3), (8, 4))
     batch = {"x": x[:, :1], "z": x[:, 1:]}
     variables = Both().init(jax.random.key(4), *batch.values(), train=False)
@@ -155,7 +155,7 @@ def both(**kwargs):
     return state, batch
 
 
-def test_several_inputs_rngs_and_collections_fit_one_loss():
+def test_a_model_may_have_several_inputs_rngs_and_collections():
     state, batch = both()
     step = jax.jit(make_train_step(squares, rngs=("dropout", "noise")))
     for t in range(3):
@@ -174,7 +174,7 @@ def test_several_inputs_rngs_and_collections_fit_one_loss():
     assert_close(evaluated["out"], expected, 1e-5)
 
 
-def test_a_penalty_on_the_weights_is_part_of_the_loss():
+def test_a_loss_may_penalize_the_weights():
     x, labels = examples()
     state = state_of(Noisy(), optax.sgd(0.1), x)
 
@@ -185,7 +185,7 @@ def test_a_penalty_on_the_weights_is_part_of_the_loss():
     assert_close(new.params, optax.tree.scale(0.9, state.params), 1e-6)
 
 
-def test_raw_keys_work_as_typed_ones():
+def test_raw_keys_work_like_typed_keys():
     batch = examples()
     typed = state_of(Noisy(), chain(flatreg.sam()), batch[0])
     raw = typed.replace(key=jax.random.key_data(typed.key))

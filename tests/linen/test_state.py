@@ -1,4 +1,4 @@
-"""The Linen training state: what is frozen costs nothing; all of it is donated and scanned."""
+"""The Linen train state: frozen parameters, collections, donation, scans and sharding."""
 
 import flax.linen as nn
 import jax
@@ -12,16 +12,9 @@ from flax.training.dynamic_scale import DynamicScale
 
 import flatreg
 from flatreg.linen import TrainState, classification_loss, make_train_step
-from tests.support.linen_models import (
-    Noisy,
-    Plain,
-    assert_close,
-    assert_equal,
-    chain,
-    examples,
-    state_of,
-    trained,
-)
+from tests.support.assertions import assert_close, assert_equal
+from tests.support.networks.linen_models import Noisy, Plain, state_of, trained
+from tests.support.steps import chain, examples
 
 KEY = jax.random.key(1)
 
@@ -36,6 +29,7 @@ def initialized(model, tx, x, **kwargs):
 
 
 def test_frozen_parameters_stay_and_cost_no_gradient():
+    """Training the head alone equals training a dense layer on the features of the body."""
     batch, model, tx = examples(count=64), Plain(width=128), chain(flatreg.sam(0.3))
     whole = initialized(model, tx, batch[0])
     head = initialized(model, tx, batch[0], trainable=lambda path: path.startswith("head/"))
@@ -71,7 +65,7 @@ class Adapted(nn.Module):
         return nn.Dense(3, name="dense")(x) + up
 
 
-def test_low_rank_fine_tuning_picks_parameters_by_their_path():
+def test_low_rank_fine_tuning_selects_parameters_by_path():
     batch = examples()
     state = initialized(Adapted(), chain(flatreg.sam()), batch[0], trainable=lambda p: "lora" in p)
     assert (set(state.params), set(state.frozen)) == ({"lora_down", "lora_up"}, {"dense"})
@@ -83,7 +77,7 @@ def test_low_rank_fine_tuning_picks_parameters_by_their_path():
     assert losses[1] < 0.9 * losses[0]
 
 
-def test_init_keeps_every_collection_but_what_is_sown():
+def test_init_keeps_every_collection_of_the_model():
     batch = examples()
     state = initialized(Noisy(), chain(flatreg.sam()), batch[0], dynamic_scale=DynamicScale())
     assert list(state.batch_stats) == ["BatchNorm_0"]
@@ -92,7 +86,7 @@ def test_init_keeps_every_collection_but_what_is_sown():
     assert isinstance(state, train_state.TrainState)
 
 
-def test_the_whole_state_is_donated_and_no_buffer_is_left_over(recwarn):
+def test_the_whole_state_is_donated(recwarn):
     batch = examples()
     tx = optax.chain(flatreg.observe(flatreg.sam(0.3)), optax.adam(0.1))
     state = initialized(
@@ -104,14 +98,16 @@ def test_the_whole_state_is_donated_and_no_buffer_is_left_over(recwarn):
     assert not [w for w in recwarn if "donated" in str(w.message)]
 
 
-def test_arrays_that_an_optimizer_shares_are_copied_so_that_they_can_be_donated():
+def test_arrays_that_an_optimizer_shares_are_copied():
+    """Two leaves with one buffer could not be donated."""
     params = {"w": jnp.ones(3)}
     anchored = optax.GradientTransformation(lambda params: (params, params), lambda g, s, p: (g, s))
     state = TrainState.create(apply_fn=None, params=params, tx=anchored)
     jax.jit(lambda state: state, donate_argnums=0)(state)
 
 
-def test_steps_live_in_a_scan_with_float32_statistics_of_a_float64_network():
+def test_steps_run_in_a_scan():
+    """The state keeps its dtypes: the statistics of a float64 network stay in float32."""
     with jax.enable_x64(True):
         batches = jax.tree.map(lambda *x: jnp.stack(x), *[examples(jnp.float64)] * 3)
         state = initialized(
@@ -124,7 +120,7 @@ def test_steps_live_in_a_scan_with_float32_statistics_of_a_float64_network():
         assert end.step == len(metrics["loss"]) == 3
 
 
-def test_an_average_of_the_parameters_composes():
+def test_averaged_parameters_can_be_kept_and_evaluated():
     batches = [examples(seed=seed) for seed in range(4)]
     state = state_of(Plain(), chain(flatreg.sam()), batches[0][0])
     step = make_train_step(classification_loss)
@@ -144,7 +140,7 @@ def test_an_average_of_the_parameters_composes():
     assert evaluate(state.replace(params=average), batches[0])["loss"] > 0
 
 
-def test_apply_gradients_is_flaxs_with_a_plain_optimizer():
+def test_apply_gradients_equals_flax_s_with_a_plain_optimizer():
     batch = examples()
     ours = state_of(Plain(), optax.adam(0.1), batch[0])
     flaxs = train_state.TrainState.create(
@@ -161,7 +157,7 @@ def test_apply_gradients_is_flaxs_with_a_plain_optimizer():
 
 
 class Eighths(nn.Module):
-    """A dense layer in 8-bit floats, whose scales are overwritten with their gradients."""
+    """A dense layer in 8-bit floats, whose scales are replaced by their gradients."""
 
     @nn.compact
     def __call__(self, x, train):
@@ -169,7 +165,8 @@ class Eighths(nn.Module):
 
 
 @pytest.mark.parametrize("shards", [1, 2])
-def test_scales_of_8_bit_layers_are_overwritten_by_the_clean_pass_and_perturbed_by_none(shards):
+def test_fp8_scales_come_from_the_clean_pass_alone(shards):
+    """The clean pass replaces them, and no method perturbs them."""
     x = jax.random.normal(jax.random.key(0), (16, 16))
     batch = x, jnp.arange(16)
     method = flatreg.sam(0.3) if shards == 1 else flatreg.per_shard(flatreg.sam(0.3))
@@ -186,7 +183,7 @@ def test_scales_of_8_bit_layers_are_overwritten_by_the_clean_pass_and_perturbed_
 
 
 class Partitioned(nn.Module):
-    """A network whose kernels say along which mesh axis they lie."""
+    """A network whose kernels name the mesh axis over which they are sharded."""
 
     @nn.compact
     def __call__(self, x, train):
@@ -195,7 +192,7 @@ class Partitioned(nn.Module):
         return nn.Dense(8, kernel_init=split)(nn.tanh(x))
 
 
-def test_parameters_with_flaxs_partitioning_stay_where_they_are():
+def test_parameters_with_flax_s_partitioning_stay_in_place():
     batch, tx = examples(), chain(flatreg.sam(0.3))
     init = lambda: TrainState.init(Partitioned(), tx, KEY, batch[0], train=False)  # noqa: E731
     mesh = jax.sharding.Mesh(jax.devices(), "model")

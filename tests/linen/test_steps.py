@@ -1,53 +1,37 @@
-"""The Linen step is the plain Optax loop: one clean pass, and a method that asks for more."""
+"""A Linen step equals a plain Optax loop: one clean pass, and a method that requests gradients."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import pytest
 from jax import export
 
 import flatreg
 from flatreg.linen import classification_loss, make_eval_step, make_train_step
-from tests.support.cases import CASES
-from tests.support.linen_models import (
+from tests.support.assertions import assert_close, assert_equal
+from tests.support.networks.linen_models import (
     Noisy,
     Plain,
-    assert_close,
-    assert_equal,
-    chain,
     clean_forward,
-    examples,
     plain_step,
     state_of,
     trained,
 )
-
-every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-ONE_OF_A_KIND = [
-    "sam",
-    "gradient_norm_penalty_2",
-    "gradient_regularization",
-    "gam",
-    "gam_accelerated",
-]
-a_case_of_each_kind = pytest.mark.parametrize(
-    "case", [case for case in CASES if case.name in ONE_OF_A_KIND], ids=lambda case: case.name
-)
-STEPS = 20
+from tests.support.sam_by_hand import mean_sam_direction, metrics_of_sam, parts_of, sam_direction
+from tests.support.steps import STEPS, chain, every_case, examples, float64_batches, only_cases, x64
 
 
-@pytest.mark.usefixtures("x64")
+@x64
 @every_case
-def test_twenty_steps_with_one_trace_are_a_plain_optax_loops(case):
-    """On a network with BatchNorm and dropout."""
+def test_twenty_steps_equal_a_plain_loop_with_one_trace(case):
+    """The network has BatchNorm and dropout; parameters, states and statistics all agree."""
     traces = []
 
     def loss_fn(apply, batch, train):
         traces.append(train)
         return classification_loss(apply, batch, train)
 
-    batches = [examples(jnp.float64, seed=seed) for seed in range(STEPS)]
+    batches = float64_batches()
     step = jax.jit(make_train_step(loss_fn))
     state = state_of(Noisy(), chain(case.make()), batches[0][0])
     trained(step, state, batches[:1])
@@ -61,9 +45,9 @@ def test_twenty_steps_with_one_trace_are_a_plain_optax_loops(case):
     assert (actual.step, actual.skipped) == (STEPS, 0)
 
 
-@pytest.mark.parametrize("name", ["sam", "penalized_gradient", "gam"])
-def test_statistics_and_loss_are_one_clean_forwards_exactly(name):
-    (case,) = [case for case in CASES if case.name == name]
+@only_cases("sam", "penalized_gradient", "gam")
+def test_statistics_and_loss_are_those_of_one_clean_forward(case):
+    """They are equal to the bit, so no perturbed pass contributes to them."""
     batch = examples()
     state = state_of(Noisy(), chain(case.make()), batch[0])
     new, metrics = jax.jit(make_train_step(classification_loss))(state, batch)
@@ -74,7 +58,7 @@ def test_statistics_and_loss_are_one_clean_forwards_exactly(name):
 
 
 @every_case
-def test_the_whole_step_lowers_to_tpu_and_cuda(case):
+def test_the_whole_step_compiles_for_tpu_and_cuda(case):
     batch = examples()
     state = state_of(Noisy(), chain(flatreg.observe(case.make())), batch[0])
     step = jax.jit(make_train_step(classification_loss), donate_argnums=0)
@@ -82,10 +66,10 @@ def test_the_whole_step_lowers_to_tpu_and_cuda(case):
     assert exported.platforms == ("tpu", "cuda")
 
 
-@pytest.mark.usefixtures("x64")
-@a_case_of_each_kind
+@x64
+@only_cases("sam", "gradient_norm_penalty_2", "gradient_regularization", "gam", "gam_accelerated")
 def test_four_microbatches_train_like_one(case):
-    batches = [examples(jnp.float64, seed=seed) for seed in range(STEPS)]
+    batches = float64_batches()
     state = state_of(Plain(), chain(case.make()), batches[0][0])
     one, four = (
         trained(jax.jit(make_train_step(classification_loss, microbatches=k)), state, batches)
@@ -94,7 +78,7 @@ def test_four_microbatches_train_like_one(case):
     assert_close(four.params, one.params, 1e-9)
 
 
-def test_four_microbatches_need_less_than_two_fifths_of_the_memory():
+def test_four_microbatches_need_less_than_two_fifths_of_memory():
     batch = jax.eval_shape(lambda: examples(count=8192))
     state = state_of(Plain(width=64), chain(flatreg.sam()), jnp.ones((1, 4)))
 
@@ -111,67 +95,48 @@ def plain_gradient(state, batch):
     return lambda params: gradient(state, params, batch)[0]
 
 
-def sam_by_hand(params, uphill, oracle, rho):
-    return oracle(optax.tree.add_scale(params, rho / optax.tree.norm(uphill), uphill))
-
-
-@pytest.mark.usefixtures("x64")
+@x64
 def test_each_shard_has_its_own_perturbation():
-    x, labels = examples(jnp.float64)
-    state = state_of(Plain(), optax.chain(flatreg.per_shard(flatreg.sam(0.3)), optax.sgd(1.0)), x)
-    new, _ = jax.jit(make_train_step(classification_loss, shards=4))(state, (x, labels))
-    oracles = [plain_gradient(state, (x[i : i + 4], labels[i : i + 4])) for i in range(0, 16, 4)]
-    directions = [
-        sam_by_hand(state.params, oracle(state.params), oracle, 0.3) for oracle in oracles
-    ]
-    mean = jax.tree.map(lambda *d: sum(d) / 4, *directions)
+    batch = examples(jnp.float64)
+    tx = optax.chain(flatreg.per_shard(flatreg.sam(0.3)), optax.sgd(1.0))
+    state = state_of(Plain(), tx, batch[0])
+    new, _ = jax.jit(make_train_step(classification_loss, shards=4))(state, batch)
+    oracles = [plain_gradient(state, part) for part in parts_of(batch, 4)]
+    mean = mean_sam_direction(state.params, oracles, 0.3)
     assert_close(new.params, optax.tree.sub(state.params, mean), 1e-9)
 
 
-@pytest.mark.usefixtures("x64")
-def test_a_cheap_ascent_climbs_on_the_first_examples_and_reports_them():
-    x, labels = examples(jnp.float64)
-    state = state_of(Plain(), optax.chain(flatreg.sam(0.3), optax.sgd(1.0)), x)
+@x64
+def test_ascent_fraction_uses_and_reports_the_first_examples():
+    """The ascent direction and the metrics come from the first quarter of the batch."""
+    batch = examples(jnp.float64)
+    first, *_ = parts_of(batch, 4)
+    state = state_of(Plain(), optax.chain(flatreg.sam(0.3), optax.sgd(1.0)), batch[0])
     step = jax.jit(make_train_step(classification_loss, ascent_fraction=0.25))
-    new, metrics = step(state, (x, labels))
-    uphill = plain_gradient(state, (x[:4], labels[:4]))(state.params)
-    d = sam_by_hand(state.params, uphill, plain_gradient(state, (x, labels)), 0.3)
+    new, metrics = step(state, batch)
+    uphill = plain_gradient(state, first)(state.params)
+    d = sam_direction(state.params, uphill, plain_gradient(state, batch), 0.3)
     assert_close(new.params, optax.tree.sub(state.params, d), 1e-9)
-    first, _ = clean_forward(state, state.params, (x[:4], labels[:4]))
-    assert_close(metrics["loss"], first, 1e-9)
+    loss, _ = clean_forward(state, state.params, first)
+    assert_close(metrics["loss"], loss, 1e-9)
 
 
-def test_metrics_are_the_clean_passes_with_what_observe_saw():
+def test_metrics_come_from_the_clean_pass_and_from_observe():
     batch = examples()
     tx = optax.chain(flatreg.observe(flatreg.sam(0.3)), optax.sgd(1.0))
     state = state_of(Plain(), tx, batch[0])
     new, metrics = jax.jit(make_train_step(classification_loss))(state, batch)
-    assert metrics.keys() == {
-        "loss",
-        "accuracy",
-        "skipped",
-        "grad_norm",
-        "direction_norm",
-        "perturbation_norm",
-        "cosine",
-    }
     g = plain_gradient(state, batch)(state.params)
     d = optax.tree.sub(state.params, new.params)
-    norms = optax.tree.norm(g), optax.tree.norm(d)
     logits = state.apply_fn(state.variables, batch[0], train=False)
-    expected = {
-        "loss": clean_forward(state, state.params, batch)[0],
-        "accuracy": np.mean(np.argmax(logits, axis=1) == batch[1]),
-        "skipped": False,
-        "grad_norm": norms[0],
-        "direction_norm": norms[1],
-        "perturbation_norm": 0.3,
-        "cosine": optax.tree.vdot(g, d) / (norms[0] * norms[1]),
-    }
+    accuracy = np.mean(np.argmax(logits, axis=1) == batch[1])
+    loss, _ = clean_forward(state, state.params, batch)
+    expected = metrics_of_sam(loss, accuracy, g, d, rho=0.3)
+    assert metrics.keys() == expected.keys()
     assert_close(metrics, expected, 1e-5)
 
 
-def test_evaluation_moves_no_statistics_and_draws_no_mask():
+def test_evaluation_updates_no_statistics_and_draws_no_mask():
     batch = examples()
     state = state_of(Noisy(), chain(flatreg.sam()), batch[0])
     state = trained(jax.jit(make_train_step(classification_loss)), state, [batch] * 3)

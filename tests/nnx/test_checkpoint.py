@@ -1,4 +1,4 @@
-"""A checkpoint of NNX holds what model and optimizer hold; the objects themselves are refused."""
+"""A checkpoint of NNX holds the state of the model and the optimizer, not the objects."""
 
 import jax
 import numpy as np
@@ -9,7 +9,8 @@ from flax.training.dynamic_scale import DynamicScale
 import flatreg
 from flatreg import checkpoint
 from flatreg.nnx import Optimizer, classification_loss, make_train_step
-from tests.support.nnx_models import CLASSES, Plain, arrays, chain, examples
+from tests.support.networks.nnx_models import Plain, arrays
+from tests.support.steps import CLASSES, chain, examples
 
 STEP = nnx.jit(make_train_step(classification_loss))
 
@@ -30,7 +31,7 @@ def train(model, optimizer, steps):
     return arrays((model, optimizer))
 
 
-def test_the_trajectory_after_a_restart_is_bitwise_the_uninterrupted_ones(tmp_path):
+def test_a_restart_continues_the_same_trajectory_bitwise(tmp_path):
     before = start()
     train(*before, 2)
     checkpoint.save(tmp_path / "2", nnx.state(before))
@@ -43,7 +44,7 @@ def test_the_trajectory_after_a_restart_is_bitwise_the_uninterrupted_ones(tmp_pa
 
 
 @pytest.mark.parametrize("hold", [lambda m, o: m, lambda m, o: (m, o), lambda m, o: {"o": o}])
-def test_objects_are_told_to_give_their_state(tmp_path, hold):
+def test_objects_are_refused_with_the_call_that_saves_them(tmp_path, hold):
     state = hold(*start())
     with pytest.raises(TypeError, match=r"checkpoint\.save\(path, nnx\.state\(\(model, optimizer"):
         checkpoint.save(tmp_path / "0", state)

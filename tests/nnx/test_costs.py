@@ -1,4 +1,4 @@
-"""What an NNX step costs: traces, buffers, memory, operations; that it lowers to accelerators."""
+"""The cost of an NNX step in traces, buffers, memory and FLOPs; it compiles for accelerators."""
 
 import jax
 import jax.numpy as jnp
@@ -10,17 +10,16 @@ from jax import export
 import flatreg
 from flatreg.nnx import Optimizer, classification_loss, make_train_step
 from tests.support.cases import CASES
-from tests.support.nnx_models import (
+from tests.support.networks.nnx_models import (
     Adapted,
     Adapter,
     Noisy,
     PlainLoop,
     arrays,
-    chain,
-    examples,
     in_both_modes,
     pure,
 )
+from tests.support.steps import chain, examples
 
 
 @in_both_modes
@@ -55,14 +54,14 @@ def mean_square(model, x):
 
 
 def test_frozen_weights_stay_and_cost_no_gradient():
-    """Only the type of Variable that ``wrt`` picks is differentiated, kept in moments and moved."""
+    """Only Variables of the type ``wrt`` are differentiated, have moments and change."""
     model, x = Adapted(nnx.Rngs(0)), jnp.ones((64, 256))
     loop = PlainLoop(model, chain(flatreg.sam(0.1)), mean_square, wrt=Adapter)
     by_hand = loop.jitted.lower(loop.params, loop.rest, loop.opt_state, x).compile()
     flops = compiled(model, x, mean_square, Adapter).cost_analysis()["flops"]
     everything = compiled(model, x, mean_square, (Adapter, nnx.Param)).cost_analysis()["flops"]
     assert flops < 1.02 * by_hand.cost_analysis()["flops"]
-    assert flops < 0.7 * everything  # forward and backward, but no products for kernels
+    assert flops < 0.7 * everything  # no gradients of the kernels
 
     frozen, factors = arrays(model, nnx.Param), arrays(model, Adapter)
     optimizer = nnx.Optimizer(model, chain(flatreg.sam(0.1)), wrt=Adapter)
@@ -74,8 +73,8 @@ def test_frozen_weights_stay_and_cost_no_gradient():
     assert len(arrays(optimizer.opt_state)) == len(factors)
 
 
-def test_microbatches_stack_no_frozen_weights():
-    """They are no auxiliary data of the clean pass: only what it changes is."""
+def test_microbatches_do_not_stack_frozen_weights():
+    """The auxiliary data of the clean pass contain only the Variables that it changes."""
     model, x = Adapted(nnx.Rngs(0)), jnp.ones((64, 256))
     table = model.layers[0].kernel[...].nbytes
     one = compiled(model, x, mean_square, Adapter).memory_analysis().temp_size_in_bytes
@@ -86,7 +85,7 @@ def test_microbatches_stack_no_frozen_weights():
 @pytest.mark.parametrize(
     "method", [flatreg.sam(0.1), flatreg.gam_accelerated()], ids=["sam", "gam"]
 )
-def test_four_microbatches_need_less_than_two_fifths_of_the_memory(method):
+def test_four_microbatches_need_less_than_two_fifths_of_memory(method):
     model, x = Adapted(nnx.Rngs(0), width=32), jax.ShapeDtypeStruct((4096, 32), jnp.float32)
 
     def temporary_bytes(microbatches):
@@ -97,7 +96,7 @@ def test_four_microbatches_need_less_than_two_fifths_of_the_memory(method):
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_the_whole_step_lowers_to_tpu_and_cuda(case):
+def test_the_whole_step_compiles_for_tpu_and_cuda(case):
     model = Noisy(nnx.Rngs(0))
     optimizer = Optimizer(model, chain(flatreg.observe(case.make())), wrt=nnx.Param)
     step, state = pure(make_train_step(classification_loss), model, optimizer)

@@ -1,4 +1,4 @@
-"""A user's mistakes in an NNX step are answered by the call that mends them."""
+"""Argument validation of NNX steps. Each error shows the corrected call."""
 
 import jax.numpy as jnp
 import optax
@@ -7,7 +7,8 @@ from flax import nnx
 
 import flatreg
 from flatreg.nnx import Optimizer, classification_loss, make_eval_step, make_train_step
-from tests.support.nnx_models import HAS_TREE_MODE, Plain, Tied, chain, examples
+from tests.support.networks.nnx_models import HAS_TREE_MODE, Plain, Tied
+from tests.support.steps import chain, examples
 
 SAM = chain(flatreg.sam(0.1))
 
@@ -33,9 +34,9 @@ def test_a_loss_is_a_scalar_with_a_dict(loss_fn, error, message):
         make_eval_step(loss_fn)(Plain(nnx.Rngs(0)), examples())
 
 
-def test_a_filter_must_pick_something():
+def test_the_filter_must_select_a_variable():
     with pytest.raises(
-        ValueError, match=r"BatchStat.* picks no Variable of Plain: .*wrt=nnx\.Param"
+        ValueError, match=r"BatchStat.* selects no Variable of Plain: .*wrt=nnx\.Param"
     ):
         run(wrt=nnx.BatchStat)
 
@@ -54,7 +55,7 @@ def test_a_chain_must_end_in_an_optimizer(tx):
         run(tx=tx)
 
 
-def test_only_a_transformation_is_one():
+def test_tx_must_be_a_transformation():
     with pytest.raises(TypeError, match=r"tx must be an Optax transformation.*optax\.chain"):
         Optimizer(Plain(nnx.Rngs(0)), "sgd", wrt=nnx.Param)
 
@@ -85,10 +86,10 @@ def test_the_optimizer_comes_second():
 
 
 @pytest.mark.parametrize("option", ["microbatches", "shards"])
-def test_a_batch_must_divide(option):
-    with pytest.raises(ValueError, match="cannot share a batch of 16 examples equally"):
+def test_the_parts_must_divide_the_batch(option):
+    with pytest.raises(ValueError, match="a batch of 16 examples cannot be split equally"):
         run(**{option: 3})
-    with pytest.raises(ValueError, match="needs the examples as its leading axis"):
+    with pytest.raises(ValueError, match="must have the examples along its leading axis"):
         run(batch=(jnp.ones((4, 4)), jnp.ones(())), **{option: 2})
 
 
@@ -100,7 +101,7 @@ def test_options_are_checked_before_the_first_step():
 
 
 @pytest.mark.filterwarnings("ignore:Using 'Module.sow")
-def test_what_a_loss_sows_it_must_take_out():
+def test_a_loss_must_remove_what_it_sows():
     class Sowing(Plain):
         def __call__(self, x):
             self.sow(nnx.Intermediate, "x", x)
@@ -119,7 +120,7 @@ def test_what_a_loss_sows_it_must_take_out():
     assert metrics["sown"] == examples()[0].sum()
 
 
-@pytest.mark.skipif(not HAS_TREE_MODE, reason="this Flax has no tree mode")
+@pytest.mark.skipif(not HAS_TREE_MODE, reason="this version of Flax lacks tree mode")
 def test_shared_modules_need_graph_mode():
     for options, mode in (({"graph": False}, True), ({}, False)):
         with (
@@ -129,5 +130,5 @@ def test_shared_modules_need_graph_mode():
             Optimizer(Tied(nnx.Rngs(0)), SAM, wrt=nnx.Param, **options)
     model = Tied(nnx.Rngs(0))
     optimizer = Optimizer(model, SAM, wrt=nnx.Param)
-    with pytest.raises(ValueError, match="graph=True"):  # Flax's own
+    with pytest.raises(ValueError, match="graph=True"):  # an error of Flax itself
         nnx.jit(make_train_step(classification_loss), graph=False)(model, optimizer, examples())

@@ -1,4 +1,4 @@
-"""A step with a NaN or Inf in any pass leaves no trace, and loss scaling is Flax's own rule."""
+"""A NaN or infinity in any pass of an NNX step skips the step; the loss scale follows Flax."""
 
 import jax
 import jax.numpy as jnp
@@ -10,11 +10,12 @@ from flax.training.dynamic_scale import DynamicScale
 
 import flatreg
 from flatreg.nnx import Optimizer, classification_loss, make_train_step
-from tests.support.nnx_models import Plain, arrays, chain, examples, in_both_modes
+from tests.support.networks.nnx_models import Plain, arrays, in_both_modes
+from tests.support.steps import chain, examples
 
 
 class Cliff(nnx.Module):
-    """−√(limit − w), whose gradient points to the limit and is NaN beyond; it counts its calls."""
+    """The function −√(limit − w), whose gradient is NaN for w > limit; it counts its calls."""
 
     def __init__(self):
         self.w = nnx.Param(jnp.ones(()))
@@ -45,10 +46,13 @@ METHODS = {
 
 
 @in_both_modes
-@pytest.mark.parametrize("limit", [NEAR, PASSED], ids=["second_pass", "every_pass"])
+@pytest.mark.parametrize("limit", [NEAR, PASSED], ids=["perturbed_pass", "every_pass"])
 @pytest.mark.parametrize("name", METHODS)
-def test_a_step_that_is_not_finite_is_skipped_whole_and_training_goes_on(name, limit, mode):
-    """On the near cliff the clean pass is finite, and the shifted ones are not."""
+def test_a_step_that_is_not_finite_is_skipped(name, limit, mode):
+    """Only the counters and the dropout count change, and the next step trains as usual.
+
+    With the limit NEAR the clean pass is finite and the perturbed passes are not.
+    """
     step = nnx.jit(make_train_step(cliff_loss, shards=2 if name == "per_shard" else 1), **mode)
 
     def run(*limits):
@@ -67,12 +71,12 @@ def test_a_step_that_is_not_finite_is_skipped_whole_and_training_goes_on(name, l
     ):
         np.testing.assert_array_equal(actual, right)
     assert model.calls[...] == 2
-    assert model.rngs.noise.count[...] == 3  # the next step has another mask
+    assert model.rngs.noise.count[...] == 3  # so that the next step draws a new mask
     assert (optimizer.step[...], optimizer.skipped[...]) == (3, 1)
 
 
-def test_a_clean_loss_that_is_not_finite_skips_a_method_that_has_no_use_for_its_gradient():
-    """At w = 1 the loss is NaN, and at all points nearby it is w."""
+def test_a_bad_clean_loss_skips_even_if_its_gradient_is_unused():
+    """At w = 1 the loss is NaN, and at all other points it is w."""
 
     def hole_loss(model, limit):
         return jnp.where(model.w[...] == limit[0], jnp.nan, model.w[...])
@@ -96,7 +100,7 @@ def test_flax_s_own_optimizer_skips_without_counting():
 
 
 class Square(nnx.Module):
-    """w² in float16, of a float32 weight."""
+    """The function w²x² in float16, with a float32 weight w."""
 
     def __init__(self):
         self.w = nnx.Param(jnp.ones(()))
@@ -110,8 +114,11 @@ def square_loss(model, x):
 
 
 @in_both_modes
-def test_an_inf_in_the_second_pass_lowers_the_scale_until_the_step_is_taken(mode):
-    """2·3·2¹⁴ overflows, 2·1·2¹⁴ and 2·3·2¹³ do not; the gradient is 2·(1 + 2) when unscaled."""
+def test_an_overflow_in_the_perturbed_pass_lowers_the_scale(mode):
+    """In float16, 2·3·2¹⁴ overflows; 2·1·2¹⁴ and 2·3·2¹³ do not.
+
+    The unscaled gradient of the perturbed pass is 2·(1 + 2).
+    """
     model = Square()
     tx = optax.chain(flatreg.sam(2.0), optax.sgd(0.125))
     scale = DynamicScale(scale=2.0**14)
@@ -129,7 +136,8 @@ def test_an_inf_in_the_second_pass_lowers_the_scale_until_the_step_is_taken(mode
     assert optimizer.skipped[...] == 1
 
 
-def test_without_a_method_the_scale_and_the_weights_follow_flax_s_own_dynamic_scale():
+def test_without_a_method_scale_and_weights_follow_flax():
+    """The reference is ``DynamicScale.value_and_grad``."""
     flax_scale = DynamicScale(scale=2.0**14, growth_interval=2)
     model, w = Square(), jnp.ones(())
     optimizer = Optimizer(model, optax.sgd(1e-3), wrt=nnx.Param, dynamic_scale=flax_scale)
@@ -155,7 +163,7 @@ def test_without_a_method_the_scale_and_the_weights_follow_flax_s_own_dynamic_sc
 
 @in_both_modes
 def test_float16_trains_like_float32(mode):
-    """Every pass is scaled and unscaled, Hessian-vector products and shards included."""
+    """Every pass is scaled and unscaled, including Hessian-vector products and shards."""
     for method, shards in (
         (flatreg.combine(flatreg.sam(0.1), flatreg.gam(0.1, 0.5)), 1),
         (flatreg.per_shard(flatreg.sam(0.1)), 2),
