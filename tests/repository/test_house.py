@@ -1,11 +1,10 @@
-"""The house rules: imports point one way, files are short, public names have a tested example."""
+"""Rules of the source tree: layers of imports, documented public names, folders that stay small."""
 
 import ast
 import graphlib
 import importlib
 import inspect
-import pkgutil
-import subprocess
+import re
 import sys
 from pathlib import Path
 
@@ -14,58 +13,50 @@ import pytest
 import flatreg
 
 ROOT = Path(flatreg.__file__).parent
+REPOSITORY = ROOT.parent
 FILES = {
-    ".".join(path.relative_to(ROOT.parent).with_suffix("").parts).removesuffix(".__init__"): path
+    ".".join(path.relative_to(REPOSITORY).with_suffix("").parts).removesuffix(".__init__"): path
     for path in sorted(ROOT.rglob("*.py"))
 }
-# A module imports from the layers before its own. Packages of one layer stand side by side.
+# A module may import from its own area and from the layers before its own.
 LAYERS = [
     {"typing"},
     {"_core"},
-    {"methods", "measures", "lipschitz", "checkpoint", "plots"},
+    {"methods", "wrappers", "measures", "lipschitz", "checkpoint", "plots"},
     {"_flax"},
     {"linen", "nnx"},
 ]
-PACKAGES = set().union(*LAYERS)
-PUBLIC = {name for name in PACKAGES if not name.startswith("_")} - {"typing", "methods"}
-# What else than jax and optax is imported, and where it may be.
+AREAS = set().union(*LAYERS)
+PUBLIC = ["", "typing", "methods", "measures", "lipschitz", "linen", "nnx", "plots", "checkpoint"]
+# Packages other than JAX and Optax, and the areas that may import them.
 FRAMEWORKS = {
     "flax": {"linen", "nnx"},
     "orbax": {"checkpoint"},
     "etils": {"checkpoint"},
     "matplotlib": {"plots"},
-    "numpy": PACKAGES,
+    "numpy": AREAS,
 }
-STANDARD = {"jax", "optax", "flatreg"}
+ALWAYS_INSTALLED = {"jax", "optax", "flatreg"} | sys.stdlib_module_names
+MOST_ENTRIES = 14
+LONGEST_TEST_NAME = 60
 
 every_file = pytest.mark.parametrize("module", FILES)
 
 
-def public_modules():
-    yield flatreg
-    for module in pkgutil.iter_modules(flatreg.__path__, "flatreg."):
-        if not module.name.startswith("flatreg._"):
-            yield importlib.import_module(module.name)
-
-
-def is_own(module, value):
-    """Whether a module defines the value, or a package offers it."""
-    inside = hasattr(module, "__path__") and value.__module__.startswith(f"{module.__name__}.")
-    return inside or value.__module__ == module.__name__
-
-
 def public(kind):
-    """Public functions or classes, as test parameters."""
-    return [
-        pytest.param(value, id=f"{module.__name__}.{name}")
-        for module in public_modules()
-        for name, value in vars(module).items()
-        if kind(value) and not name.startswith("_") and is_own(module, value)
-    ]
+    """The functions or classes in ``__all__`` of the public modules, as test parameters."""
+    found = {}
+    for name in PUBLIC:
+        module = importlib.import_module(f"flatreg.{name}".rstrip("."))
+        for public_name in getattr(module, "__all__", []):
+            value = getattr(module, public_name)
+            if kind(value) and value.__module__.startswith("flatreg"):
+                found.setdefault(value, f"{module.__name__}.{public_name}")
+    return [pytest.param(value, id=name) for value, name in found.items()]
 
 
-def imported(module):
-    """The modules that a file imports, a name taken from a package as a module where it is one."""
+def imports_of(module):
+    """The modules that a file imports. ``from package import module`` counts as the module."""
     for node in ast.walk(ast.parse(FILES[module].read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -76,134 +67,123 @@ def imported(module):
                 yield name if name in FILES else node.module
 
 
-def area(module):
-    """The module of the core, or the package beside it, that a module belongs to."""
-    return module.split(".")[1] if "." in module else "__init__"
+def area_of(module):
+    """The part of the library that a module belongs to, such as ``"_core"`` or ``"measures"``."""
+    return module.split(".")[1] if "." in module else "flatreg"
 
 
-def layer(module):
-    return next((i for i, names in enumerate(LAYERS) if area(module) in names), None)
+def layer_of(module):
+    """The index of the module's layer; None for flatreg itself, which imports everything."""
+    return next((i for i, areas in enumerate(LAYERS) if area_of(module) in areas), None)
 
 
-def test_every_module_has_its_layer():
-    assert [module for module in FILES if layer(module) is None] == ["flatreg"]
+def test_every_module_has_a_layer():
+    assert [module for module in FILES if layer_of(module) is None] == ["flatreg"]
 
 
 @every_file
-def test_imports_point_one_way(module):
+def test_imports_follow_the_layers(module):
+    """Within a layer, an area imports only itself."""
     if module == "flatreg":
         return
-    for other in imported(module):
+    for other in imports_of(module):
         if other == "flatreg" or other.startswith("flatreg."):
-            same_package = area(other) == area(module) != "methods"
-            assert same_package or layer(other) < layer(module), f"{module} imports {other}"
+            same_area = area_of(other) == area_of(module)
+            assert same_area or layer_of(other) < layer_of(module), f"{module} imports {other}"
 
 
-def test_imports_go_round_in_no_circle():
-    graph = {m: {o for o in imported(m) if o in FILES} - {m} for m in FILES}
+@pytest.mark.parametrize("area", ["methods", "wrappers"])
+def test_methods_do_not_import_each_other(area):
+    for module in FILES:
+        if module.startswith(f"flatreg.{area}."):
+            assert not [x for x in imports_of(module) if area_of(x) == area], module
+
+
+def test_there_are_no_import_cycles():
+    graph = {m: {o for o in imports_of(m) if o in FILES} - {m} for m in FILES}
     tuple(graphlib.TopologicalSorter(graph).static_order())
 
 
 @every_file
-def test_nobody_imports_private_parts_of_other_packages(module):
-    for other in imported(module):
+def test_no_private_parts_of_other_packages_are_imported(module):
+    for other in imports_of(module):
         package, *parts = other.split(".")
         assert package == "flatreg" or not any(part.startswith("_") for part in parts)
 
 
 @every_file
-def test_frameworks_stay_where_they_belong(module):
-    for other in imported(module):
+def test_frameworks_are_imported_only_where_they_belong(module):
+    for other in imports_of(module):
         package = other.partition(".")[0]
-        if package not in STANDARD | sys.stdlib_module_names:
-            assert area(module) in FRAMEWORKS.get(package, ()), f"{module} imports {other}"
+        if package not in ALWAYS_INSTALLED:
+            assert area_of(module) in FRAMEWORKS.get(package, ()), f"{module} imports {other}"
 
 
 @every_file
-def test_files_have_a_docstring(module):
+def test_every_file_has_a_docstring(module):
     assert ast.get_docstring(ast.parse(FILES[module].read_text()))
 
 
-def test_the_public_face_is_one_explicit_reexport_a_name():
-    body = ast.parse(FILES["flatreg"].read_text()).body[2:]  # after TYPE_CHECKING
-    reexports = [node for node in body if isinstance(node, ast.ImportFrom)]
-    lazy, version, packages, listing = [node for node in body if node not in reexports]
-    assert [node.names[0].name for node in lazy.body] == sorted(PUBLIC)
-    assert [node.name for node in [*lazy.orelse, listing]] == ["__getattr__", "__dir__"]
-    assert ast.unparse(version.targets[0]) == "__version__"
-    assert ast.literal_eval(packages.value) == PUBLIC
-    assert all(len(node.names) == 1 for node in reexports)
-    names = [node.names[0] for node in reexports]
-    assert all(alias.asname == alias.name for alias in names)
-    assert {alias.name for alias in names} | PUBLIC | {"methods", "typing"} == {
-        name for name in dir(flatreg) if not name.startswith("_")
-    }
-
-
-def in_a_fresh_process(code):
-    """What the code prints."""
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    return run.stdout.split("\n")[:-1]
-
-
-def test_packages_load_when_they_are_named_and_no_framework_before():
-    loaded = "sorted({'flax', 'orbax', 'matplotlib'} & set(sys.modules))"
-    used = "flatreg.linen.TrainState, flatreg.nnx.Optimizer, flatreg.measures.loss_slice"
-    before, after = in_a_fresh_process(
-        f"import sys, flatreg; print({loaded}); {used}; "
-        f"flatreg.checkpoint.save, flatreg.plots.plot_slice; print({loaded})"
-    )
-    assert before == "[]"
-    assert after == "['flax', 'matplotlib', 'orbax']"
-
-
-def test_a_missing_framework_is_told_which_extra_brings_it():
-    told = in_a_fresh_process(
-        "import sys; sys.modules |= dict.fromkeys(['flax', 'orbax', 'matplotlib'])\n"
-        "import flatreg\n"
-        "for name in ['linen', 'nnx', 'checkpoint', 'plots']:\n"
-        "    try: getattr(flatreg, name)\n"
-        "    except ImportError as error: print(error)"
-    )
-    extras = ["flax", "flax", "flax", "plots"]
-    assert [text.partition("pip install ")[2] for text in told] == [
-        f'"flatreg[{extra}]".' for extra in extras
-    ]
-
-
-def test_other_names_are_no_attributes():
-    with pytest.raises(AttributeError, match="module 'flatreg' has no attribute 'samm'"):
-        flatreg.samm  # noqa: B018
-
-
 @pytest.mark.parametrize("function", public(inspect.isfunction))
-def test_every_public_function_documents_its_arguments_with_a_tested_example(function):
+def test_public_functions_document_arguments_and_examples(function):
     text = inspect.getdoc(function)
     assert "Examples:" in text
     assert ">>> " in text
     for name in inspect.signature(function).parameters:
-        assert f" {name}:" in text.replace("*", ""), f"{function.__name__} says nothing of {name}"
+        assert f" {name}:" in text.replace("*", ""), f"{function.__name__} does not describe {name}"
 
 
 @pytest.mark.parametrize("cls", public(inspect.isclass))
-def test_every_public_class_is_documented(cls):
+def test_public_classes_are_documented(cls):
     assert cls.__doc__
-    assert not cls.__doc__.startswith(f"{cls.__name__}(")  # what a NamedTuple would say by itself
+    assert not cls.__doc__.startswith(f"{cls.__name__}(")  # the default text of a NamedTuple
+    attributes = getattr(cls, "_fields", ())
+    assert all(f" {name}:" in cls.__doc__ for name in attributes), f"{cls.__name__}: {attributes}"
 
 
-@pytest.mark.parametrize("name", ["typing"])
-def test_every_type_alias_is_documented(name):
-    body = ast.parse(FILES[f"flatreg.{name}"].read_text()).body
+def test_type_aliases_are_documented():
+    body = ast.parse(FILES["flatreg.typing"].read_text()).body
     for node, following in zip(body, [*body[1:], None], strict=True):
         if isinstance(node, ast.AnnAssign):
-            assert isinstance(following, ast.Expr), f"{ast.unparse(node.target)} has no docstring"
+            assert isinstance(following, ast.Expr), f"{ast.unparse(node.target)} needs a docstring"
 
 
-def test_the_core_exports_what_the_readme_promises():
+def folders_of_code():
+    """The folders of the repository that contain Python files, without results and caches."""
+    parents = {
+        parent
+        for top in ("flatreg", "tests", "benchmarks")
+        for path in (REPOSITORY / top).rglob("*.py")
+        for parent in path.relative_to(REPOSITORY).parents
+    }
+    return sorted(map(str, parents - {Path()}))
+
+
+@pytest.mark.parametrize("folder", folders_of_code())
+def test_folders_of_code_have_few_entries(folder):
+    entries = [
+        path.name
+        for path in (REPOSITORY / folder).iterdir()
+        if path.name not in ("__pycache__", "py.typed") and not path.name.startswith(".")
+    ]
+    assert len(entries) <= MOST_ENTRIES, sorted(entries)
+
+
+@pytest.mark.parametrize(
+    "file",
+    sorted((REPOSITORY / "tests").rglob("test_*.py")),
+    ids=lambda path: "/".join(path.parts[-2:]),
+)
+def test_names_of_tests_are_short(file):
+    names = re.findall(r"def (test_\w+)\(", file.read_text())
+    assert [name for name in names if len(name) > LONGEST_TEST_NAME] == []
+
+
+def test_flatreg_offers_the_promised_names():
     promised = """
         sam asam penalized_gradient gradient_norm_penalty gradient_regularization gam
-        gam_accelerated combine every after randomly per_shard value_and_grad_fn exact_hvp
-        forward_hvp reverse_hvp finite_difference_hvp from_direction from_stateful_direction
-        perturbed_gradient
+        gam_accelerated combine every after randomly per_shard observe on value_and_grad_fn
+        exact_hvp forward_hvp reverse_hvp finite_difference_hvp from_direction
+        from_stateful_direction perturbed_gradient
     """
-    assert set(promised.split()) <= set(dir(flatreg))
+    assert set(promised.split()) <= set(flatreg.__all__)

@@ -1,4 +1,4 @@
-"""No product of the library's own is left to the device's default precision, TF32 or bfloat16."""
+"""The library computes its own matrix products in full precision, not in TF32 or bfloat16."""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ KERNELS = {"kernel": jnp.ones((3, 3, 2, 4)), "other": {"kernel": jnp.ones((4, 3)
 
 
 def f(x):
-    """Without a product of matrices, whether of weights to a loss or of inputs to an output."""
+    """A function without matrix products, used as a loss and as a network."""
     return jnp.cos(x)
 
 
@@ -51,7 +51,7 @@ PRODUCTS = {
 
 
 def products(program):
-    """Every product of matrices and convolution, in loops and calls too."""
+    """All matrix products and convolutions, including those in loops and calls."""
     for equation in getattr(program, "jaxpr", program).eqns:
         if equation.primitive.name in ("dot_general", "conv_general_dilated"):
             yield equation
