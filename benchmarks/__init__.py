@@ -1,1 +1,1 @@
-"""Benchmarks of flatreg on real data: `python -m benchmarks.compare`."""
+"""The benchmarks of flatreg, one package per command; README.md describes them."""

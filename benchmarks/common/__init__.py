@@ -1,1 +1,1 @@
-"""What several benchmark commands share."""
+"""Modules that several benchmark commands share."""

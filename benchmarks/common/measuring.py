@@ -1,6 +1,6 @@
-"""What a run ended with: losses, accuracies, gradient, flatness, robustness to weight noise.
+"""Measures a trained network: loss, accuracy, gradient norm, flatness, robustness to weight noise.
 
-Everything is measured in eval mode (BatchNorm by its running statistics, no dropout) and in full
+Everything is measured in eval mode (BatchNorm with running statistics, no dropout) and in full
 float32 precision, in the same way for every method.
 """
 
@@ -14,18 +14,18 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from benchmarks.common.data import Dataset
 from flatreg import measures
 
-CURVATURE_EXAMPLES = 1024  # of the training set, for the measures of flatness
-CHUNK = 2048  # examples a call, which bounds the memory
-CURVATURE_CHUNK = 256  # likewise for products with the Hessian, which store more of a large network
-NOISE = 0.5  # the standard deviation of a weight's noise, relative to the weight
+CURVATURE_EXAMPLES = 1024  # training examples for the measures of flatness
+CHUNK = 2048  # examples per call, which bounds the memory
+CURVATURE_CHUNK = 256  # fewer for Hessian-vector products, which need more memory per example
+NOISE = 0.5  # standard deviation of the noise on a weight, relative to the weight
 NOISE_DRAWS = 10
-PROBES = 64  # for the trace and for the diagonal
+PROBES = 64  # random vectors for the trace and for the diagonal
 RHO = 0.05  # radius of the ball of R⁰ and R¹
-ASCENT_STEPS = 20  # from the gradient, ± the top eigenvector, and for R¹ towards R⁰'s maximizer
-HESSIAN_RADIUS = 0.1  # of the ball in which the Hessian's Lipschitz constant is looked for
+# Steps from each start: the gradient, ± the top eigenvector, and for R¹ also the maximizer of R⁰.
+ASCENT_STEPS = 20
+HESSIAN_RADIUS = 0.1  # radius of the ball in which the Hessian's Lipschitz constant is estimated
 SETTINGS = {
     "curvature_examples": CURVATURE_EXAMPLES,
     "weight_noise": NOISE,
@@ -36,9 +36,18 @@ SETTINGS = {
     "hessian_radius": HESSIAN_RADIUS,
 }
 
+Examples = tuple[jax.Array, jax.Array]  # inputs and labels
+
 
 class Evaluation(NamedTuple):
-    """Mean loss, mean loss if each label were another class drawn at random, and accuracy."""
+    """The evaluation of a network on some examples.
+
+    Attributes:
+      loss: the mean cross-entropy.
+      other_loss: the mean cross-entropy that is expected if each label is replaced by one of the
+        other classes at random.
+      accuracy: the fraction of correct predictions.
+    """
 
     loss: float
     other_loss: float
@@ -46,7 +55,27 @@ class Evaluation(NamedTuple):
 
 
 class Measurement(NamedTuple):
-    """The final numbers of one run; those of its flatness are NaN where they were not asked for."""
+    """The final measurements of one run; NaN for measures of flatness that were not asked for.
+
+    Attributes:
+      train_loss: the mean cross-entropy of the training set.
+      train_accuracy: the accuracy on the training set.
+      test_loss: the mean cross-entropy of the evaluation set.
+      test_accuracy: the accuracy on the evaluation set.
+      generalization_gap: the loss on fresh examples minus the training loss; see `measure`.
+      gradient_norm: the 2-norm of the gradient of the training loss.
+      weight_norm: the 2-norm of the parameters.
+      weights: the number of parameters.
+      noise_accuracy: the mean accuracy under multiplicative noise on the weights.
+      lambda_max: the largest eigenvalue of the Hessian of the training loss.
+      lambda_max_residual: the norm of the residual of that eigenpair.
+      trace: the estimated trace of the Hessian.
+      trace_standard_error: its standard error over the probes.
+      zeroth_order_flatness: R⁰, the largest increase of the loss that was found in the ball.
+      first_order_flatness: R¹, ρ times the largest gradient norm that was found in the ball.
+      pacgen: PACGen's metric Ψ.
+      pacgen_active: the fraction of the weights to whose term curvature contributes.
+    """
 
     train_loss: float
     train_accuracy: float
@@ -68,7 +97,7 @@ class Measurement(NamedTuple):
 
 
 def evaluate(model: nn.Module, variables: Any, x: jax.Array, y: jax.Array) -> Evaluation:
-    """Evaluates the model on all examples."""
+    """Evaluates the network on all examples, in chunks."""
     sums = [_evaluate(model, variables, *chunk) for chunk in _chunks(x, y)]
     return Evaluation(*(float(total) / len(x) for total in np.sum(jax.device_get(sums), axis=0)))
 
@@ -76,39 +105,50 @@ def evaluate(model: nn.Module, variables: Any, x: jax.Array, y: jax.Array) -> Ev
 def measure(
     model: nn.Module,
     variables: Any,
-    data: Dataset,
+    train: Examples,
+    test: Examples,
     label_noise: float,
     seed: int,
     *,
     flatness: str = "end",
 ) -> Measurement:
-    """Measures a trained model, and of its minimum what `--flatness` names.
+    """Measures a trained network.
 
-    The generalization gap is the loss on fresh examples minus the training loss. Where training
-    labels are noisy, the fresh ones are too, in expectation: else the noise, which no model can
-    predict, would pass for a negative gap.
+    The generalization gap is the loss on fresh examples minus the training loss. If training labels
+    are noisy, the expected loss under the same noise on the fresh labels counts; otherwise the
+    noise, which no network can predict, would show up as a negative gap.
+
+    Args:
+      model: the network.
+      variables: its parameters and BatchNorm statistics.
+      train: the training examples with the labels that the network was trained on.
+      test: the examples for evaluation.
+      label_noise: the fraction of wrong training labels.
+      seed: the seed of starts, probes and weight noise.
+      flatness: `no`, `lambda_max` (the largest Hessian eigenvalue only), or `end` or `along` for
+        all measures of flatness.
     """
-    x, y = data.x_train, data.y_train
+    (x, y), (x_test, y_test) = train, test
     some = slice(CURVATURE_EXAMPLES)
-    with jax.default_matmul_precision("highest"):  # GPUs would round a float32 product to TF32
-        train = evaluate(model, variables, x, y)
-        test = evaluate(model, variables, data.x_test, data.y_test)
+    with jax.default_matmul_precision("highest"):  # GPUs round float32 products to TF32
+        on_train = evaluate(model, variables, x, y)
+        on_test = evaluate(model, variables, x_test, y_test)
         found = {}
         if flatness != "no":
             whole = flatness != "lambda_max"
             found = _flatness(model, whole, variables, (x[some], y[some]), jax.random.key(seed))
         gradient = _full_gradient(model, variables, x, y)
         noisy = [
-            evaluate(model, _perturbed(variables, key), data.x_test[some], data.y_test[some])
+            evaluate(model, _perturbed(variables, key), x_test[some], y_test[some])
             for key in jax.random.split(jax.random.key(seed), NOISE_DRAWS)
         ]
-    fresh_loss = (1 - label_noise) * test.loss + label_noise * test.other_loss
+    fresh_loss = (1 - label_noise) * on_test.loss + label_noise * on_test.other_loss
     return Measurement(
-        train_loss=train.loss,
-        train_accuracy=train.accuracy,
-        test_loss=test.loss,
-        test_accuracy=test.accuracy,
-        generalization_gap=fresh_loss - train.loss,
+        train_loss=on_train.loss,
+        train_accuracy=on_train.accuracy,
+        test_loss=on_test.loss,
+        test_accuracy=on_test.accuracy,
+        generalization_gap=fresh_loss - on_train.loss,
         gradient_norm=float(optax.tree.norm(gradient)),
         weight_norm=float(optax.tree.norm(variables["params"])),
         weights=sum(w.size for w in jax.tree.leaves(variables["params"])),
@@ -117,12 +157,13 @@ def measure(
     )
 
 
-def curvature(model: nn.Module, variables: Any, data: Dataset, seed: int) -> dict[str, float]:
-    """Loss, ‖∇L‖, λ_max and trace on the examples that flatness is measured on: for on the way.
+def curvature(model: nn.Module, variables: Any, train: Examples, seed: int) -> dict[str, float]:
+    """Measures loss, ‖∇L‖, ‖w‖, λ_max and trace during training.
 
-    Half as exact as in the end: 10 products for λ_max, 16 probes for the trace.
+    The examples are those on which `measure` measures flatness. To save time, λ_max comes from 10
+    Lanczos steps and the trace from 16 probes.
     """
-    examples = data.x_train[:CURVATURE_EXAMPLES], data.y_train[:CURVATURE_EXAMPLES]
+    examples = train[0][:CURVATURE_EXAMPLES], train[1][:CURVATURE_EXAMPLES]
     with jax.default_matmul_precision("highest"):
         found = _curvature(model, variables, examples, jax.random.key(seed))
     return {name: float(value) for name, value in found.items()}
@@ -130,7 +171,7 @@ def curvature(model: nn.Module, variables: Any, data: Dataset, seed: int) -> dic
 
 @partial(jax.jit, static_argnums=0)
 def _curvature(
-    model: nn.Module, variables: Any, examples: tuple[jax.Array, jax.Array], key: jax.Array
+    model: nn.Module, variables: Any, examples: Examples, key: jax.Array
 ) -> dict[str, jax.Array]:
     loss_fn, params = _dataset_loss(model, variables, examples), variables["params"]
     eigenvalue_key, trace_key = jax.random.split(key)
@@ -143,10 +184,8 @@ def _curvature(
     }
 
 
-def _dataset_loss(
-    model: nn.Module, variables: Any, examples: tuple[jax.Array, jax.Array]
-) -> measures.LossFn:
-    def batch_loss(params: Any, batch: tuple[jax.Array, jax.Array]) -> jax.Array:
+def _dataset_loss(model: nn.Module, variables: Any, examples: Examples) -> measures.LossFn:
+    def batch_loss(params: Any, batch: Examples) -> jax.Array:
         return _loss(model, variables, *batch, params)
 
     return measures.dataset_loss(batch_loss, examples, batch_size=CURVATURE_CHUNK)
@@ -154,7 +193,8 @@ def _dataset_loss(
 
 @partial(jax.jit, static_argnums=0)
 def _evaluate(model: nn.Module, variables: Any, x: jax.Array, y: jax.Array) -> jax.Array:
-    log_probabilities = jax.nn.log_softmax(model.apply(variables, x, train=False))
+    logits: Any = model.apply(variables, x, train=False)
+    log_probabilities = jax.nn.log_softmax(logits)
     loss = -jnp.take_along_axis(log_probabilities, y[:, None], axis=1)[:, 0]
     other_loss = (-log_probabilities.sum(1) - loss) / (log_probabilities.shape[1] - 1)
     correct = log_probabilities.argmax(1) == y
@@ -162,7 +202,7 @@ def _evaluate(model: nn.Module, variables: Any, x: jax.Array, y: jax.Array) -> j
 
 
 def _loss(model: nn.Module, variables: Any, x: jax.Array, y: jax.Array, params: Any) -> jax.Array:
-    logits = model.apply({**variables, "params": params}, x, train=False)
+    logits: Any = model.apply({**variables, "params": params}, x, train=False)
     return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
 
 
@@ -176,17 +216,17 @@ def _flatness(
     model: nn.Module,
     whole: bool,
     variables: Any,
-    examples: tuple[jax.Array, jax.Array],
+    examples: Examples,
     key: jax.Array,
 ) -> dict[str, jax.Array]:
-    """λ_max of the loss on some examples, or the whole of the measures; compiled once for all."""
+    """λ_max of the loss on the examples or, if `whole`, all measures of flatness."""
     loss_fn, params = _dataset_loss(model, variables, examples), variables["params"]
     keys = jax.random.split(key, 6)
     pairs = measures.top_eigenpairs(loss_fn, params, keys[0])
     top = {"lambda_max": pairs.values[0], "lambda_max_residual": pairs.residuals[0]}
     if not whole:
         return top
-    ball = {"rho": RHO, "steps": ASCENT_STEPS, "random_starts": 0}
+    ball: dict[str, Any] = {"rho": RHO, "steps": ASCENT_STEPS, "random_starts": 0}
     trace = measures.trace(loss_fn, params, keys[1], probes=PROBES)
     diagonal = measures.diagonal(loss_fn, params, keys[2], probes=PROBES)
     change = measures.hessian_lipschitz(
@@ -217,11 +257,11 @@ def _full_gradient(model: nn.Module, variables: Any, x: jax.Array, y: jax.Array)
 
 @jax.jit
 def _perturbed(variables: Any, key: jax.Array) -> Any:
-    """Each weight times 1 + NOISE·ε with ε ~ N(0, 1)."""
+    """Multiplies each weight by 1 + NOISE·ε with ε ~ N(0, 1)."""
     params = variables["params"]
     noise = optax.tree.random_like(key, params)
     return {**variables, "params": jax.tree.map(lambda w, e: w * (1 + NOISE * e), params, noise)}
 
 
-def _chunks(x: jax.Array, y: jax.Array) -> list[tuple[jax.Array, jax.Array]]:
+def _chunks(x: jax.Array, y: jax.Array) -> list[Examples]:
     return [(x[i : i + CHUNK], y[i : i + CHUNK]) for i in range(0, len(x), CHUNK)]

@@ -1,12 +1,12 @@
-"""The methods by name, what a step of each costs, and the grammar by which `--methods` names them.
+"""The methods by name, with their cost and their hyperparameters, and the syntax of `--methods`.
 
     sam:rho=0.2                         a method and its hyperparameters
-    sam:rho=0.2:every=5                 on every fifth step only, plain gradients in between
-    sam:rho=0.2:after=200               from step 200 on, plain gradients before
-    sam:rho=0.05+gam:rho=0.1:alpha=1    the sum of what both add to the gradient
-    sam:rho=0.4:ascent_fraction=0.1     the clean pass sees a tenth of the batch
+    sam:rho=0.2:every=5                 on every fifth step; plain gradients on the other steps
+    sam:rho=0.2:after=200               from step 200 on; plain gradients before
+    sam:rho=0.05+gam:rho=0.1:alpha=1    the sum of what both methods add to the gradient
+    sam:rho=0.4:ascent_fraction=0.1     the ascent direction comes from a tenth of the batch
 
-A new method is one row in `METHODS`.
+To add a method, add a row to `METHODS`.
 """
 
 import inspect
@@ -24,9 +24,15 @@ from flatreg import lipschitz
 
 
 class Entry(NamedTuple):
-    """A row of the registry: factory, gradients a step, hyperparameters with values to try."""
+    """A row of the registry.
 
-    factory: Callable[..., optax.GradientTransformation]
+    Attributes:
+      factory: makes the gradient transformation from the hyperparameters.
+      gradients: gradient evaluations per step.
+      hyperparameters: the hyperparameters that `--methods` accepts, with example values.
+    """
+
+    factory: Callable[..., Any]
     gradients: float
     hyperparameters: dict[str, float]
 
@@ -34,20 +40,20 @@ class Entry(NamedTuple):
 def _perturbed(
     curvature: flatreg.CurvatureScale | None, sigma: float = 0.01
 ) -> optax.GradientTransformationExtraArgs:
-    """The noise is the same from every seed; initial weights and batches are not."""
-    with jax.ensure_compile_time_eval():  # methods may be parsed inside of a trace
+    """Perturbed gradients with one key for all seeds; initial weights and batches still differ."""
+    with jax.ensure_compile_time_eval():  # methods may be parsed inside a trace
         key = jax.random.key(0)
     return flatreg.perturbed_gradient(key, sigma, curvature=curvature)
 
 
 def _spectral(penalty: float = 0.03) -> optax.GradientTransformation:
-    """One power iteration a step, from a start that is the same from every seed."""
+    """A spectral norm penalty with one power iteration per step, and one key for all seeds."""
     with jax.ensure_compile_time_eval():
         key = jax.random.key(0)
     return lipschitz.spectral_norm_penalty(penalty, key)
 
 
-# An exact Hessian-vector product counts as two gradients, which is what it costs on a large net.
+# An exact Hessian-vector product counts as two gradients: its cost on a large network.
 METHODS = {
     "sam": Entry(flatreg.sam, 2, {"rho": 0.05}),
     "asam": Entry(flatreg.asam, 2, {"rho": 0.5, "eta": 0.01}),
@@ -67,63 +73,80 @@ METHODS = {
             "clean_weight": 1,
         },
     ),
-    # XLA drops the backward pass of the clean gradient, which goes unused.
+    # XLA removes the backward pass of the clean gradient, which is not used.
     "perturbed_gradient": Entry(partial(_perturbed, None), 1.4, {"sigma": 0.01}),
     "scaled_perturbed_gradient": Entry(
         partial(_perturbed, flatreg.CurvatureScale(interval=10)), 1.6, {"sigma": 0.01}
     ),
-    # Without the layers' linear maps convolutions count as circular and of stride 1.
+    # Not given the linear maps of the layers, it treats convolutions as circular with stride 1.
     "spectral_norm_penalty": Entry(_spectral, 1, {"penalty": 0.03}),
 }
 
 
-WHEN = {"every": 1, "after": 0}  # what any method takes besides, and the least of it
-ASCENDING = ("sam", "asam")  # what takes a direction from the clean gradient, and nothing else
+WHEN = {"every": 1, "after": 0}  # the settings that every method accepts, with their least values
+ASCENDING = ("sam", "asam")  # methods that use the clean gradient as the ascent direction only
 
 
 class Method(NamedTuple):
-    """One entry of `--methods`, ready to train; `cost` is in gradients a step once it acts."""
+    """One entry of `--methods`, ready to train.
+
+    Attributes:
+      label: the entry in its normal form, for example `sam:rho=0.2`.
+      transform: the gradient transformation, for the head of a chain.
+      cost: gradient evaluations per step; with `after`, from that step on.
+      ascent_fraction: the part of the batch that the clean gradient is computed on.
+    """
 
     label: str
-    transform: optax.GradientTransformation
+    transform: optax.GradientTransformationExtraArgs
     cost: float
     ascent_fraction: float
 
 
 def parse(methods: str, optimizer: str) -> list[Method]:
-    """Reads `--methods`.
+    """Reads the value of `--methods`.
 
     Args:
-      methods: specifications separated by commas, such as `sgd,sam:rho=0.2`. The plain gradient
-        goes by the name of the base optimizer.
-      optimizer: that name.
+      methods: specifications separated by commas, for example `sgd,sam:rho=0.2`. The name of the
+        base optimizer stands for plain gradients.
+      optimizer: the name of the base optimizer.
+
+    Raises:
+      UsageError: if a specification is not valid or is given twice.
     """
     parsed = [_method(spec.strip(), optimizer) for spec in methods.split(",")]
     labels = [method.label for method in parsed]
     for label in labels:
         if labels.count(label) > 1:
-            raise UsageError(f"--methods names {label} twice: give each method and setting once.")
+            raise UsageError(
+                f"--methods contains {label} twice. Give each method with its settings only once."
+            )
     return parsed
 
 
 def _method(spec: str, optimizer: str) -> Method:
     if spec == optimizer:
-        return Method(spec, optax.identity(), 1, 1.0)
-    # The clean pass belongs to the whole step, so its fraction stands behind the last summand.
+        return Method(spec, optax.with_extra_args_support(optax.identity()), 1, 1.0)
+    # The clean pass belongs to the whole sum, so its fraction follows the last summand.
     rest, _, text = spec.rpartition(":ascent_fraction=")
     if rest and ":" in text:
-        raise UsageError(f"In {spec!r}: ascent_fraction stands last, behind {text!r}.")
+        raise UsageError(
+            f"In {spec!r}: ascent_fraction must come last, after {text.partition(':')[2]!r}."
+        )
     fraction = _number(text, spec) if rest else 1.0
     if not 0 < fraction <= 1:
-        raise UsageError(f"In {spec!r}: ascent_fraction must lie in (0, 1], as in 0.1.")
+        raise UsageError(
+            f"In {spec!r}: ascent_fraction must be in (0, 1], for example ascent_fraction=0.1."
+        )
     labels, transforms, costs = zip(
         *(_summand(part.strip(), spec, optimizer) for part in (rest or spec).split("+")),
         strict=True,
     )
     if fraction < 1 and not _only_ascends(rest):
         raise UsageError(
-            f"{spec!r} has a use for the whole batch's gradient, so it cannot take it from a part: "
-            f"{' and '.join(ASCENDING)} can, alone and acting on every step. Write {rest}."
+            f"{spec!r} needs the gradient of the whole batch, so it does not accept "
+            f"ascent_fraction. Only {' and '.join(ASCENDING)} do, if used alone and on every step. "
+            f"Write {rest}."
         )
     return Method(
         label="+".join(labels) + (f":ascent_fraction={fraction:g}" if fraction < 1 else ""),
@@ -134,34 +157,35 @@ def _method(spec: str, optimizer: str) -> Method:
 
 
 def _only_ascends(spec: str) -> bool:
-    """Whether the clean gradient goes into the direction of an ascent and nowhere else."""
+    """Whether the clean gradient is used as the ascent direction only."""
     name, *settings = spec.split(":")
     is_rare = any(one.partition("=")[0] in WHEN for one in settings)
     return name in ASCENDING and "+" not in spec and not is_rare
 
 
 def _summand(spec: str, whole: str, optimizer: str) -> tuple[str, Any, float]:
-    """One method of a sum: its label, its transformation and its gradients a step."""
+    """Returns the label, the transformation and the gradients per step of one method of a sum."""
     name, *settings = spec.split(":")
     if name == optimizer:
         raise UsageError(
-            f"In {whole!r}: {optimizer} is the plain gradient of the whole batch, which takes no "
-            f"settings and adds nothing to a sum. Write {optimizer} alone."
+            f"In {whole!r}: {optimizer} is the plain gradient of the whole batch. It has no "
+            f"settings and cannot be part of a sum. Write {optimizer} alone."
         )
     if name not in METHODS:
         raise UsageError(
-            f"Unknown method {name!r} in {whole!r}. With --optimizer {optimizer}, --methods takes "
-            f"{optimizer} (the plain gradient), {', '.join(_usage(name) for name in METHODS)}, "
-            "separated by commas; + adds methods up."
+            f"Unknown method {name!r} in {whole!r}. With --optimizer {optimizer}, --methods "
+            f"accepts {optimizer} (the plain gradient) and "
+            f"{', '.join(_usage(name) for name in METHODS)}, separated by commas; + adds methods "
+            "up."
         )
     entry, values = METHODS[name], {}
     for setting in settings:
         key, _, text = setting.partition("=")
         if key not in (*entry.hyperparameters, *WHEN) or key in values:
             raise UsageError(
-                f"In {whole!r}: {name} cannot take {setting!r}, or has it twice. Write "
-                f"{_usage(name)}, with :every=5 for a method that acts on each fifth step only, or "
-                ":after=200 for one that acts from step 200 on."
+                f"In {whole!r}: {setting!r} is not a valid setting of {name}, or is given twice. "
+                f"Write for example {_usage(name)}; add :every=5 to apply it on every fifth step "
+                "only, or :after=200 to apply it from step 200 on."
             )
         values[key] = _number(text, whole)
     label = ":".join([name, *(f"{key}={value:g}" for key, value in values.items())])
@@ -169,7 +193,8 @@ def _summand(spec: str, whole: str, optimizer: str) -> tuple[str, Any, float]:
     for key, value in (("every", every), ("after", after)):
         if value < WHEN[key] or value != round(value):
             raise UsageError(
-                f"In {whole!r}: {key} must be a whole number from {WHEN[key]}, as in {key}=5."
+                f"In {whole!r}: {key} must be a whole number of at least {WHEN[key]}, for example "
+                f"{key}=5."
             )
     parameters = inspect.signature(entry.factory).parameters
     required = {
@@ -179,7 +204,7 @@ def _summand(spec: str, whole: str, optimizer: str) -> tuple[str, Any, float]:
     }
     try:
         transform = entry.factory(**required | values)
-    except (TypeError, ValueError) as error:  # flatreg's own check, or one that is missing
+    except (TypeError, ValueError) as error:  # the check of the factory
         raise UsageError(f"In {whole!r}: {error} Write for example {_usage(name)}.") from error
     if every > 1:
         transform = flatreg.every(transform, int(every))
@@ -198,5 +223,7 @@ def _number(text: str, whole: str) -> float:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise UsageError(f"In {whole!r}: {text!r} is no finite number; write one as in rho=0.1.")
+        raise UsageError(
+            f"In {whole!r}: {text!r} is not a finite number. Write a number, as in rho=0.1."
+        )
     return value

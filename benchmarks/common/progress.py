@@ -1,4 +1,4 @@
-"""Shows how far all the runs are: a live bar in a terminal, a line a run elsewhere."""
+"""Shows the progress of all runs: a live bar in a terminal, one line per run elsewhere."""
 
 import contextlib
 import time
@@ -16,7 +16,13 @@ from rich.progress import (
 
 
 class Reporter(NamedTuple):
-    """`working(what, amount)` while a run goes on, `finished(line)` after it."""
+    """What a job calls to report its progress.
+
+    Attributes:
+      working: call `working(what, amount)` during a run: what it is doing, and how much work has
+        been done since the last call.
+      finished: call `finished(line)` after a run, with a line about its outcome.
+    """
 
     working: Callable[[str, float], None]
     finished: Callable[[str], None]
@@ -25,7 +31,13 @@ class Reporter(NamedTuple):
 def reporting(
     console: Console, runs: int, work: float
 ) -> contextlib.AbstractContextManager[Reporter]:
-    """Returns a context that yields a `Reporter` for so many runs of `work` gradients in all."""
+    """Returns a context manager that yields a `Reporter`.
+
+    Args:
+      console: where the progress is shown.
+      runs: the number of runs.
+      work: the total amount of work of all runs, in any unit.
+    """
     return (_live if console.is_terminal else _plain)(console, runs, work)
 
 
@@ -40,7 +52,7 @@ def _live(console: Console, runs: int, work: float) -> Iterator[Reporter]:
         TimeRemainingColumn(),
         TextColumn("{task.description}"),
     )
-    # Runs differ in cost, and measuring pauses the bar: average the speed over minutes.
+    # Average the speed over minutes, because the bar stands still while a run is measured.
     with Progress(*columns, console=console, speed_estimate_period=300) as progress:
         task = progress.add_task("starting", total=work, run=1, runs=runs)
         done = 0

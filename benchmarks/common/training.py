@@ -1,13 +1,13 @@
-"""Trains one method from one seed: a Python loop over one compiled, donated step.
+"""Trains one method from one seed, by a Python loop over a compiled training step.
 
-A loop and not a scan, because XLA runs convolutions inside a scan several times slower on a CPU,
-and because `flatreg.every` then really skips a gradient, which it cannot under a vmap over seeds.
-All methods start a seed from the same parameters and take the same batches and dropout keys.
+This is not a `lax.scan`, in which XLA's convolutions are several times slower on a CPU, and not a
+`vmap` over seeds, under which `flatreg.every` could not skip gradients. From the same seed, all
+methods start from the same parameters and see the same batches and dropout keys.
 """
 
 import time
 from collections.abc import Callable, Iterator
-from typing import NamedTuple, cast
+from typing import Generic, NamedTuple, TypeVar, cast
 
 import flax.linen as nn
 import jax
@@ -15,16 +15,26 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from benchmarks.common import augment as _augment
+from benchmarks.common.data import augmentation
 from benchmarks.common.methods import Method
 from benchmarks.common.options import Options
 from flatreg.linen import TrainState, classification_loss, make_train_step
 
-AUGMENTING = 2**16  # folded into a step's key; call c of the model has c
+AUGMENTING = 2**16  # folded into the key of a step; call number c of the model folds in c
+
+
+State = TypeVar("State")
 
 
 class Program(NamedTuple):
-    """One method with its recipe, compiled; it serves all seeds."""
+    """The compiled training of one method, which serves all seeds.
+
+    Attributes:
+      init: makes the initial state from a key.
+      step: makes a training step: (state, order, x, y) to (state, loss). It donates the state.
+      steps: the number of training steps.
+      steps_per_epoch: the number of steps in one pass over the training set.
+    """
 
     init: Callable[[jax.Array], TrainState]
     step: Callable[..., tuple[TrainState, jax.Array]]
@@ -32,19 +42,35 @@ class Program(NamedTuple):
     steps_per_epoch: int
 
 
-class Epoch(NamedTuple):
-    """How an epoch ended. Its state is donated to the next one: use it before going on."""
+class Epoch(NamedTuple, Generic[State]):
+    """The end of an epoch.
 
-    state: TrainState
+    Attributes:
+      state: the training state. It is donated to the next epoch, so use it before that begins.
+      steps: the number of steps of this epoch.
+      seconds: how long they took.
+      train_loss: the mean loss of their batches.
+    """
+
+    state: State
     steps: int
     seconds: float
     train_loss: float
 
 
 def training_steps(method: Method, options: Options, examples: int) -> int:
-    """The training steps of a method on so many examples."""
+    """Returns the number of training steps of a method.
+
+    With `--budget gradients`, it is the largest number (but at least 1) whose gradient evaluations
+    do not exceed those of the plain optimizer.
+
+    Args:
+      method: the method.
+      options: the options of the comparison.
+      examples: the number of training examples.
+    """
     plain = options.epochs * (examples // options.batch_size)
-    if options.budget == "gradients":  # as many as the plain method evaluates in its epochs
+    if options.budget == "gradients":
         return max(1, int(plain / method.cost))
     return plain
 
@@ -52,7 +78,7 @@ def training_steps(method: Method, options: Options, examples: int) -> int:
 def build(
     method: Method, model: nn.Module, options: Options, x: jax.Array, y: jax.Array
 ) -> Program:
-    """Compiles the training step of a method for the training examples x with labels y."""
+    """Compiles the training of a method on inputs shaped like `x` with labels shaped like `y`."""
     steps_per_epoch = len(x) // options.batch_size
     total = training_steps(method, options, len(x))
     warmup = int(options.warmup_epochs / options.epochs * total)
@@ -73,31 +99,52 @@ def build(
         if options.augment:
             key = jax.random.fold_in(cast(jax.Array, state.key), state.step)
             key = jax.random.fold_in(key, AUGMENTING)
-            inputs = _augment.crop_and_flip(key, inputs)
+            inputs = augmentation.crop_and_flip(key, inputs)
         state, metrics = train_step(state, (inputs, y[batch]))
         return state, metrics["loss"]
 
     init = jax.jit(init)
     state, order = jax.eval_shape(init, jax.random.key(0)), jnp.zeros(len(x), jnp.int32)
-    # Compiled ahead of time, so that no measured epoch holds a compilation.
+    # Compile ahead of time, so that no measured epoch includes the compilation.
     compiled = jax.jit(step, donate_argnums=0).lower(state, order, x, y).compile()
     return Program(init, compiled, total, steps_per_epoch)
 
 
-def epochs(program: Program, seed: int, x: jax.Array, y: jax.Array) -> Iterator[Epoch]:
-    """Trains from one seed and yields after each epoch, of which the last may be shorter."""
+def epochs(program: Program, seed: int, x: jax.Array, y: jax.Array) -> Iterator[Epoch[TrainState]]:
+    """Trains from one seed and yields each epoch; the last one may be shorter.
+
+    Args:
+      program: the compiled training.
+      seed: decides the initial parameters, the batches, dropout and augmentation.
+      x: the training inputs.
+      y: their labels.
+    """
     state = program.init(jax.random.key(seed))
     for epoch in range(-(-program.steps // program.steps_per_epoch)):
         order = jnp.asarray(np.random.default_rng([seed, 2, epoch]).permutation(len(x)), jnp.int32)
         steps = min(program.steps_per_epoch, program.steps - epoch * program.steps_per_epoch)
-        losses = []
-        begin = time.perf_counter()
-        for _ in range(steps):
-            state, loss = program.step(state, order, x, y)
-            losses.append(loss)
-        jax.block_until_ready(state)
-        seconds = time.perf_counter() - begin
-        yield Epoch(state, steps, seconds, float(np.mean(jax.device_get(losses))))
+        epoch_end = train_epoch(program.step, state, steps, order, x, y)
+        yield epoch_end
+        state = epoch_end.state
+
+
+def train_epoch(
+    step: Callable[..., tuple[State, jax.Array]],
+    state: State,
+    steps: int,
+    order: jax.Array,
+    x: jax.Array,
+    y: jax.Array,
+) -> Epoch[State]:
+    """Takes the steps of one epoch and measures their time."""
+    losses = []
+    begin = time.perf_counter()
+    for _ in range(steps):
+        state, loss = step(state, order, x, y)
+        losses.append(loss)
+    jax.block_until_ready(state)
+    seconds = time.perf_counter() - begin
+    return Epoch(state, steps, seconds, float(np.mean(jax.device_get(losses))))
 
 
 def _base_optimizer(options: Options, steps: int, warmup: int) -> optax.GradientTransformation:
@@ -106,6 +153,6 @@ def _base_optimizer(options: Options, steps: int, warmup: int) -> optax.Gradient
         schedule = optax.warmup_cosine_decay_schedule(0.0, options.learning_rate, warmup, steps)
     if options.optimizer == "adamw":
         return optax.adamw(schedule, weight_decay=options.weight_decay)
-    # the decay joins the gradient behind the method, so that no method perturbs along it
+    # The decay comes after the method, so that no method perturbs along it.
     decay = optax.add_decayed_weights(options.weight_decay)
     return optax.chain(decay, optax.sgd(schedule, momentum=0.9))

@@ -1,134 +1,171 @@
-"""Trains the plain optimizer and each method side by side, and says what each method bought.
+"""Compares training methods with the plain optimizer: accuracy, flatness and cost.
 
     python -m benchmarks.compare
     python -m benchmarks.compare --data fashion_mnist --train-size 6000 --methods sgd,sam:rho=0.2
 
-The story is `run`. Where the rest lives:
-
-    _options.py   the command line            _progress.py   the bar
-    _sources.py   files and downloads         _results.py    results.json, resuming
-    _data.py      check, split, standardize   _summary.py    means, errors, what is best
-    _models.py    mlp, cnn, resnet18, vit     _report.py     the table
-    _methods.py   names, costs, grammar       _plots.py      curves, accuracy and flatness
-    _train.py     the compiled step, looped   _labels.py     labels that do not overlap
-    _measure.py   what a network ended as     _runs.py       trains and measures what is missing
-    _convolution.py   fast on CPUs            _saved_models.py   for benchmarks.measure
-    _augment.py   random crops and flips
+`run.py` is the comparison; this file is its command line.
 """
 
+import argparse
 import os
 import pathlib
-import shlex
 import signal
 import sys
 from collections.abc import Sequence
 
-from rich.console import Console
+from benchmarks.common import cli, results
+from benchmarks.common.models import build
+from benchmarks.common.options import (
+    BUDGETS,
+    DTYPES,
+    FLATNESS,
+    METHODS,
+    Options,
+    complete,
+)
+from benchmarks.compare.run import Job, run
 
-from benchmarks.common import data as _data
-from benchmarks.common import measuring as _measure
-from benchmarks.common import methods as _methods
-from benchmarks.common import options as _options
-from benchmarks.common import results as _results
-from benchmarks.common import runs as _runs
-from benchmarks.common import summary as _summary
-from benchmarks.common.cli import INTERRUPTED, UsageError, exit_code
-from benchmarks.common.models import build as _models
-from benchmarks.common.runs import Bench
-from benchmarks.compare import plots as _plots
-from benchmarks.compare import report as _report
+# Plain gradients, a method with two gradients per step, and one with a Hessian-vector product.
+QUICK = {"train_size": 300, "epochs": 3, "seeds": 2, "flatness": "lambda_max"}
+QUICK_METHODS = ("sam:rho=0.3", "gradient_norm_penalty:penalty=0.2")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns 0, 2 after a mistake of usage, or 130 when interrupted."""
-    return exit_code(lambda: run(sys.argv[1:] if argv is None else argv))
+    """Runs the command; returns its exit code: 0, 2 after a usage error, 130 if interrupted."""
+    argv = sys.argv[1:] if argv is None else argv
+    return cli.exit_code(lambda: _command(argv))
 
 
-def run(argv: Sequence[str]) -> int:
-    """Parses, loads, trains what is not finished yet, and reports."""
-    options, places = _options.parse(argv)
-    methods = _methods.parse(options.methods, options.optimizer)
-    data = _data.load(options.data, places.data_dir, options.train_size, options.evaluate_on)
-    if options.batch_size > len(data.x_train):
-        raise UsageError(
-            f"--batch-size {options.batch_size} is more than the {len(data.x_train)} training "
-            f"examples. Give --batch-size {len(data.x_train)} or less."
-        )
-    if options.augment and data.x_train.ndim != 4:
-        raise UsageError(
-            f"--augment needs images, but an example here has the shape {data.x_train.shape[1:]}. "
-            "Leave it out, or save the examples as (examples, height, width, channels)."
-        )
-    model = _models.build(options.model, data)
-
+def _command(argv: Sequence[str]) -> int:
+    args = parse(argv)
+    options = complete(**{name: getattr(args, name) for name in Options._fields})
     name = f"{pathlib.Path(options.data).stem}-{options.model.replace(':', '-')}"
-    folder = _results.folder(places.out, name, places.resume)
-    labels = [method.label for method in methods]
-    fresh = {
-        "command": shlex.join(["python", "-m", "benchmarks.compare", *argv]),
-        "configuration": options._asdict() | {"methods": labels},
-        "dataset": data.description(),
-        "measurement": _measure.SETTINGS,
-        "environment": _results.environment(),
-        "runs": [],
-    }
-    results = _results.start(folder, fresh, places.resume)
-
-    console = Console()
-    if not console.is_terminal:  # a log file has no width, so give the table what it needs
-        console = Console(width=200)
-    finished = {(run["method"], run["seed"]) for run in results["runs"]}
-    # Seeds outside, so that an interrupted job has compared all methods on some seeds.
-    missing = [
-        (method, seed)
-        for seed in range(options.seeds)
-        for method in methods
-        if (method.label, seed) not in finished
-    ]
-    bench = Bench(model, data, options, folder if places.save_models else None)
-    made_at = {"revision": _results.revision()}
+    folder = results.folder(args.out, name, args.resume)
     try:
-        for record in _runs.finish(bench, missing, console):
-            results["runs"].append(record | made_at)
-            _results.save(folder, results)
+        run(
+            Job(
+                options,
+                folder,
+                data_dir=args.data_dir,
+                resume=args.resume,
+                save_models=args.save_models,
+                command=cli.command_line("compare", argv),
+            )
+        )
     except KeyboardInterrupt:
         again = [word for word in argv if word != "--resume"]
-        again += ["--resume"] if places.out else ["--out", str(folder), "--resume"]
-        console.print(
-            f"Interrupted. Finished runs kept in {folder}: {len(results['runs'])}. Go on with\n"
-            f"{shlex.join(['python', '-m', 'benchmarks.compare', *again])}",
-            soft_wrap=True,
+        again += [] if args.out else ["--out", str(folder)]
+        print(
+            f"Interrupted. The finished runs are kept in {folder}. To continue, run\n"
+            f"{cli.command_line('compare', [*again, '--resume'])}"
         )
-        return INTERRUPTED
-    _report_all(console, folder, results, methods)
+        return cli.INTERRUPTED
     return 0
 
 
-def _report_all(
-    console: Console,
-    folder: pathlib.Path,
-    results: _results.Results,
-    methods: list[_methods.Method],
-) -> None:
-    """Writes the summary, the table and the plots, and prints the table."""
-    configuration = results["configuration"]
-    rows = _summary.summarize(results["runs"], methods, configuration["optimizer"])
-    _results.save(folder, results | {"summary": [row.as_dict() for row in rows]})
-    report = _report.report(rows, configuration, results["dataset"])
-    (folder / "table.md").write_text(_report.markdown(report, results["command"]), encoding="utf-8")
-    plots = _plots.draw(folder, results["runs"], rows, configuration)
-    _report.show(console, report)
-    console.print(
-        f"Written to {folder}: {', '.join([_results.FILE, 'table.md', *plots])}", soft_wrap=True
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Reads the command line; None stands for the default of an option."""
+    args = _parser().parse_args(argv)
+    if args.quick:
+        cli.fill_in(args, QUICK | {"methods": ",".join([args.optimizer, *QUICK_METHODS])})
+    return args
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = cli.Parser(
+        "compare",
+        description="Trains a network with the plain optimizer and with each method, from the same "
+        "initial parameters and on the same batches, and reports accuracy, flatness and cost.",
+        epilog="The results are manifest.json (configuration and versions), runs.csv (one row per "
+        "run), curves.npz, table.md and figures. If the command is interrupted, it keeps every "
+        "finished run, and --resume continues from there.",
     )
+    data = cli.add_data(parser)
+    data.add_argument(
+        "--label-noise",
+        type=float,
+        help="fraction of the training labels that are replaced by other classes (default: 0)",
+    )
+    cli.add_evaluate_on(data)
+    training = parser.add_argument_group("training")
+    cli.add_model(training, build.NAMES)
+    training.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        help="dtype of the network's computations during training; parameters, loss and all "
+        "measurements are float32 (default: float32)",
+    )
+    training.add_argument(
+        "--augment",
+        action="store_true",
+        help="augment the training images by random crops and horizontal flips (needs dm-pix); "
+        "meant for photographs, not for digits",
+    )
+    training.add_argument(
+        "--methods",
+        help="methods separated by commas, with hyperparameters after colons. :every=5 applies a "
+        "method on every fifth step only, :after=200 from step 200 on; + adds methods up; "
+        ":ascent_fraction=0.1 (sam and asam, at the end) computes the ascent direction from a "
+        "tenth of the batch. The name of the optimizer stands for plain gradients "
+        f"(default: sgd,{','.join(METHODS)})",
+    )
+    training.add_argument(
+        "--optimizer", choices=cli.OPTIMIZERS, default="sgd", help="base optimizer (default: sgd)"
+    )
+    training.add_argument(
+        "--learning-rate",
+        type=float,
+        help="peak of the cosine schedule (default: for sgd 0.05, 0.1 on digits and 0.03 for a "
+        "vit; for adamw 0.001)",
+    )
+    training.add_argument(
+        "--warmup-epochs",
+        type=float,
+        help="epochs in which the learning rate rises linearly from 0 (default: 0)",
+    )
+    training.add_argument("--weight-decay", type=float, help="default: 0 for sgd, 0.0001 for adamw")
+    training.add_argument("--batch-size", type=int, help="default: 100, on digits 50")
+    training.add_argument("--epochs", type=int, help="default: 25, on digits 40")
+    training.add_argument(
+        "--budget",
+        choices=BUDGETS,
+        help="what is equal for all methods: the number of training steps, or the number of "
+        "gradient evaluations, which gives more expensive methods fewer steps and a shorter "
+        "schedule (default: steps)",
+    )
+    cli.add_seeds(training, "5")
+    output = cli.add_output(
+        parser,
+        default="a new one, for example results/digits-mlp-2",
+        resume="continue in --out, or else in the newest results folder of the same data and "
+        "network; --methods and --seeds may name more than before",
+    )
+    output.add_argument(
+        "--flatness",
+        choices=FLATNESS,
+        help="what is measured of the minimum: no: nothing; lambda_max: the largest Hessian "
+        "eigenvalue; end: also trace, R⁰, R¹ and PACGen; along: also the largest eigenvalue and "
+        "the trace during training (default: end)",
+    )
+    output.add_argument(
+        "--save-models",
+        action="store_true",
+        help="keep each trained network, for python -m benchmarks.measure",
+    )
+    cli.add_quick(
+        parser,
+        "300 training examples, 3 epochs, 2 seeds, 3 methods, and of the "
+        "measures of flatness only the largest eigenvalue",
+    )
+    return parser
 
 
 if __name__ == "__main__":
-    # A polite kill is an interruption too; whatever happens, finished runs are on disk.
+    # SIGTERM is handled like Ctrl-C. In either case the finished runs are on disk.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     code = main()
-    if code == INTERRUPTED:
-        # XLA's threads still compute what was dispatched, and crash if Python is torn down below.
+    if code == cli.INTERRUPTED:
+        # XLA's threads still run dispatched work and would crash during interpreter shutdown.
         sys.stdout.flush()
         os._exit(code)
     sys.exit(code)

@@ -1,63 +1,63 @@
-"""The plots: training curves with a band over the seeds, accuracy against flatness and cost, and
-curvature along training where it was measured.
-"""
+"""The figures of a comparison: training curves, accuracy against flatness and cost, curvature."""
 
+import itertools
 import pathlib
 from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-from benchmarks.common.labels import Label, place
-from benchmarks.common.summary import Row, number
+from benchmarks.common.plotting import PLAIN, STYLE, new_figure, plain_numbers
+from benchmarks.common.statistics import number
+from benchmarks.compare.summary import MethodResult
 from flatreg.plots import COLORS
 
-PLAIN = "#555555"
-STYLE = {
-    "figure.constrained_layout.use": True,
-    "font.size": 9,
-    "axes.titlesize": 9,
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#EBEBEB",
-    "grid.linewidth": 0.7,
-    "savefig.dpi": 160,
-}
+MARKERS = "osD^vPXp"
 
 
 class Series(NamedTuple):
-    """What is drawn of one method: its runs that did not diverge."""
+    """What is drawn of one method.
 
-    row: Row
+    Attributes:
+      row: its summary.
+      color: its color.
+      runs: the records of its runs that did not diverge.
+    """
+
+    row: MethodResult
     color: str
     runs: list[dict[str, Any]]
 
     @property
     def label(self) -> str:
-        """The method's name, and its hyperparameters on a second line; a sum on several."""
+        """The label with the hyperparameters on a second line, and a sum on several lines."""
         return self.row.label.replace("+", "\n+ ").replace(":", "\n", 1).replace(":", " ")
 
     def measured(self, name: str) -> np.ndarray:
-        """A measured quantity, one value a seed."""
+        """Returns a measured quantity: one value per seed."""
         return np.array([number(run["measured"][name]) for run in self.runs])
 
     def curve(self, name: str) -> np.ndarray:
-        """A quantity after each epoch, one row a seed."""
+        """Returns a quantity after each epoch: one row per seed."""
         return np.array([[number(epoch[name]) for epoch in run["curve"]] for run in self.runs])
 
 
 def draw(
-    folder: pathlib.Path, runs: list[dict[str, Any]], rows: list[Row], configuration: dict[str, Any]
+    folder: pathlib.Path,
+    runs: list[dict[str, Any]],
+    rows: list[MethodResult],
+    configuration: dict[str, Any],
 ) -> list[str]:
-    """Writes the plots of what was measured into the folder and returns their names."""
+    """Writes the figures to a folder and returns their file names.
+
+    Args:
+      folder: the folder.
+      runs: the records of all runs.
+      rows: the summary of each method.
+      configuration: the options of the comparison.
+    """
     plain = configuration["optimizer"]
     others = [row.label for row in rows if row.label != plain]
     colors = {plain: PLAIN} | {label: COLORS[i % len(COLORS)] for i, label in enumerate(others)}
@@ -80,7 +80,7 @@ def draw(
 
 
 def _curves(series: list[Series], configuration: dict[str, Any]) -> Figure:
-    """Two panels a method, one above the other, with the plain optimizer's curves in gray."""
+    """Training loss and evaluation error of each method, with the plain optimizer in gray."""
     plain = [one for one in series if one.row.label == configuration["optimizer"]]
     others = [one for one in series if one not in plain] or plain
     x = "gradients" if configuration["budget"] == "gradients" else "step"
@@ -92,7 +92,7 @@ def _curves(series: list[Series], configuration: dict[str, Any]) -> Figure:
     }
     columns = min(len(others), 4)
     blocks = -(-len(others) // columns)
-    figure = _figure(0.8 + 2.6 * columns, 0.3 + 4.0 * blocks)
+    figure = new_figure(0.8 + 2.6 * columns, 0.3 + 4.0 * blocks)
     shared: dict[str, Axes] = {}
     for i, one in enumerate(others):
         block, column = divmod(i, columns)
@@ -117,7 +117,7 @@ def _curves(series: list[Series], configuration: dict[str, Any]) -> Figure:
     _explain(
         figure,
         configuration,
-        f"mean over seeds, band from the lowest to the highest; gray: {configuration['optimizer']}",
+        f"mean over seeds, with a band from minimum to maximum; gray: {configuration['optimizer']}",
     )
     return figure
 
@@ -128,39 +128,39 @@ def _band(axes: Axes, x: np.ndarray, values: np.ndarray, color: str, label: str 
 
 
 def _flatness(series: list[Series], configuration: dict[str, Any]) -> Figure:
-    """A small point a seed, a large one for the mean."""
-    figure = _figure(11, 5)
+    """Accuracy against λ_max and against cost; a small point per seed, a large point per mean."""
+    figure = new_figure(11, 5)
     left, right = figure.subplots(1, 2, sharey=True)
-    _explain(figure, configuration, "small points are seeds, large ones their means")
-    labels: dict[Axes, list[Label]] = {left: [], right: []}
-    for one in series:
+    _explain(
+        figure, configuration, "each small point is one seed, each large point the mean of a method"
+    )
+    for one, marker in zip(series, itertools.cycle(MARKERS), strict=False):
         accuracy = 100 * one.measured("test_accuracy")
         mean = accuracy.mean()
         for axes, x in (
             (left, one.measured("lambda_max")),
-            (right, np.full(len(accuracy), one.row.gradients_a_step)),
+            (right, np.full(len(accuracy), one.row.gradients_per_step)),
         ):
-            axes.scatter(x, accuracy, s=16, color=one.color, alpha=0.5, linewidths=0)
-            axes.scatter(x.mean(), mean, s=75, color=one.color, edgecolors="white", zorder=3)
-            labels[axes].append(Label(one.label, one.color, (x.mean(), mean)))
+            style: dict[str, Any] = {"color": one.color, "marker": marker}
+            axes.scatter(x, accuracy, s=16, alpha=0.5, linewidths=0, **style)
+            label = one.label if axes is left else None
+            axes.scatter(x.mean(), mean, s=75, edgecolors="white", zorder=3, label=label, **style)
     left.set_xscale("log")
     plain_numbers(left.xaxis)
     left.set_xlabel(r"$\lambda_{\max}$ of the training loss (flatter to the left)")
     left.set_ylabel(f"{configuration['evaluate_on']} accuracy, %")
     left.set_title("Accuracy against flatness", weight="bold")
-    right.set_xlabel("gradients a step")
+    right.set_xlabel("gradients per step")
     right.set_title("Accuracy against cost", weight="bold")
-    for axes in (left, right):
-        axes.margins(0.12)
-        place(axes, labels[axes])
+    figure.legend(loc="outside right upper", frameon=False, labelcolor="linecolor")
     return figure
 
 
 def _along(series: list[Series], configuration: dict[str, Any]) -> Figure:
-    """λ_max and trace over the steps, and λ_max over the loss at which it was measured."""
-    figure = _figure(11, 3.6)
+    """λ_max and trace against the training step, and λ_max against the training loss."""
+    figure = new_figure(11, 3.6)
     axes = figure.subplots(1, 3)
-    _explain(figure, configuration, "mean over seeds, band from the lowest to the highest")
+    _explain(figure, configuration, "mean over seeds, with a band from minimum to maximum")
     for one in series:
         points = [[e for e in run["curve"] if "curvature" in e] for run in one.runs]
         found = {
@@ -180,31 +180,16 @@ def _along(series: list[Series], configuration: dict[str, Any]) -> Figure:
         one_axes.set_xlabel("training step")
         plain_numbers(one_axes.yaxis)
     axes[2].set_xscale("log")
-    axes[2].set_xlabel("training loss of the examples measured")
+    axes[2].set_xlabel("training loss of the measured examples")
     plain_numbers(axes[2].xaxis)
     axes[0].legend(frameon=False)
     return figure
 
 
-def _figure(width: float, height: float) -> Figure:
-    """A figure without pyplot, which would want a screen where there is one."""
-    figure = Figure(figsize=(width, height))
-    FigureCanvasAgg(figure)
-    return figure
-
-
 def _explain(figure: Figure, configuration: dict[str, Any], text: str) -> None:
-    """One line above the panels: what was trained, and how to read them."""
+    """Writes a line above the panels: what was trained, and how to read the panels."""
     noise = configuration["label_noise"]
     trained = f"{configuration['data']}, {configuration['model']}" + (
         f", {noise:.0%} label noise" if noise else ""
     )
     figure.suptitle(f"{trained}: {text}", x=0.01, ha="left", fontsize=9)
-
-
-def plain_numbers(axis: Axis) -> None:
-    """Ticks of a log axis at powers of ten, over few of them also in between, written plainly."""
-    low, high = axis.get_view_interval()
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 300 * low else (1,)))
-    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    axis.set_minor_formatter(NullFormatter())

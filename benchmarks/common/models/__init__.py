@@ -1,1 +1,1 @@
-"""The networks that the benchmarks train."""
+"""The networks that the benchmarks train, in Flax Linen."""

@@ -1,7 +1,7 @@
-"""Convolution as a product of patches and kernel, for CPUs.
+"""Convolution as a matrix product of patches and kernel, for CPUs.
 
-XLA's own convolution runs many times slower on a CPU inside of control flow, where measures of
-flatness iterate and `flatreg.every` skips; jax-ml/jax #12868. This one is as fast there as outside.
+On a CPU, XLA's convolution is many times slower inside control flow (jax-ml/jax #12868), which the
+measures of flatness and `flatreg.every` use. A matrix product is equally fast inside and outside.
 """
 
 from typing import Any
@@ -13,14 +13,20 @@ import jax.numpy as jnp
 def by_patches(
     x: jax.Array, kernel: jax.Array, strides: Any, padding: Any, **settings: Any
 ) -> jax.Array:
-    """2-D convolution of (batch, height, width, in) with (height, width, in, out).
+    """Computes a 2-D convolution, for `conv_general_dilated=` of `flax.linen.Conv`.
 
-    Takes `flax.linen.Conv`'s place for `jax.lax.conv_general_dilated`, without dilation and groups.
+    Args:
+      x: the inputs, of shape (batch, height, width, in).
+      kernel: the kernel, of shape (height, width, in, out).
+      strides: one stride per spatial axis.
+      padding: `"SAME"`, `"VALID"`, or a pair (low, high) per spatial axis.
+      **settings: the other arguments of `jax.lax.conv_general_dilated`. Dilation and groups must
+        have their defaults; `precision` is used.
     """
     dilations = *settings.pop("lhs_dilation"), *settings.pop("rhs_dilation")
     groups = settings.pop("feature_group_count")
     if any(dilation != 1 for dilation in dilations) or groups != 1:
-        raise NotImplementedError("by_patches knows neither dilation nor groups.")
+        raise NotImplementedError("by_patches does not support dilation or groups.")
     *window, inputs, outputs = kernel.shape
     pads = padding
     if isinstance(padding, str):
@@ -40,5 +46,5 @@ def by_patches(
         for i in range(window[0])
         for j in range(window[1])
     ]
-    patches, matrix = jnp.concatenate(patches, axis=-1), kernel.reshape(-1, outputs)
-    return jnp.matmul(patches, matrix, precision=settings.get("precision"))
+    rows, matrix = jnp.concatenate(patches, axis=-1), kernel.reshape(-1, outputs)
+    return jnp.matmul(rows, matrix, precision=settings.get("precision"))

@@ -1,7 +1,7 @@
-"""ResNet-18 in its form for small images: a stem of 3×3 and no pooling in front of the blocks.
+"""ResNet-18 for small images: a 3×3 stem and no pooling before the blocks.
 
 He, Zhang, Ren and Sun, 'Deep Residual Learning for Image Recognition', CVPR 2016, arXiv 1512.03385.
-Its ReLU is a GELU here, as in all networks of the benchmarks: gradient penalties want a smooth
+GELU replaces ReLU, as in all networks of the benchmarks, because gradient penalties need a smooth
 activation.
 """
 
@@ -14,7 +14,16 @@ import jax
 
 
 class Block(nn.Module):
-    """Two 3×3 convolutions beside the identity, or beside a 1×1 where the shape changes."""
+    """A residual block of two 3×3 convolutions.
+
+    The shortcut is the identity, or a 1×1 convolution where the shape changes.
+
+    Attributes:
+      width: the number of output channels.
+      stride: the stride of the first convolution.
+      conv: makes a convolution.
+      norm: makes a BatchNorm.
+    """
 
     width: int
     stride: int
@@ -33,10 +42,17 @@ class Block(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Stages of residual blocks, each but the first at half the resolution of the one before.
+    """A residual network; each stage after the first halves the resolution.
 
-    The defaults are ResNet-18 with 11 million weights. `dtype` is that of the computation; the
-    parameters and BatchNorm's statistics stay in float32.
+    The defaults are ResNet-18 with 11 million parameters.
+
+    Attributes:
+      num_classes: the number of logits.
+      widths: the number of channels in each stage.
+      blocks: the number of residual blocks per stage.
+      convolve: the convolution, with the signature of `jax.lax.conv_general_dilated`.
+      dtype: the dtype of the computation; None for that of the inputs. Parameters and BatchNorm
+        statistics are float32.
     """
 
     num_classes: int

@@ -1,7 +1,7 @@
-"""A small vision transformer with its norms in front, learned positions and the mean over tokens.
+"""A small vision transformer with pre-normalization and learned position embeddings.
 
-Dosovitskiy et al., 'An Image is Worth 16x16 Words', ICLR 2021, arXiv 2010.11929. Its class token is
-the mean over all tokens here, which does as well and is simpler (arXiv 2205.01580).
+Dosovitskiy et al., 'An Image is Worth 16x16 Words', ICLR 2021, arXiv 2010.11929. The mean over all
+tokens replaces the class token, which is simpler and as accurate (arXiv 2205.01580).
 """
 
 import math
@@ -11,15 +11,25 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-TOKENS = 8  # at most so many a side
+TOKENS = 8  # the largest number of patches per side
 
 
 class Vit(nn.Module):
-    """Patches, embedded; then layers of attention and of an MLP with GELU, each beside an identity.
+    """A vision transformer for small images.
 
-    The defaults are ViT-Ti at half its depth, 2.7 million weights. A patch is 2×2 or larger, so
-    that there are at most 8×8. `dtype` is that of the computation; parameters, softmax and norms
-    stay in float32.
+    The defaults are ViT-Ti at half its depth, with 2.7 million parameters. Patches are the smallest
+    ones of at least 2×2 pixels for which there are at most 8×8 patches.
+
+    Attributes:
+      num_classes: the number of logits.
+      width: the embedding dimension.
+      depth: the number of transformer layers.
+      heads: the number of attention heads, a divisor of `width`.
+      dropout: the dropout rate.
+      convolve: the convolution that embeds the patches, with the signature of
+        `jax.lax.conv_general_dilated`.
+      dtype: the dtype of the computation; None for that of the inputs. Parameters, the softmax
+        of the attention and the statistics of the normalization are float32.
     """
 
     num_classes: int

@@ -1,0 +1,1 @@
+"""Data sets: loading, preparation, label noise and augmentation."""
