@@ -1,1 +1,1 @@
-"""Accuracy, time and memory of curvature estimates."""
+"""Measures the accuracy, the time and the memory of curvature estimates."""

@@ -1,4 +1,4 @@
-"""What `python -m benchmarks.curvature` measures by `flatreg.measures`, and against what."""
+"""The estimates of curvature by `flatreg.measures`, and the reference values."""
 
 import itertools
 import time
@@ -12,45 +12,55 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.flatten_util import ravel_pytree
-from scipy.sparse.linalg import LinearOperator, eigsh
+from scipy.sparse.linalg import LinearOperator, eigsh  # type: ignore[import-untyped]
 
-from benchmarks.common import data as _data
-from benchmarks.common import methods as _methods
-from benchmarks.common import options as _options
-from benchmarks.common import training as _train
+from benchmarks.common import training
+from benchmarks.common.data.dataset import Dataset
+from benchmarks.common.methods import parse
+from benchmarks.common.options import complete
 from flatreg import measures
 
-Found = dict[str, Any]  # eigenvalues, trace, standard_error: what of them a run measures
+Found = dict[str, Any]  # some of: eigenvalues, residuals, trace, standard_error
 
 
-class Compiled(NamedTuple):
-    """A measurement, ready to run; each run draws its own start and probes."""
+class CompiledEstimate(NamedTuple):
+    """An estimate that is ready to run.
+
+    Attributes:
+      run: computes the estimate. Every call draws another start and other probes.
+      compile_seconds: the time for tracing and compiling.
+      temporary_bytes: the temporary memory that XLA reports.
+    """
 
     run: Callable[[], Found]
     compile_seconds: float
     temporary_bytes: int
 
 
-def trained(model: nn.Module, data: _data.Dataset, name: str, epochs: int) -> Any:
-    """The parameters after some epochs of SGD, as `benchmarks.compare` trains."""
-    options, _ = _options.parse([f"--data={name}", "--methods=sgd", f"--epochs={epochs}"])
-    (method,) = _methods.parse("sgd", "sgd")
+def trained(model: nn.Module, data: Dataset, name: str, epochs: int) -> Any:
+    """Returns the parameters after some epochs of SGD with the settings of `benchmarks.compare`."""
+    options = complete(data=name, methods="sgd", epochs=epochs)
+    (method,) = parse("sgd", "sgd")
     x, y = jnp.asarray(data.x_train), jnp.asarray(data.y_train)
-    for epoch in _train.epochs(_train.build(method, model, options, x, y), 0, x, y):
+    for epoch in training.epochs(training.build(method, model, options, x, y), 0, x, y):
         params = epoch.state.variables["params"]
-    params = jax.device_get(params)
-    return params
+    return jax.device_get(params)
 
 
 def loss(model: nn.Module, params: Any, batch: Any) -> jax.Array:
-    """Mean cross-entropy of a batch."""
+    """Returns the mean cross-entropy of a batch of examples and labels."""
     x, labels = batch
-    logits = model.apply({"params": params}, x, train=False)
+    logits: Any = model.apply({"params": params}, x, train=False)
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
 
 def plan(k: int, probes: int) -> dict[str, Callable[..., Found]]:
-    """The measurements by name, each a function of loss, parameters and key."""
+    """Returns the estimates by name, as functions of the loss, the parameters and a key.
+
+    Args:
+      k: the number of eigenvalues.
+      probes: the number of random vectors for the trace.
+    """
     outer = 4 * k
 
     def top(loss_fn: measures.LossFn, params: Any, key: jax.Array) -> Found:
@@ -73,8 +83,10 @@ def plan(k: int, probes: int) -> dict[str, Callable[..., Found]]:
     }
 
 
-def compiled(measure: Callable[..., Found], loss_fn: measures.LossFn, params: Any) -> Compiled:
-    """Compiles a measurement of the plan."""
+def compiled(
+    measure: Callable[..., Found], loss_fn: measures.LossFn, params: Any
+) -> CompiledEstimate:
+    """Compiles an estimate of the plan."""
     begin = time.perf_counter()
     program = jax.jit(measure).lower(loss_fn, params, jax.random.key(0)).compile()
     seconds = time.perf_counter() - begin
@@ -84,14 +96,23 @@ def compiled(measure: Callable[..., Found], loss_fn: measures.LossFn, params: An
         found = jax.device_get(program(loss_fn, params, next(keys)))
         return {"trace" if n == "value" else n: np.asarray(x).tolist() for n, x in found.items()}
 
-    run()  # what the first run does besides
-    return Compiled(run, seconds, program.memory_analysis().temp_size_in_bytes)
+    run()  # the first run does more than the later ones
+    memory: Any = program.memory_analysis()
+    return CompiledEstimate(run, seconds, memory.temp_size_in_bytes)
 
 
 def reference(loss_fn: measures.LossFn, params: Any, k: int, probes: int) -> Found:
-    """Eigenvalues by SciPy's ARPACK on products in float64, and the trace of many probes.
+    """Returns precise eigenvalues and a precise trace.
 
-    The trace is taken in float32, whose rounding is far below its standard error.
+    The eigenvalues come from SciPy's ARPACK with Hessian-vector products in float64. The trace is
+    an estimate with many probes. It is computed in float32, whose rounding errors are far below the
+    standard error of the estimate.
+
+    Args:
+      loss_fn: the loss.
+      params: the parameters.
+      k: the number of eigenvalues.
+      probes: the number of random vectors for the trace.
     """
     with jax.enable_x64(True):
         wide_loss, wide_params = jax.tree.map(

@@ -1,4 +1,4 @@
-"""The same curvature by PyTorch: PyHessian and curvlinops, on the same weights and examples."""
+"""Estimates of curvature in PyTorch, by PyHessian and curvlinops, for the same weights and data."""
 
 import importlib.metadata
 import importlib.util
@@ -9,27 +9,28 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from scipy.sparse.linalg import eigsh
+from scipy.sparse.linalg import eigsh  # type: ignore[import-untyped]
 
 from benchmarks.common.cli import UsageError
+from benchmarks.common.statistics import estimate
 
 PACKAGES = {"torch": "torch", "pyhessian": "pyhessian", "curvlinops": "curvlinops-for-pytorch"}
-TOLERANCES = (1e-3, 1e-6)  # of PyHessian, on an estimate's change; its own default first
+TOLERANCES = (1e-3, 1e-6)  # PyHessian stops when an estimate changes less; 1e-3 is its default
 
-Contestant = Callable[[], dict[str, Any]]
+Found = dict[str, Any]  # eigenvalues, or trace with standard_error and probes
 
 
 def check_installed() -> None:
-    """Says before any work what is missing."""
+    """Raises `UsageError` if a package is missing."""
     missing = [pip for name, pip in PACKAGES.items() if importlib.util.find_spec(name) is None]
     if missing:
         raise UsageError(
-            f"--peers needs {', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not "
-            f"installed: pip install {' '.join(PACKAGES.values())}, or leave --peers out."
+            f"--peers needs {' and '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} "
+            f"not installed. Run pip install {' '.join(PACKAGES.values())}, or leave out --peers."
         )
 
 
-def contestants(
+def estimates(
     params: Any,
     x: np.ndarray,
     y: np.ndarray,
@@ -37,25 +38,28 @@ def contestants(
     probes: int,
     batch_size: int,
     threads: int,
-) -> dict[str, Contestant]:
-    """Name and run of each measurement; a run draws its own start.
+) -> dict[str, Callable[[], Found]]:
+    """Returns the estimates by name. Every call of an estimate draws another start.
 
     Args:
-      params: of `benchmarks.common.models.build.Mlp`.
+      params: the parameters of a `benchmarks.common.models.mlp.Mlp`.
       x: the examples.
       y: their labels.
-      k: how many eigenvalues.
-      probes: for the trace of curvlinops; PyHessian decides for itself.
-      batch_size: examples in memory, for all but PyHessian's rows "in one batch".
-      threads: for PyTorch, as many as XLA has.
+      k: the number of eigenvalues.
+      probes: the number of random vectors for the trace by curvlinops; PyHessian chooses its own
+        number.
+      batch_size: the number of examples that are in memory at a time, except for the estimates of
+        PyHessian "in one batch".
+      threads: the number of threads for PyTorch, the same as for XLA.
     """
-    # Beside other work, threads that spin while they wait slow small products down 30-fold.
+    # Without this setting, waiting threads spin, which slows down small products by a factor of 30
+    # when other processes run.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     import torch  # type: ignore[import-not-found]
     from curvlinops import HessianLinearOperator  # type: ignore[import-not-found]
     from pyhessian import hessian  # type: ignore[import-not-found]
 
-    warnings.filterwarnings("ignore", "Using backward")  # PyHessian does so, and frees it
+    warnings.filterwarnings("ignore", "Using backward")  # by PyHessian, which frees the graph
     torch.set_num_threads(threads)
     net, loss = _network(torch, params), torch.nn.CrossEntropyLoss()
     inputs = torch.tensor(x.reshape(len(x), -1))
@@ -63,22 +67,22 @@ def contestants(
     batches = list(zip(inputs.split(batch_size), labels.split(batch_size), strict=True))
     in_batches, whole = {"dataloader": batches}, {"data": (inputs, labels)}
 
-    def pyhessian_top(data: dict[str, Any], tolerance: float) -> dict[str, Any]:
+    def pyhessian_top(data: dict[str, Any], tolerance: float) -> Found:
         found, _ = hessian(net, loss, cuda=False, **data).eigenvalues(tol=tolerance, top_n=k)
         return {"eigenvalues": [float(value) for value in found]}
 
-    def pyhessian_trace(data: dict[str, Any]) -> dict[str, Any]:
+    def pyhessian_trace(data: dict[str, Any]) -> Found:
         return _mean(hessian(net, loss, cuda=False, **data).trace())
 
     def operator() -> Any:
         weights = list(net.parameters())
         return HessianLinearOperator(net, loss, weights, batches, check_deterministic=False)
 
-    def curvlinops_top() -> dict[str, Any]:
+    def curvlinops_top() -> Found:
         found = eigsh(operator().to_scipy(), k, which="LA", tol=1e-4, return_eigenvectors=False)
         return {"eigenvalues": sorted(map(float, found), reverse=True)}
 
-    def curvlinops_trace() -> dict[str, Any]:
+    def curvlinops_trace() -> Found:
         matrix = operator()
         size = matrix.shape[0]
         signs = (torch.randint(0, 2, (size,)) * 2.0 - 1 for _ in range(probes))
@@ -98,17 +102,18 @@ def contestants(
 
 
 def versions() -> dict[str, str]:
-    """Of what is installed."""
+    """Returns the versions of the installed packages."""
     return {name: importlib.metadata.version(pip) for name, pip in PACKAGES.items()}
 
 
-def _mean(drawn: list[float]) -> dict[str, Any]:
-    error = np.std(drawn, ddof=1) / len(drawn) ** 0.5
-    return {"trace": float(np.mean(drawn)), "standard_error": float(error), "probes": len(drawn)}
+def _mean(drawn: list[float]) -> Found:
+    """Returns the mean of the draws with its standard error."""
+    found = estimate(drawn)
+    return {"trace": found.mean, "standard_error": found.standard_error, "probes": found.count}
 
 
 def _network(torch: Any, params: Any) -> Any:
-    """`benchmarks.common.models.build.Mlp` with its weights; Flax's GELU is the tanh one."""
+    """Builds the same MLP in PyTorch, with the tanh approximation of GELU that Flax uses."""
     layers = []
     for _, dense in sorted(params.items()):
         layer = torch.nn.Linear(*dense["kernel"].shape)

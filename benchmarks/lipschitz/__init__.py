@@ -1,1 +1,1 @@
-"""Ways to control the Lipschitz constant of a network, compared."""
+"""Compares ways to control the Lipschitz constant of a network."""

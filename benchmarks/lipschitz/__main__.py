@@ -1,171 +1,175 @@
-"""One network under each way to control its Lipschitz constant: what each costs and certifies.
+"""Compares ways to control the Lipschitz constant of a network: what each costs and certifies.
 
     python -m benchmarks.lipschitz
+    python -m benchmarks.lipschitz --quick
     python -m benchmarks.lipschitz --data fashion_mnist --train-size 6000 --model cnn --seeds 3
     python -m benchmarks.lipschitz --sweep
     python -m benchmarks.lipschitz --wgan
 
-All methods train from the same parameters on the same batches, an epoch each in turn. For each the
-table has the test accuracy, the Lipschitz constant between what a search finds and what is proven,
-the accuracy certified within some radii, that under noise, and the time of an epoch against plain.
+All methods train from the same parameters on the same batches. They take turns, epoch by epoch. For
+each method the table shows the test accuracy, an interval for the Lipschitz constant (from the
+steepest input that a search finds to a proven upper bound), the accuracy that is certified within
+some radii, the accuracy under noise, and the time per epoch relative to plain training. With
+`--wgan` the command trains Wasserstein GANs instead.
 
-Default strengths were chosen on the validation split of digits by `--sweep`, over three seeds for
-the MLP and one for the CNN: among those that cost at most a point of accuracy the one that
-certifies most, of penalties on input gradients the one that is most accurate under noise; which
-leave the bound of the whole network loose, as they see the data alone. The grids, for both models:
+The default strengths were chosen by `--sweep` on the validation split of digits, over three seeds
+for the MLP and one seed for the CNN. Among the strengths that cost at most one percentage point of
+accuracy, the default is the one with the most certified accuracy. For the penalties on input
+gradients it is the one with the highest accuracy under noise: these penalties act only on the data,
+so that the bound for the whole network stays loose. Both models used these grids:
 
-    weight decay λ                         0.0001 0.0003 0.001 0.003 0.01 0.03
-    spectral norm penalty λ                0.001 0.003 0.01 0.03 0.1 0.3
-    orthogonality penalty λ                0.0003 0.001 0.003 0.01 0.03 0.1
-    normalization and both projections c   1 1.4 1.7 2 2.4 2.8 4, of every kernel
-    input-gradient penalty of the loss λ   0.003 0.01 0.03 0.1 0.3
-    and of the margin λ                    0.001 0.003 0.01 0.03 0.1 0.3
+    weight decay λ                          0.0001 0.0003 0.001 0.003 0.01 0.03
+    spectral norm penalty λ                 0.001 0.003 0.01 0.03 0.1 0.3
+    orthogonality penalty λ                 0.0003 0.001 0.003 0.01 0.03 0.1
+    normalization and both projections c    1 1.4 1.7 2 2.4 2.8 4, for every kernel
+    input-gradient penalty of the loss λ    0.003 0.01 0.03 0.1 0.3
+    input-gradient penalty of the margin λ  0.001 0.003 0.01 0.03 0.1 0.3
 """
 
+import argparse
 import pathlib
-import shlex
 import sys
 from collections.abc import Sequence
 from typing import Any
 
-import jax.numpy as jnp
-from rich.console import Console
+from benchmarks.common import cli, results
+from benchmarks.lipschitz.options import DEFAULT_METHODS, STEPS, LipschitzOptions, complete
+from benchmarks.lipschitz.run import run
+from benchmarks.lipschitz.wgan.run import run as run_wgan
 
-from benchmarks.common import data as _data
-from benchmarks.common import progress as _progress
-from benchmarks.common import results as _results
-from benchmarks.common.cli import UsageError, exit_code
-from benchmarks.compare import report as _report
-from benchmarks.lipschitz import measuring as _lipschitz_measure
-from benchmarks.lipschitz import methods as _lipschitz_methods
-from benchmarks.lipschitz import options as _lipschitz_options
-from benchmarks.lipschitz import plots as _lipschitz_plots
-from benchmarks.lipschitz import report as _lipschitz_report
-from benchmarks.lipschitz import training as _lipschitz_train
-from benchmarks.lipschitz.options import Options
-from benchmarks.lipschitz.wgan import run as _lipschitz_wgan_run
+QUICK = {
+    "train_size": 150,
+    "epochs": 3,
+    "seeds": 2,
+    "methods": "spectral_normalization,projection_upper_bound,input_gradient_penalty",
+    "steps": 25,
+}
+
+# The options that do not apply to the other example.
+OF_CLASSIFIER = (
+    "data",
+    "data_dir",
+    "train_size",
+    "evaluate_on",
+    "model",
+    "methods",
+    "sweep",
+    "learning_rate",
+    "batch_size",
+    "epochs",
+    "radii",
+    "noise",
+)
+OF_WGAN = ("steps",)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns 0, or 2 after a mistake of usage, or 130 when interrupted."""
+    """Runs the command and returns its exit code: 0, 2 for a usage error, 130 if interrupted."""
     argv = sys.argv[1:] if argv is None else argv
-    kept = "Interrupted. The seeds that were finished are in results.json."
-    return exit_code(lambda: run(argv), kept)
+
+    def command() -> None:
+        args = _parser().parse_args(argv)
+        options = options_of(args)
+        line = cli.command_line("lipschitz", argv)
+        if options.wgan:
+            run_wgan(
+                options, results.folder(args.out, "lipschitz-wgan", resume=False), command=line
+            )
+            return
+        name = f"lipschitz-{pathlib.Path(options.data).stem}-{options.model}"
+        folder = results.folder(args.out, name, resume=False)
+        run(options, folder, data_dir=args.data_dir, command=line)
+
+    return cli.exit_code(command, "Interrupted. The results contain the seeds that were finished.")
 
 
-def run(argv: Sequence[str]) -> None:
-    """Trains, measures, prints and writes."""
-    options, places = _lipschitz_options.parse(argv)
-    console = Console()
-    if not console.is_terminal:  # a log file has no width, so give the table what it needs
-        console = Console(width=200)
-    record: dict[str, Any] = {
-        "command": shlex.join(["python", "-m", "benchmarks.lipschitz", *argv]),
-        "revision": _results.revision(),
-        "configuration": options._asdict(),
-        "environment": _results.environment(),
-    }
-    if options.wgan:
-        folder = _results.folder(places.out, "lipschitz-wgan", resume=False)
-        _results.start(folder, record, resume=False)
-        _lipschitz_wgan_run.run(folder, record, options, console)
-        return
-    methods = _lipschitz_methods.parse(options.methods, options.model, options.sweep)
-    data = _data.load(options.data, places.data_dir, options.train_size, options.evaluate_on)
-    if options.batch_size > len(data.x_train):
-        raise UsageError(
-            f"--batch-size {options.batch_size} is more than the {len(data.x_train)} training "
-            f"examples. Give --batch-size {len(data.x_train)} or less."
+def parse(argv: Sequence[str]) -> LipschitzOptions:
+    """Returns the options of a command line, with the defaults."""
+    return options_of(_parser().parse_args(argv))
+
+
+def options_of(args: argparse.Namespace) -> LipschitzOptions:
+    """Returns the options, with the defaults where the command line does not give a value."""
+    given = vars(args).copy()
+    _check_that_options_have_an_effect(given)
+    if args.quick:
+        given |= {name: value for name, value in QUICK.items() if given[name] is None}
+    if given["radii"] is not None:
+        given["radii"] = _radii(given["radii"])
+    return complete(**{name: given[name] for name in LipschitzOptions._fields})
+
+
+def _check_that_options_have_an_effect(args: dict[str, Any]) -> None:
+    defaults = vars(_parser().parse_args([]))
+    without_effect = OF_CLASSIFIER if args["wgan"] else OF_WGAN
+    given = ", ".join(cli.flag(name) for name in without_effect if args[name] != defaults[name])
+    if given and args["wgan"]:
+        raise cli.UsageError(f"{given} applies to the classifier: leave out --wgan or {given}.")
+    if given:
+        raise cli.UsageError(f"{given} applies to the GANs: add --wgan or leave out {given}.")
+
+
+def _radii(text: str) -> tuple[float, ...]:
+    try:
+        radii = tuple(float(word) for word in text.split(","))
+    except ValueError:
+        radii = ()
+    if not radii or not all(0 < radius < float("inf") for radius in radii):
+        raise cli.UsageError(
+            f"--radii {text} must be positive numbers, such as --radii 0.1,0.2,0.4."
         )
-    name = f"lipschitz-{pathlib.Path(options.data).stem}-{options.model}"
-    folder = _results.folder(places.out, name, resume=False)
-    record |= {
-        "methods": [method.label for method in methods],
-        "dataset": data.description(),
-        "measurement": _lipschitz_measure.SETTINGS
-        | {"curve_radii": _lipschitz_measure.curve_radii(options).tolist()},
-        "runs": [],
-    }
-    _results.start(folder, record, resume=False)
-    for runs in _runs(options, methods, data, console):
-        record["runs"] += runs
-        _results.save(folder, record)
-    _report_all(console, folder, record, options, methods)
+    return tuple(sorted(set(radii)))
 
 
-def _runs(
-    options: Options,
-    methods: Sequence[_lipschitz_methods.Method],
-    data: _data.Dataset,
-    console: Console,
-) -> Any:
-    """Yields the finished runs of all methods, seed by seed."""
-    network = _lipschitz_train.network(options.model, data)
-    x, y = jnp.asarray(data.x_train), jnp.asarray(data.y_train)
-    measure = _lipschitz_measure.measurer(network, data, options)
-    with console.status("Compiling"):
-        programs = {
-            method.label: _lipschitz_train.compiled(method, network, options, x, y)
-            for method in methods
-        }
-    with _progress.reporting(console, options.seeds, options.seeds * options.epochs) as reporter:
-        for seed in range(options.seeds):
-            states: dict[str, _lipschitz_train.State] = {}
-            epochs: dict[str, list[Any]] = {label: [] for label in programs}
-            for one in _lipschitz_train.rounds(programs, states, seed, options, x, y):
-                for label in programs:
-                    epochs[label].append(
-                        {"seconds_a_step": one.seconds[label], "train_loss": one.losses[label]}
-                    )
-                reporter.working(f"{len(programs)} methods", 1)
-            runs = []
-            for method in methods:
-                measured = measure(programs[method.label].weights(states[method.label]))
-                runs.append(
-                    {
-                        "method": method.label,
-                        "seed": seed,
-                        "epochs": epochs[method.label],
-                        "measured": measured,
-                    }
-                )
-            yield runs
-            reporter.finished(f"seed {seed}, {len(programs)} methods")
-
-
-def _report_all(
-    console: Console,
-    folder: pathlib.Path,
-    record: _results.Results,
-    options: Options,
-    methods: Sequence[_lipschitz_methods.Method],
-) -> None:
-    """Writes the summary, the table and the plot, and prints the table and what it answers."""
-    rows = _lipschitz_report.summarize(record["runs"], methods)
-    report = _lipschitz_report.report(rows, options, record["dataset"])
-    answer = (
-        _chosen(_lipschitz_report.choice(rows))
-        if options.sweep
-        else _lipschitz_report.claim(record["runs"], rows)
+def _parser() -> argparse.ArgumentParser:
+    parser = cli.Parser(
+        "lipschitz",
+        description="Trains one network with several ways to control its Lipschitz constant, and "
+        "shows what each of them costs and what it certifies.",
     )
-    if answer:
-        report = report._replace(caption=f"{report.caption}\n\n{answer}")
-    summary = [row.as_dict() for row in rows]
-    _results.save(folder, record | {"summary": summary, "answer": answer})
-    table = _report.markdown(report, record["command"])
-    (folder / "table.md").write_text(table, encoding="utf-8")
-    plot = _lipschitz_plots.draw(folder, rows, options)
-    _report.show(console, report)
-    console.print(f"Written to {folder}: {_results.FILE}, table.md, {plot}", soft_wrap=True)
-
-
-def _chosen(strengths: dict[str, float]) -> str:
-    """What a sweep found, to be copied."""
-    return (
-        "Chosen, at most a point of accuracy below plain: the most certified accuracy over the "
-        "radii, of penalties on input gradients the most accuracy under noise: --methods "
-        f"{','.join(f'{name}:{strength:g}' for name, strength in strengths.items())}"
+    data = cli.add_data(parser)
+    cli.add_evaluate_on(data, shown="test, with --sweep validation")
+    parser.set_defaults(evaluate_on=None)  # filled in when --sweep is known
+    training = parser.add_argument_group("training")
+    cli.add_model(training, ("mlp", "cnn"), settings=False)
+    training.add_argument(
+        "--methods",
+        help="methods separated by commas; a strength other than the default follows after a "
+        "colon, as in spectral_penalty:0.03; plain training is always included (default: "
+        f"{DEFAULT_METHODS})",
     )
+    training.add_argument(
+        "--sweep",
+        action="store_true",
+        help="train with every strength of each method's grid and print the best ones",
+    )
+    training.add_argument("--learning-rate", type=float, help="(default: 0.05, for digits 0.1)")
+    training.add_argument(
+        "--batch-size", type=int, help="examples per step (default: 100, for digits 50)"
+    )
+    training.add_argument("--epochs", type=int, help="(default: 25, for digits 40)")
+    cli.add_seeds(training, "5, with --sweep 3")
+    measuring = parser.add_argument_group("measuring")
+    measuring.add_argument(
+        "--radii",
+        help="radii of certified accuracy in the 2-norm, separated by commas; pixel values span an "
+        "interval of length 1 (default: 0.1,0.2,0.4)",
+    )
+    measuring.add_argument(
+        "--noise", type=float, help="standard deviation of the noise on each input (default: 0.3)"
+    )
+    wgan = parser.add_argument_group("Wasserstein GAN")
+    wgan.add_argument(
+        "--wgan",
+        action="store_true",
+        help="instead of the classifier, train Wasserstein GANs on points in the plane",
+    )
+    wgan.add_argument("--steps", type=int, help=f"steps of the generator (default: {STEPS})")
+    cli.add_output(parser, default="a new one, such as results/lipschitz-digits-mlp-2")
+    cli.add_quick(
+        parser, "150 examples, three methods, 3 epochs and 2 seeds; with --wgan, 25 steps"
+    )
+    return parser
 
 
 if __name__ == "__main__":

@@ -1,21 +1,20 @@
-"""What `python -m benchmarks.lipschitz` compares: a row of the registry is a method.
+"""The methods that `python -m benchmarks.lipschitz` compares: one row of `METHODS` per method.
 
-A method enters the training step in one of four places, at a strength:
+A method acts on the training step in one of four places, with a strength:
 
-    loss      penalty(f, x, y) is added; f maps inputs to logits
-    weights   normalize(params, state) takes the parameters' place inside of the loss
-    before    a transformation of the gradients, before the optimizer
-    after     one of the updates, after it
+    penalty      penalty(f, x, y) is added to the loss, where f maps inputs to logits
+    normalize    normalize(params, state) replaces the parameters inside the loss
+    before       a transformation of the gradients, in front of the optimizer
+    after        a transformation of the updates, behind the optimizer
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from benchmarks.common.cli import UsageError
 from flatreg import lipschitz
 
 Operators = lipschitz.Operators | None
@@ -24,7 +23,16 @@ PLAIN = "plain"
 
 
 class Parts(NamedTuple):
-    """A method of one strength, ready to be put into a step; by default it does nothing."""
+    """What a method of one strength adds to the training step. The defaults change nothing.
+
+    Attributes:
+      penalty: `penalty(f, x, y)` is added to the loss of a batch.
+      start: `start(params, key)` returns the first state of `normalize`.
+      normalize: `normalize(params, state)` returns the parameters that the network uses, and the
+        next state.
+      before: the gradient transformation in front of the optimizer.
+      after: the gradient transformation behind the optimizer.
+    """
 
     penalty: Callable[[Logits, jax.Array, jax.Array], Any] = lambda f, x, y: 0.0
     start: Callable[[Any, jax.Array], Any] = lambda params, key: ()
@@ -33,16 +41,18 @@ class Parts(NamedTuple):
     after: optax.GradientTransformation = optax.identity()
 
 
-class Kind(NamedTuple):
-    """A row: what it is called in plots, its parts at a strength, and the strengths to sweep.
+class Family(NamedTuple):
+    """A method without its strength: one row of `METHODS`.
 
     Attributes:
-      title: in plots.
-      symbol: of the strength, λ for a penalty's weight and c for a bound on every kernel's norm.
-      parts: ``parts(strength, operators)`` with the linear maps of the network's kernels.
-      strengths: by model, chosen as the head of `benchmarks.lipschitz` says.
-      grid: what they were chosen from.
-      aim: what is asked of it: certified accuracy, or accuracy under noise.
+      title: the name in figures.
+      symbol: the symbol of the strength in figures: λ for the weight of a penalty, c for a bound on
+        the norm of every kernel.
+      parts: `parts(strength, operators)`, given the linear maps of the network's kernels.
+      strengths: the default strength for each model, chosen as described at the top of
+        `benchmarks/lipschitz/__main__.py`.
+      grid: the strengths that `--sweep` tries.
+      aim: what the strength is chosen for: `certified` accuracy, or accuracy under `noise`.
     """
 
     title: str
@@ -50,42 +60,42 @@ class Kind(NamedTuple):
     parts: Callable[[float, Operators], Parts]
     strengths: dict[str, float]
     grid: tuple[float, ...]
-    aim: str = "certified"
+    aim: Literal["certified", "noise"] = "certified"
 
 
-class Method(NamedTuple):
-    """A kind of method at a strength."""
+class LipschitzMethod(NamedTuple):
+    """A method with its strength."""
 
     name: str
     strength: float
 
     @property
     def label(self) -> str:
-        """As `--methods` reads it."""
+        """The method as `--methods` reads it."""
         return self.name if self.name == PLAIN else f"{self.name}:{self.strength:g}"
 
     def parts(self, operators: Operators) -> Parts:
-        """The method for a network with these linear maps."""
-        return KINDS[self.name].parts(self.strength, operators)
+        """Returns what the method adds to the step of a network with these linear maps."""
+        return METHODS[self.name].parts(self.strength, operators)
 
 
 def cross_entropies(logits: jax.Array, y: jax.Array) -> jax.Array:
-    """The loss of each example."""
+    """Returns the cross-entropy of each example."""
     return optax.softmax_cross_entropy_with_integer_labels(logits, y)
 
 
 def margins(logits: jax.Array, y: jax.Array) -> jax.Array:
-    """z_y − max over j ≠ y of z_j of each example."""
+    """Returns the margin of each example: z_y − max over j ≠ y of z_j."""
     own = jax.nn.one_hot(y, logits.shape[1], dtype=bool)
     return jnp.sum(logits, 1, where=own) - jnp.max(jnp.where(own, -jnp.inf, logits), 1)
 
 
-def _input_gradient(of: Callable[[jax.Array, jax.Array], jax.Array]) -> Any:
-    """λ·mean ‖∇ₓ of(f(x), y)‖², which is the penalty for target 0."""
+def _input_gradient(quantity: Callable[[jax.Array, jax.Array], jax.Array]) -> Any:
+    """The penalty λ·mean ‖∇ₓ quantity(f(x), y)‖², whose target for the gradient's norm is 0."""
 
     def parts(strength: float, operators: Operators) -> Parts:
         def penalty(f: Logits, x: jax.Array, y: jax.Array) -> jax.Array:
-            return strength * lipschitz.input_gradient_penalty(lambda x: of(f(x), y), x, 0.0)
+            return strength * lipschitz.input_gradient_penalty(lambda x: quantity(f(x), y), x, 0.0)
 
         return Parts(penalty=penalty)
 
@@ -115,7 +125,7 @@ def _normalization(strength: float, operators: Operators) -> Parts:
     )
 
 
-def _projection(norm: str) -> Any:
+def _projection(norm: Literal["power", "upper_bound"]) -> Any:
     def parts(strength: float, operators: Operators) -> Parts:
         return Parts(
             after=lipschitz.project_spectral_norm(strength, norm=norm, operators=operators)
@@ -131,27 +141,27 @@ def _orthogonality(strength: float, operators: Operators) -> Parts:
 PENALTIES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3)
 PROJECTIONS = {"mlp": 2.4, "cnn": 2.8}
 BOUNDS = (1.0, 1.4, 1.7, 2.0, 2.4, 2.8, 4.0)
-KINDS = {
-    PLAIN: Kind("plain", "", lambda strength, operators: Parts(), {}, (0.0,)),
-    "weight_decay": Kind(
+METHODS = {
+    PLAIN: Family("plain", "", lambda strength, operators: Parts(), {}, (0.0,)),
+    "weight_decay": Family(
         "weight decay", "λ", _weight_decay, {"mlp": 3e-3, "cnn": 1e-2}, PENALTIES[:6]
     ),
-    "spectral_penalty": Kind(
+    "spectral_penalty": Family(
         "spectral norm penalty", "λ", _spectral_penalty, {"mlp": 3e-2, "cnn": 0.1}, PENALTIES[2:]
     ),
-    "spectral_normalization": Kind(
+    "spectral_normalization": Family(
         "spectral normalization", "c", _normalization, {"mlp": 2.0, "cnn": 1.7}, BOUNDS
     ),
-    "projection": Kind(
+    "projection": Family(
         "projection, power iteration", "c", _projection("power"), PROJECTIONS, BOUNDS
     ),
-    "projection_upper_bound": Kind(
+    "projection_upper_bound": Family(
         "projection, upper bound", "c", _projection("upper_bound"), PROJECTIONS, BOUNDS
     ),
-    "orthogonality_penalty": Kind(
+    "orthogonality_penalty": Family(
         "orthogonality penalty", "λ", _orthogonality, {"mlp": 3e-3, "cnn": 1e-2}, PENALTIES[1:7]
     ),
-    "input_gradient_penalty": Kind(
+    "input_gradient_penalty": Family(
         "input-gradient penalty, loss",
         "λ",
         _input_gradient(cross_entropies),
@@ -159,7 +169,7 @@ KINDS = {
         PENALTIES[3:],
         "noise",
     ),
-    "margin_gradient_penalty": Kind(
+    "margin_gradient_penalty": Family(
         "input-gradient penalty, margin",
         "λ",
         _input_gradient(margins),
@@ -168,28 +178,3 @@ KINDS = {
         "noise",
     ),
 }
-
-
-def parse(text: str, model: str, sweep: bool) -> list[Method]:
-    """Reads `--methods`; plain is always among them, since time is measured against it."""
-    methods = [Method(PLAIN, 0.0)]
-    for word in filter(None, (word.strip() for word in text.split(","))):
-        name, _, written = word.partition(":")
-        if name not in KINDS:
-            raise UsageError(f"Unknown method {name!r} in --methods. Choose {', '.join(KINDS)}.")
-        if name == PLAIN:
-            continue
-        if sweep and not written:
-            methods += [Method(name, strength) for strength in KINDS[name].grid]
-            continue
-        try:
-            strength = float(written) if written else KINDS[name].strengths[model]
-        except ValueError:
-            strength = float("nan")
-        if not 0 < strength < float("inf"):
-            raise UsageError(
-                f"--methods {word}: the strength must be a positive number, such as {name}:"
-                f"{KINDS[name].strengths[model]:g}."
-            )
-        methods.append(Method(name, strength))
-    return list(dict.fromkeys(methods))

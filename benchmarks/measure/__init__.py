@@ -1,1 +1,1 @@
-"""Flatness measures of one trained network."""
+"""Measures the flatness of a minimum that a comparison has found."""

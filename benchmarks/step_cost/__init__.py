@@ -1,1 +1,1 @@
-"""The cost of one training step of each method."""
+"""Measures the cost of one training step of each method."""

@@ -1,13 +1,18 @@
-"""What a step of a method should cost at most, and whether it does."""
+"""The goals for the cost of a step of each method, and whether a measurement meets them.
+
+Time: a step takes at most `WALL` times its floor, and SAM at most as long as Optax's SAM.
+Memory: a step needs at most the temporary memory in `MEMORY`.
+"""
 
 import math
 from typing import Any, NamedTuple
 
-from benchmarks.step_cost.measuring import GRADIENT, OPTAX_SAM, Interval, ratio
+from benchmarks.common.statistics import Median
+from benchmarks.step_cost.timing import GRADIENT, OPTAX_SAM, ratio
 
-WALL = 1.02  # times the floor: the method's gradients times one gradient step
+WALL = 1.02  # times the floor, which is the method's number of gradients times one gradient step
 GRADIENT_METHODS = ("sam", "penalized_gradient", "gam_accelerated")
-# The temporary memory is at most this many times the gradient step's, and copies of the parameters.
+# At most this many times the temporary memory of the gradient step, plus copies of the parameters.
 MEMORY = {
     "sam": (1.1, 1),
     "penalized_gradient": (1.1, 1),
@@ -19,7 +24,18 @@ MEMORY = {
 
 
 class Goal(NamedTuple):
-    """A goal, its limit, what was measured, and the verdict: met, missed or within noise."""
+    """A goal and its verdict.
+
+    Attributes:
+      method: the method, with its settings.
+      goal: what is limited.
+      limit: the largest value that meets the goal.
+      measured: the measured value; the median for a time.
+      low: the lower end of the 95% interval of a time; NaN for memory.
+      high: the upper end of the interval.
+      verdict: `met`, `missed`, `within noise` if the interval contains the limit or is unknown, or
+        `unknown` if the memory is unknown.
+    """
 
     method: str
     goal: str
@@ -30,36 +46,50 @@ class Goal(NamedTuple):
     verdict: str
 
 
-def goals(rows: list[dict[str, Any]], parameter_bytes: int) -> list[Goal]:
-    """The goals of the methods among the rows of one network and optimizer."""
-    named = {row["name"]: row for row in rows}
+def goals(runs: list[dict[str, Any]], parameter_bytes: int) -> list[Goal]:
+    """Returns the goals of all methods among the runs of one network and optimizer.
+
+    A sum of methods and a method with `ascent_fraction` or `every` does not have goals.
+
+    Args:
+      runs: the contestants, with their `name`, `gradients`, `temporary_bytes` and `seconds`.
+      parameter_bytes: the memory of the parameters.
+    """
+    named = {run["name"]: run for run in runs}
     gradient, found = named[GRADIENT], []
-    for name, row in named.items():
+    for name, run in named.items():
         method = name.partition(":")[0]
         if "+" in name or ":ascent_fraction" in name or ":every" in name:
-            continue  # these have no goal of their own
+            continue
         if method in GRADIENT_METHODS:
-            floor = Interval(*(x / row["gradients"] for x in row["time_in_gradients"].values()))
-            found.append(_timed(name, "time / floor", WALL, floor))
+            time = ratio(run["seconds"], gradient["seconds"])
+            of_floor = Median(
+                time.median / run["gradients"],
+                time.low / run["gradients"],
+                time.high / run["gradients"],
+                time.count,
+            )
+            found.append(_timed(name, "time / floor", WALL, of_floor))
         if method == "sam":
-            beside = ratio(row["seconds"], named[OPTAX_SAM]["seconds"])
-            found.append(_timed(name, f"time / {OPTAX_SAM}'s", 1.0, beside))
+            of_optax = ratio(run["seconds"], named[OPTAX_SAM]["seconds"])
+            found.append(_timed(name, f"time / {OPTAX_SAM}'s", 1.0, of_optax))
         if method in MEMORY:
             factor, copies = MEMORY[method]
             limit = factor * gradient["temporary_bytes"] + copies * parameter_bytes
-            measured = row["temporary_bytes"]
+            measured = run["temporary_bytes"]
             verdict = "met" if measured <= limit else "missed"
-            goal = f"temporary bytes ≤ {factor:g} × gradient's + {copies} × parameters"
             verdict = verdict if math.isfinite(measured + limit) else "unknown"
+            goal = f"temporary bytes ≤ {factor:g} × gradient's + {copies} × parameters"
             found.append(Goal(name, goal, limit, measured, math.nan, math.nan, verdict))
     return found
 
 
-def _timed(method: str, goal: str, limit: float, found: Interval) -> Goal:
-    """A verdict where the interval is clear of the limit."""
+def _timed(method: str, goal: str, limit: float, found: Median) -> Goal:
+    """Returns a goal for a time, with a verdict if the interval is clear of the limit."""
     verdict = "within noise"
     if found.high <= limit:
         verdict = "met"
     elif found.low > limit:
         verdict = "missed"
-    return Goal(method, f"{goal} ≤ {limit:g}", limit, *found, verdict)
+    median, low, high, _ = found
+    return Goal(method, f"{goal} ≤ {limit:g}", limit, median, low, high, verdict)

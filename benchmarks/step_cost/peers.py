@@ -1,4 +1,7 @@
-"""The same MLP on the same batch in PyTorch: a gradient step, and SAM by pytorch_optimizer."""
+"""Training steps in PyTorch for the same MLP and batch: one gradient, and SAM.
+
+SAM is the one of pytorch_optimizer.
+"""
 
 import importlib.metadata
 import importlib.util
@@ -12,31 +15,42 @@ import numpy as np
 
 from benchmarks.common.cli import UsageError
 from benchmarks.common.methods import METHODS
-from benchmarks.common.models.build import Mlp
-from benchmarks.step_cost.measuring import Batch, Contestant
+from benchmarks.common.models.mlp import Mlp
+from benchmarks.step_cost.timing import Contestant
 
 PACKAGES = ("torch", "pytorch_optimizer")
 GRADIENT, SAM = "PyTorch, one gradient", "PyTorch, pytorch_optimizer's SAM"
 
 
 def check_installed() -> None:
-    """Says before any work what is missing."""
+    """Raises `UsageError` if a package is missing."""
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise UsageError(
-            f"--peers needs {' and '.join(missing)}, not installed here: pip install "
-            f"{' '.join(PACKAGES)}, or leave --peers out."
+            f"--peers needs {' and '.join(missing)}, which is not installed. Run pip install "
+            f"{' '.join(PACKAGES)}, or leave out --peers."
         )
 
 
 def versions() -> dict[str, str]:
-    """Of what is installed."""
+    """Returns the versions of the installed packages."""
     return {name: importlib.metadata.version(name) for name in PACKAGES}
 
 
-def contestants(model: nn.Module, batch: Batch, optimizer: str) -> list[Contestant]:
-    """PyTorch's steps, eager as its users run them, on the device and the threads that XLA has."""
-    # Beside other work, threads that spin while they wait slow small products down 30-fold.
+def contestants(
+    model: nn.Module, batch: tuple[jax.Array, jax.Array], optimizer: str
+) -> list[Contestant]:
+    """Returns PyTorch's steps.
+
+    They run eagerly, as is usual in PyTorch, on the same device and with as many threads as XLA.
+
+    Args:
+      model: an `Mlp`, whose layers are built again in PyTorch.
+      batch: images and labels.
+      optimizer: `sgd` or `adamw`.
+    """
+    # Without this setting, waiting threads spin, which slows down small products by a factor of 30
+    # when other processes run.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     import pytorch_optimizer  # type: ignore[import-not-found]
     import torch  # type: ignore[import-not-found]

@@ -1,1 +1,1 @@
-"""The toy problem of the PACGen paper."""
+"""PACGen's toy problem: a network with two weights that has a sharp and a flat minimum."""

@@ -1,4 +1,8 @@
-"""The picture of `python -m benchmarks.toy`: three surfaces over the plane, two sets of labels."""
+"""The figure of `python -m benchmarks.toy`.
+
+The upper row shows the loss, the metric and the bound over the plane of the two weights. The lower
+row shows the labels that the network predicts at the sharp and at the flat minimum.
+"""
 
 import pathlib
 from collections.abc import Callable
@@ -7,9 +11,8 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
-from benchmarks.compare.plots import STYLE
+from benchmarks.common.plotting import STYLE, new_figure
 from flatreg import plots
 
 TITLES = {"loss": "loss", "metric": "PACGen's metric Ψ", "bound": "bound E L̂(w+u) + KL/√n"}
@@ -25,9 +28,19 @@ def draw(
     data: tuple[np.ndarray, np.ndarray],
     logits: Logits,
 ) -> None:
-    """Writes the picture; surfaces and the marked optima name loss, metric and bound alike."""
+    """Draws the figure.
+
+    Args:
+      file: where the figure is written. Its folder is created if necessary.
+      side: the grid positions along each axis of the plane.
+      surfaces: arrays over the grid by the keys of `TITLES`.
+      marked: the minima to mark, by their labels. Each has `w`, `eigenvalues` and an attribute for
+        each key of `TITLES`.
+      data: the training samples and their labels.
+      logits: `logits(w, x)` returns the logits of the network.
+    """
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(12, 7.2))
+        figure = new_figure(12, 7.2)
         grid = figure.add_gridspec(2, 6)
         for i, (name, title) in enumerate(TITLES.items()):
             ax = figure.add_subplot(grid[0, 2 * i : 2 * i + 2])
@@ -35,7 +48,7 @@ def draw(
             ax.set(title=title, xlabel="w₁", ylabel="w₂" if i == 0 else "", aspect="equal")
             for color, at in zip(COLORS, marked.values(), strict=True):
                 ax.plot(*at.w, "*", color=color, markersize=13, markeredgecolor="white")
-                text = {"ha": "right", "color": "white", "weight": "bold"}
+                text: dict[str, Any] = {"ha": "right", "color": "white", "weight": "bold"}
                 number = f"{getattr(at, name):.3g}"
                 ax.annotate(number, at.w, (-9, 6), textcoords="offset points", **text)
         for i, (color, (label, at)) in enumerate(zip(COLORS, marked.items(), strict=True)):
@@ -48,14 +61,14 @@ def draw(
 
 
 def _surface(ax: Axes, side: np.ndarray, values: np.ndarray, marked: list[float]) -> None:
-    """Up to twice what is marked, for what is higher says no more."""
+    """Draws a surface, cut off at twice the largest marked value to keep the minima visible."""
     plots.plot_surface(side, side, np.minimum(values, 2 * max(marked)), ax=ax, label=None)
-    ax.lines[0].remove()  # the optima are marked instead of the least value
+    ax.lines[0].remove()  # the grid's lowest point; the minima are marked instead
     ax.figure.colorbar(ax.collections[0], ax=ax, format="{x:.3g}", shrink=0.85)
 
 
 def _labels(ax: Axes, w: np.ndarray, x: np.ndarray, labels: np.ndarray, logits: Logits) -> None:
-    """Predicted probabilities as the ground, the border between labels, true labels as dots."""
+    """Draws the predicted probabilities, the decision boundary, and the samples by label."""
     low, high = x.min(0) - 1, x.max(0) + 1
     across, up = (np.linspace(low[i], high[i], 300) for i in (0, 1))
     ground = np.stack(np.meshgrid(across, up), -1).reshape(-1, 2)
@@ -64,6 +77,7 @@ def _labels(ax: Axes, w: np.ndarray, x: np.ndarray, labels: np.ndarray, logits: 
     ax.contourf(across, up, odds, levels=np.linspace(0, 1, 11), cmap="RdBu_r", alpha=0.6)
     ax.contour(across, up, odds, levels=[0.5], colors="black", linewidths=1.2)
     for label, color in enumerate(("#2166AC", "#B2182B")):
-        ax.scatter(*x[labels == label].T, s=18, color=color, edgecolors="white", linewidths=0.6)
+        across, up = x[labels == label].T
+        ax.scatter(across, up, s=18, color=color, edgecolors="white", linewidths=0.6)
     ax.set(xlabel="x₁", ylabel="x₂")
     ax.grid(visible=False)

@@ -1,1 +1,1 @@
-"""Training one method on several devices and processes."""
+"""Trains one method on any number of devices and processes."""

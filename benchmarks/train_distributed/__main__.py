@@ -1,216 +1,135 @@
-r"""Trains one method on however many devices and processes there are, with one program for all.
+r"""Trains one method on any number of devices and processes, with one program for all of them.
 
     one CPU         python -m benchmarks.train_distributed --method sam:rho=0.1
     8 host devices  JAX_NUM_CPU_DEVICES=8 python -m benchmarks.train_distributed --sharding fsdp
-    processes       on one machine, one command a process, with I = 0 and 1:
+    processes       on one machine, one command per process, with I = 0 and I = 1:
                     python -m benchmarks.train_distributed --coordinator 127.0.0.1:9876 \
                         --processes 2 --process-id I
     GPUs            the first command, on all GPUs of the machine, after pip install 'jax[cuda13]';
-                    CUDA_VISIBLE_DEVICES=0 for one of them
-    TPU slice       the first command on every host at once; JAX finds the others by itself:
+                    with CUDA_VISIBLE_DEVICES=0 on one GPU
+    TPU slice       the first command on all hosts at the same time; JAX finds the other hosts:
                     gcloud compute tpus tpu-vm ssh NAME --worker=all \
                         --command='cd flatreg && python -m benchmarks.train_distributed'
     Slurm           srun --ntasks-per-node=1 python -m benchmarks.train_distributed
     other clusters  as for processes, with HOST:PORT of process 0 as --coordinator
 
-With --checkpoint DIR, a folder that all processes see, the run saves its state as it goes. The same
-command goes on from there after a crash, also on another number of devices or processes.
+With --checkpoint DIR, a folder that all processes can access, the run saves its state during
+training. After a crash, the same command resumes from the newest checkpoint, also on another number
+of devices or processes.
 """
 
-import pathlib
+import argparse
 import signal
 import sys
-import time
 from collections.abc import Sequence
-from typing import Any, NamedTuple
 
-import jax
-import numpy as np
-import optax
-from flax.traverse_util import flatten_dict
-from jax.sharding import Mesh
-from rich.console import Console
+from benchmarks.common import cli
+from benchmarks.train_distributed.devices import connect, make_mesh
+from benchmarks.train_distributed.options import DistributedOptions, complete
+from benchmarks.train_distributed.run import run
 
-import flatreg
-from benchmarks.common import data as _data
-from benchmarks.common import methods as _methods
-from benchmarks.common.checkpoints import Checkpoints
-from benchmarks.common.cli import UsageError, exit_code
-from benchmarks.common.data import Dataset
-from benchmarks.common.models import build as _models
-from benchmarks.train_distributed import engine as _distributed
-from benchmarks.train_distributed import options as _distributed_options
-from benchmarks.train_distributed.options import Options
-from flatreg.linen import TrainState, classification_loss, make_eval_step, make_train_step
-
-
-class Program(NamedTuple):
-    """The compiled functions of a run, and its state as shapes with shardings."""
-
-    init: Any
-    step: Any
-    evaluate: Any
-    abstract_state: TrainState
-
-
-class Result(NamedTuple):
-    """How a run ended: `losses[i]` is that of the step `first_step + i`, before its update."""
-
-    state: TrainState
-    first_step: int
-    losses: np.ndarray
-    test_accuracy: float
+STEPS, QUICK_STEPS = 300, 20
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns 0, or 2 after a mistake of usage, or 130 when interrupted."""
+    """Runs the command and returns its exit code: 0, 2 for a usage error, 130 if interrupted."""
 
     def command() -> None:
-        options = _distributed_options.parse(argv, __doc__)
-        _distributed.connect(options.coordinator, options.processes, options.process_id)
-        train(options, _distributed.make_mesh(options.axes))
+        options = parse(argv)
+        connect(options.coordinator, options.processes, options.process_id)
+        run(options, make_mesh(options.axes))
 
-    return exit_code(command, "Interrupted. With --checkpoint the same command goes on.")
-
-
-def train(options: Options, mesh: Mesh) -> Result:
-    """Builds or restores the state, trains, evaluates, and says so on process 0."""
-    console = Console(quiet=jax.process_index() > 0, soft_wrap=True)
-    method = _method(options)
-    data = _data.load(options.data, options.data_dir, train_size=None, evaluate_on="test")
-    _distributed_options.check(options, method, mesh.size, len(data.x_train))
-    model = _models.build(options.model, data)
-    saved = Checkpoints(options.checkpoint, configuration(options, method, data))
-    with jax.set_mesh(mesh):
-        program = build(options, method, model, data.x_train[:1], mesh)
-        first = saved.latest_step()
-        if first is None:
-            state, first = program.init(jax.random.key(options.seed)), 0
-        else:
-            state = saved.restore(first, program.abstract_state)
-        console.print(
-            f"{method.label}, {options.model} on {options.data}: steps {first} to {options.steps} "
-            f"on {_distributed.describe(mesh)}, {options.sharding} over {options.axes} axes"
-        )
-        begin = time.perf_counter()
-        state, losses = _steps(options, program, state, first, data, mesh, saved, console)
-        seconds = time.perf_counter() - begin
-        result = Result(state, first, losses, _accuracy(program, state, data, mesh))
-    console.print(_summary(options, result, seconds))
-    if options.out:
-        _write(pathlib.Path(options.out), result, _distributed.everywhere(state.params, mesh))
-        console.print(f"Written to {options.out}")
-    return result
-
-
-def build(
-    options: Options, method: _methods.Method, model: Any, example: np.ndarray, mesh: Mesh
-) -> Program:
-    """Makes the functions of a run; nothing is computed yet."""
-    transform = method.transform
-    if options.shards > 1 and method.cost > 1:
-        transform = flatreg.per_shard(transform)
-    tx = optax.chain(transform, _base_optimizer(options))
-
-    def init(key: jax.Array) -> TrainState:
-        return TrainState.init(model, tx, key, example, train=False).replace(apply_fn=apply)
-
-    apply = _distributed.on_mesh(model.apply, options.sharding, mesh)
-    abstract = jax.eval_shape(init, jax.random.key(0))
-    shardings = _distributed.shardings_of(abstract, options.sharding, mesh)
-    step = make_train_step(
-        classification_loss,
-        microbatches=options.microbatches,
-        shards=options.shards if options.shards > 1 else None,
-        ascent_fraction=method.ascent_fraction,
-    )
-    return Program(
-        init=jax.jit(init, out_shardings=shardings),
-        step=jax.jit(step, donate_argnums=0, out_shardings=(shardings, None)),
-        evaluate=jax.jit(make_eval_step(classification_loss)),
-        abstract_state=jax.tree.map(lambda x, s: x.update(sharding=s), abstract, shardings),
+    return cli.exit_code(
+        command, "Interrupted. With --checkpoint, the same command resumes the run."
     )
 
 
-def configuration(options: Options, method: _methods.Method, data: Dataset) -> dict[str, Any]:
-    """What decides the trajectory; where it is computed is free to change."""
-    names = ("model", "optimizer", "learning_rate", "steps", "batch_size", "seed")
-    names += ("microbatches", "shards")
-    chosen = {name: getattr(options, name) for name in names}
-    return {"data": options.data, **data.description(), "method": method.label, **chosen}
+def parse(argv: Sequence[str] | None) -> DistributedOptions:
+    """Returns the options of a command line, after the checks that need no devices."""
+    args = _parser().parse_args(argv)
+    if args.steps is None:
+        args.steps = QUICK_STEPS if args.quick else STEPS
+    return complete(**{name: getattr(args, name) for name in DistributedOptions._fields})
 
 
-def _steps(
-    options: Options,
-    program: Program,
-    state: TrainState,
-    first: int,
-    data: Dataset,
-    mesh: Mesh,
-    saved: Checkpoints,
-    console: Console,
-) -> tuple[TrainState, np.ndarray]:
-    arrays = (data.x_train, data.y_train)
-    batches = _distributed.Batches(arrays, options.batch_size, options.seed, mesh)
-    losses: list[Any] = []
-    with _distributed.progress(console, first, options.steps) as show:
-        for step in range(first, options.steps):
-            state, metrics = program.step(state, batches(step))
-            if losses:  # read the step before's, so that the devices never wait for the host
-                losses[-1] = float(losses[-1])
-                show(step, losses[-1])
-            losses.append(metrics["loss"])
-            if (step + 1) % options.save_every == 0 or step + 1 == options.steps:
-                saved.save(step + 1, state)
-    return state, np.array(jax.device_get(losses), np.float32)
-
-
-def _accuracy(program: Program, state: TrainState, data: Dataset, mesh: Mesh) -> float:
-    """On the test set, padded to what the devices share equally with examples of no class."""
-    count = len(data.x_test)
-    rows = np.arange(-(-count // mesh.size) * mesh.size)
-    labels = np.where(rows < count, data.y_test[rows % count], -1)
-    x = _distributed.globally(data.x_test, rows % count, mesh)
-    y = _distributed.globally(labels, rows, mesh)
-    return float(program.evaluate(state, (x, y))["accuracy"]) * len(rows) / count
-
-
-def _summary(options: Options, result: Result, seconds: float) -> str:
-    accuracy = f"test accuracy {result.test_accuracy:.1%}"
-    if not len(result.losses):
-        return f"{accuracy}; nothing was left to train"
-    speed = len(result.losses) * options.batch_size / seconds
-    return (
-        f"loss {result.losses[-1]:.4f}, {accuracy}; {seconds:.1f} s with compilation, "
-        f"{speed:,.0f} examples/s"
+def _parser() -> argparse.ArgumentParser:
+    parser = cli.Parser("train_distributed", description=__doc__ or "")
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    training = parser.add_argument_group("training")
+    training.add_argument(
+        "--method",
+        default="sam:rho=0.1",
+        help="one method, as for benchmarks.compare: for example sam:rho=0.2:every=5, or sgd for "
+        "plain gradients (default: sam:rho=0.1)",
     )
-
-
-def _write(path: pathlib.Path, result: Result, params: Any) -> None:
-    if jax.process_index() > 0:
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    np.savez(
-        path,
-        losses=result.losses,
-        first_step=result.first_step,
-        test_accuracy=result.test_accuracy,
-        **flatten_dict({"params": params}, sep="/"),
+    training.add_argument(
+        "--model", choices=("mlp", "cnn"), default="mlp", help="the network (default: mlp)"
     )
-
-
-def _method(options: Options) -> _methods.Method:
-    method, *others = _methods.parse(options.method, options.optimizer)
-    if others:
-        raise UsageError(f"--method {options.method} names several methods: train one at a time.")
-    return method
-
-
-def _base_optimizer(options: Options) -> optax.GradientTransformation:
-    schedule = optax.cosine_decay_schedule(options.learning_rate, options.steps)
-    return optax.adamw(schedule) if options.optimizer == "adamw" else optax.sgd(schedule, 0.9)
+    training.add_argument("--data", default="digits", help=cli.DATA_HELP)
+    training.add_argument("--data-dir", help=cli.DATA_DIR_HELP)
+    training.add_argument(
+        "--optimizer", choices=cli.OPTIMIZERS, default="sgd", help="base optimizer (default: sgd)"
+    )
+    training.add_argument(
+        "--learning-rate",
+        type=float,
+        help="start of the cosine schedule (default: 0.05 for sgd, 0.001 for adamw)",
+    )
+    training.add_argument("--steps", type=int, help=f"training steps (default: {STEPS})")
+    training.add_argument(
+        "--batch-size",
+        type=int,
+        default=64,
+        help="examples per step, on all devices together (default: 64)",
+    )
+    training.add_argument(
+        "--seed", type=int, default=0, help="seed of parameters and batches (default: 0)"
+    )
+    devices = parser.add_argument_group("devices")
+    devices.add_argument(
+        "--sharding",
+        choices=("data", "fsdp"),
+        default="data",
+        help="data shards the batch only; fsdp also shards each parameter and its optimizer state "
+        "along the largest axis that the number of devices divides (default: data)",
+    )
+    devices.add_argument(
+        "--axes",
+        choices=("auto", "explicit"),
+        default="auto",
+        help="type of the mesh axis: with auto, XLA chooses the shardings; with explicit, they "
+        "are part of JAX's types (default: auto)",
+    )
+    devices.add_argument(
+        "--microbatches",
+        type=int,
+        default=1,
+        help="number of parts of the batch that are processed one after another (default: 1)",
+    )
+    devices.add_argument(
+        "--shards",
+        type=int,
+        default=1,
+        help="m-sharpness: the number of parts of the batch that are each perturbed by their own "
+        "gradient; a multiple of the number of devices (default: 1)",
+    )
+    devices.add_argument("--coordinator", help="HOST:PORT of process 0")
+    devices.add_argument("--processes", type=int, help="number of processes")
+    devices.add_argument("--process-id", type=int, help="number of this process, from 0")
+    output = parser.add_argument_group("output")
+    output.add_argument(
+        "--checkpoint", help="folder for checkpoints; the run resumes from the newest one in it"
+    )
+    output.add_argument(
+        "--save-every", type=int, default=100, help="steps between checkpoints (default: 100)"
+    )
+    output.add_argument(
+        "--out", metavar="FILE.npz", help="file for the final parameters and the losses"
+    )
+    cli.add_quick(parser, f"{QUICK_STEPS} steps")
+    return parser
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill is an interruption
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # handle SIGTERM as Ctrl-C
     sys.exit(main())

@@ -1,1 +1,1 @@
-"""A Wasserstein GAN in the plane, with three kinds of critics."""
+"""A Wasserstein GAN whose critic is bounded in three ways."""

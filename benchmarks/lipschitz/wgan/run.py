@@ -1,6 +1,7 @@
-"""Trains the critics of `_lipschitz_wgan.py` in turns and lays out what they saw."""
+"""Trains the GANs of all critics in turns, prints the table and writes the results."""
 
 import pathlib
+import sys
 import time
 from typing import Any
 
@@ -8,111 +9,94 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from benchmarks.common import progress as _progress
-from benchmarks.common import results as _results
-from benchmarks.common.summary import estimate
-from benchmarks.compare import report as _report
-from benchmarks.compare.report import Cell, Report
-from benchmarks.lipschitz.options import Options
-from benchmarks.lipschitz.wgan import plots as _lipschitz_wgan_plots
+from benchmarks.common import progress, results
+from benchmarks.lipschitz.options import LipschitzOptions
+from benchmarks.lipschitz.wgan import plots
+from benchmarks.lipschitz.wgan.table import table
 from benchmarks.lipschitz.wgan.training import (
-    CRITIC_STEPS,
     CRITICS,
-    MEASURED,
+    CompiledGan,
+    GanState,
     compiled,
     distances,
     fake,
     measure,
     real,
-    wasserstein,
 )
 
-RECORDS = 25  # measurements in the course of a training
-FLOOR = 10  # pairs of real minibatches
+WIDTH = 120  # of the table where the output does not go to a terminal
+RECORDS = 25  # measurements in the course of a training run
+DRAWN = 500  # points of the figure
 
 
-def run(folder: pathlib.Path, record: _results.Results, options: Options, console: Console) -> None:
-    """Trains all critics in turns, a part of their steps each, and reports."""
+def run(options: LipschitzOptions, folder: pathlib.Path, *, command: str = "") -> results.Results:
+    """Trains a GAN with each critic, part by part in turns, and reports.
+
+    Args:
+      options: the number of steps and seeds.
+      folder: where the results go. Nothing in it is deleted.
+      command: the command line that is recorded.
+
+    Returns:
+      The results as they are written to the folder, with one run per critic, seed and part.
+    """
+    console = Console(width=None if sys.stdout.isatty() else WIDTH)
+    record: results.Results = {
+        "command": command,
+        "revision": results.revision(),
+        "configuration": options._asdict(),
+        "environment": results.environment(),
+        "runs": [],
+    }
+    results.start(folder, record, resume=False)
     with console.status("Compiling"):
         programs = {name: compiled(kind) for name, kind in CRITICS.items()}
-    record["runs"] = []
     parts = min(RECORDS, options.steps)
-    with _progress.reporting(console, options.seeds, options.seeds * parts) as reporter:
+    samples: dict[str, np.ndarray] = {}
+    with progress.reporting(console, options.seeds, options.seeds * parts) as reporter:
         for seed in range(options.seeds):
             key = jax.random.key(seed)
             states = {name: program.init(key) for name, program in programs.items()}
             for part in range(parts):
-                of_part = jax.random.fold_in(key, part + 1)
-                steps = np.diff(np.linspace(0, options.steps, parts + 1).astype(int))[part]
-                keys = list(jax.random.split(of_part, steps))
-                for name in np.random.default_rng([seed, part]).permutation(list(CRITICS)).tolist():
-                    begin = time.perf_counter()
-                    for one in keys:
-                        states[name] = programs[name].step(states[name], one)
-                    jax.block_until_ready(states[name])
-                    seconds = (time.perf_counter() - begin) / len(keys)
-                    critic = programs[name].critic(states[name])
-                    found = measure(critic, states[name].generator, of_part)
-                    record["runs"].append(
-                        {"critic": name, "seed": seed, "part": part, "seconds_a_step": seconds}
-                        | distances(jax.device_get(found))
-                    )
+                record["runs"] += _part(programs, states, seed, part, parts, options.steps)
                 reporter.working(f"{len(CRITICS)} critics", 1)
             if seed == 0:
-                samples = [np.asarray(fake(states[name].generator, key, 500)) for name in CRITICS]
-            _results.save(folder, record)
+                samples = {
+                    name: np.asarray(fake(states[name].generator, key, DRAWN)) for name in CRITICS
+                }
+            results.save(folder, record)
             reporter.finished(f"seed {seed}, {len(CRITICS)} critics")
-    report = _table(record["runs"], parts, options)
-    (folder / "table.md").write_text(_report.markdown(report, record["command"]), encoding="utf-8")
-    plot = _lipschitz_wgan_plots.draw(
-        folder,
-        record["runs"],
-        dict(zip(CRITICS, samples, strict=True)),
-        np.asarray(real(key, 500)),
-        options,
-    )
-    _report.show(console, report)
-    console.print(f"Written to {folder}: {_results.FILE}, table.md, {plot}", soft_wrap=True)
+    report = table(record["runs"], parts, options.steps, options.seeds)
+    (folder / "table.md").write_text(report.markdown(commands=[command]), encoding="utf-8")
+    plot = plots.draw(folder, record["runs"], samples, np.asarray(real(key, DRAWN)), options.steps)
+    report.print(console)
+    written = ", ".join([results.MANIFEST, results.RUNS, "table.md", plot])
+    console.print(f"Written to {folder}: {written}", soft_wrap=True, highlight=False)
+    return record
 
 
-def _table(runs: list[dict[str, Any]], parts: int, options: Options) -> Report:
-    last = parts - max(1, parts // 5)  # single minibatches are noisy
-
-    def cells(name: str) -> list[Cell]:
-        own = [run for run in runs if run["critic"] == name]
-
-        def cell(quantity: str) -> Cell:
-            late = [
-                [r[quantity] for r in own if r["seed"] == s and r["part"] >= last]
-                for s in range(options.seeds)
-            ]
-            mean, error = estimate(np.mean(late, 1))
-            return Cell(f"{mean:.3g} ± {error:.2g}" if np.isfinite(error) else f"{mean:.3g}")
-
-        milliseconds = 1e3 * float(np.median([run["seconds_a_step"] for run in own]))
-        columns = ("lower", "upper", "exact", "apart", "certified")
-        return [Cell(name), Cell(f"{milliseconds:.2f}"), *map(cell, columns)]
-
-    pairs = jax.random.split(jax.random.key(0), (FLOOR, 2))
-    floor = np.mean([wasserstein(*(np.asarray(real(k, MEASURED)) for k in two)) for two in pairs])
-    headings = [
-        "critic",
-        "ms a step",
-        "Lipschitz\nconstant ≥",
-        "\n≤",
-        "W₁,\nexact",
-        "mean f(x)\n− mean f(x̃)",
-        "the same\n/ constant",
-    ]
-    seeds = f"Mean ± standard error over {options.seeds} seeds" if options.seeds > 1 else "One seed"
-    caption = (
-        f"{seeds}, of the last fifth of the measurements "
-        f"along {options.steps} steps; a step is {CRITIC_STEPS} of the critic and one of the "
-        f"generator, its time the median of all parts. Minibatches of {MEASURED} fresh examples: "
-        "the exact W₁ between them is that of the cheapest assignment, the critic's estimate the "
-        "difference of its means, which divided by the upper bound of its Lipschitz constant is "
-        f"proven to be at most W₁. Two minibatches of real examples are {floor:.3f} apart."
-    )
-    return Report(
-        "Wasserstein GAN, eight Gaussians", headings, [cells(name) for name in CRITICS], caption
-    )
+def _part(
+    programs: dict[str, CompiledGan],
+    states: dict[str, GanState],
+    seed: int,
+    part: int,
+    parts: int,
+    steps: int,
+) -> list[dict[str, Any]]:
+    """Trains every critic for one part of the steps and measures it; updates the states."""
+    key = jax.random.fold_in(jax.random.key(seed), part + 1)
+    count = np.diff(np.linspace(0, steps, parts + 1).astype(int))[part]
+    keys = list(jax.random.split(key, count))
+    runs = []
+    for name in np.random.default_rng([seed, part]).permutation(list(CRITICS)).tolist():
+        begin = time.perf_counter()
+        for one in keys:
+            states[name] = programs[name].step(states[name], one)
+        jax.block_until_ready(states[name])
+        seconds = (time.perf_counter() - begin) / len(keys)
+        found = measure(programs[name].critic(states[name]), states[name].generator, key)
+        runs.append(
+            {"critic": name, "seed": seed, "part": part, "seconds_per_step": seconds}
+            | distances(jax.device_get(found))
+        )
+    return runs

@@ -1,8 +1,9 @@
-"""A Wasserstein GAN on eight Gaussians in the plane, its critic bounded in three ways.
+"""Wasserstein GANs for eight Gaussians in the plane, with three ways to bound the critic.
 
-By Kantorovich and Rubinstein a critic f of Lipschitz constant L proves, of any two samples,
-(mean f(x) − mean f(x̃))/L ≤ W₁, and the best critic attains it. Here W₁ between two minibatches is
-known, by the assignment of least cost, so that each critic's estimate can be held against it.
+By the Kantorovich–Rubinstein duality, a critic f with the Lipschitz constant L proves for any two
+samples that (mean f(x) − mean f(x̃))/L ≤ W₁, and the best critic attains equality. The exact W₁
+between two minibatches is known here, from an assignment of minimal cost, so that the estimate of
+each critic can be compared with it.
 """
 
 from collections.abc import Callable
@@ -12,21 +13,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from scipy.optimize import linear_sum_assignment
-from scipy.spatial.distance import cdist
+from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]
+from scipy.spatial.distance import cdist  # type: ignore[import-untyped]
 
-from benchmarks.common.models import build as _models
-from benchmarks.lipschitz.methods import KINDS, Parts
+from benchmarks.common.models.mlp import Mlp
+from benchmarks.lipschitz.methods import METHODS, Parts
 from flatreg import lipschitz
 
-BATCH, CRITIC_STEPS, MEASURED = 256, 5, 512  # examples; steps a generator's; of the exact W₁
+BATCH = 256  # examples per step
+CRITIC_STEPS = 5  # per step of the generator
+MEASURED = 512  # examples of the minibatches whose exact W₁ is computed
 LATENT, SPREAD = 4, 0.05
 HIDDEN = (64, 64)
-GENERATOR = _models.Mlp(HIDDEN, 2)
+GENERATOR = Mlp(HIDDEN, 2)
 
 
 class Critic(NamedTuple):
-    """What holds its Lipschitz constant near 1: a weight of the gradient penalty, or parts."""
+    """A way to keep the Lipschitz constant of a critic near 1.
+
+    Attributes:
+      penalty: the weight of the gradient penalty, or 0.
+      parts: what is added to the training step.
+    """
 
     penalty: float
     parts: Parts
@@ -34,13 +42,21 @@ class Critic(NamedTuple):
 
 CRITICS = {
     "gradient penalty": Critic(10.0, Parts()),  # as in arXiv 1704.00028
-    "spectral normalization": Critic(0.0, KINDS["spectral_normalization"].parts(1.0, None)),
-    "projection, upper bound": Critic(0.0, KINDS["projection_upper_bound"].parts(1.0, None)),
+    "spectral normalization": Critic(0.0, METHODS["spectral_normalization"].parts(1.0, None)),
+    "projection, upper bound": Critic(0.0, METHODS["projection_upper_bound"].parts(1.0, None)),
 }
 
 
-class State(NamedTuple):
-    """Of both networks."""
+class GanState(NamedTuple):
+    """The states of the critic and of the generator in training.
+
+    Attributes:
+      critic: the parameters of the critic.
+      normalization: the state of `Parts.normalize`.
+      critic_optimizer: the state of the critic's optimizer.
+      generator: the parameters of the generator.
+      generator_optimizer: the state of the generator's optimizer.
+    """
 
     critic: Any
     normalization: Any
@@ -49,16 +65,23 @@ class State(NamedTuple):
     generator_optimizer: Any
 
 
-class Program(NamedTuple):
-    """One kind of critic, compiled."""
+class CompiledGan(NamedTuple):
+    """The compiled functions for one critic.
 
-    init: Callable[[jax.Array], State]
-    step: Callable[[State, jax.Array], State]
-    critic: Callable[[State], Any]
+    Attributes:
+      init: returns the first state, given a key.
+      step: `step(state, key)` returns the state after one step of the generator and the steps of
+        the critic before it. The state is donated.
+      critic: returns the parameters that the critic uses in a state.
+    """
+
+    init: Callable[[jax.Array], GanState]
+    step: Callable[[GanState, jax.Array], GanState]
+    critic: Callable[[GanState], Any]
 
 
 def real(key: jax.Array, count: int) -> jax.Array:
-    """Eight Gaussians on a circle of radius 2."""
+    """Draws from a mixture of eight Gaussians, whose centers lie on a circle of radius 2."""
     which, noise = jax.random.split(key)
     angle = jax.random.randint(which, (count,), 0, 8) * (jnp.pi / 4)
     center = 2 * jnp.stack([jnp.cos(angle), jnp.sin(angle)], 1)
@@ -66,16 +89,17 @@ def real(key: jax.Array, count: int) -> jax.Array:
 
 
 def fake(generator: Any, key: jax.Array, count: int) -> jax.Array:
-    """Points of the generator."""
+    """Draws points from the generator."""
     noise = jax.random.normal(key, (count, LATENT))
     return jnp.asarray(GENERATOR.apply({"params": generator}, noise, train=False))
 
 
 def value(critic: Any, x: jax.Array) -> jax.Array:
-    """f(x), (batch,).
+    """Returns the critic's values f(x), of shape (batch,).
 
-    |·| between the layers is 1-Lipschitz and keeps the norm of the gradient, which GELU and ReLU
-    shrink, so that under a bound on each kernel the critic stays flat (arXiv 1811.05381).
+    The activation is the absolute value, which is 1-Lipschitz and keeps the norm of the gradient.
+    GELU and ReLU reduce this norm, so that a critic with a bound on each kernel would stay too flat
+    (arXiv 1811.05381).
     """
     *hidden, last = critic
     for layer in hidden:
@@ -84,7 +108,7 @@ def value(critic: Any, x: jax.Array) -> jax.Array:
 
 
 def new_critic(key: jax.Array) -> list[dict[str, jax.Array]]:
-    """Its layers."""
+    """Returns the layers of a new critic."""
     sizes = (2, *HIDDEN, 1)
     draw = jax.nn.initializers.lecun_normal()
     keys = jax.random.split(key, len(sizes) - 1)
@@ -96,24 +120,24 @@ def new_critic(key: jax.Array) -> list[dict[str, jax.Array]]:
 
 @jax.jit
 def networks(key: jax.Array) -> tuple[Any, Any]:
-    """A new critic and a new generator."""
+    """Returns the parameters of a new critic and of a new generator."""
     keys: Any = jax.random.split(key)
     generator = GENERATOR.init(keys[1], jnp.zeros((1, LATENT)), train=False)["params"]
     return new_critic(keys[0]), generator
 
 
-def compiled(kind: Critic) -> Program:
-    """The programs of one kind of critic."""
+def compiled(kind: Critic) -> CompiledGan:
+    """Compiles the training step for one kind of critic."""
     parts = kind.parts
     adam = optax.adam(1e-3, b1=0.5, b2=0.9)
     tx = optax.chain(parts.before, adam, parts.after)
 
-    def init(key: jax.Array) -> State:
+    def init(key: jax.Array) -> GanState:
         critic, generator = networks(key)
         start = parts.start(critic, jax.random.fold_in(key, 1))
-        return State(critic, start, tx.init(critic), generator, adam.init(generator))
+        return GanState(critic, start, tx.init(critic), generator, adam.init(generator))
 
-    def critic_step(state: State, key: jax.Array) -> tuple[State, None]:
+    def critic_step(state: GanState, key: jax.Array) -> tuple[GanState, None]:
         keys = jax.random.split(key, 3)
         x, made = real(keys[0], BATCH), fake(state.generator, keys[1], BATCH)
 
@@ -129,26 +153,30 @@ def compiled(kind: Critic) -> Program:
         grads, normalization = jax.grad(loss, has_aux=True)(state.critic)
         updates, optimizer = tx.update(grads, state.critic_optimizer, state.critic)
         critic = optax.apply_updates(state.critic, updates)
-        return State(critic, normalization, optimizer, *state[3:]), None
+        return GanState(critic, normalization, optimizer, *state[3:]), None
 
-    def step(state: State, key: jax.Array) -> State:
+    def step(state: GanState, key: jax.Array) -> GanState:
         keys = jax.random.split(key, CRITIC_STEPS + 1)
         state, _ = jax.lax.scan(critic_step, state, keys[1:])
         critic, _ = parts.normalize(state.critic, state.normalization)
         grads = jax.grad(lambda g: -value(critic, fake(g, keys[0], BATCH)).mean())(state.generator)
         updates, optimizer = adam.update(grads, state.generator_optimizer)
-        return State(*state[:3], optax.apply_updates(state.generator, updates), optimizer)
+        return GanState(*state[:3], optax.apply_updates(state.generator, updates), optimizer)
 
     key = jax.random.key(0)
     state = jax.eval_shape(init, key)
     compiled_step = jax.jit(step, donate_argnums=0).lower(state, key).compile()
     critic = jax.jit(lambda state: parts.normalize(state.critic, state.normalization)[0])
-    return Program(init, compiled_step, critic)
+    return CompiledGan(init, compiled_step, critic)
 
 
 @jax.jit
 def measure(critic: Any, generator: Any, key: jax.Array) -> dict[str, Any]:
-    """Two minibatches, how far apart the critic sees them, and its Lipschitz interval."""
+    """Draws a real and a generated minibatch and measures the critic on them.
+
+    Returns a dictionary: `real` and `fake`, the minibatches; `apart`, the difference of the means
+    of the critic; `lower` and `upper`, an interval for the Lipschitz constant of the critic.
+    """
     keys = jax.random.split(key, 3)
     x, made = real(keys[0], MEASURED), fake(generator, keys[1], MEASURED)
     upper = lipschitz.lipschitz_bound(value, critic, x).upper
@@ -159,13 +187,16 @@ def measure(critic: Any, generator: Any, key: jax.Array) -> dict[str, Any]:
 
 
 def wasserstein(x: np.ndarray, y: np.ndarray) -> float:
-    """W₁ between two samples of one size, exactly: the assignment of least mean distance."""
+    """Returns the exact W₁ between two samples of equal size, by an assignment of minimal cost."""
     distances = cdist(x, y)
     return float(distances[linear_sum_assignment(distances)].mean())
 
 
 def distances(found: dict[str, Any]) -> dict[str, float]:
-    """What `measure` found as numbers, with the exact W₁ and what the critic proves of it."""
+    """Returns the numbers that `measure` found, with two more.
+
+    These are `exact`, the exact W₁, and `certified`, the lower bound on it that the critic proves.
+    """
     numbers = {name: float(found[name]) for name in ("apart", "lower", "upper")}
     exact = wasserstein(found["real"], found["fake"])
     return numbers | {"certified": numbers["apart"] / numbers["upper"], "exact": exact}

@@ -1,7 +1,7 @@
-"""Compiles the training steps that `python -m benchmarks.step_cost` compares, and times them.
+"""The training steps that `python -m benchmarks.step_cost` compares, compiled.
 
-Every method runs through `flatreg.linen.make_train_step`. What it is held against is written by
-hand in plain JAX, Flax and Optax: one gradient step, and SAM by `optax.contrib.sam`.
+Every method runs through `flatreg.linen.make_train_step`. The steps that they are compared with are
+written by hand in plain JAX, Flax and Optax: one gradient step, and SAM by `optax.contrib.sam`.
 """
 
 import math
@@ -13,59 +13,68 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
-from scipy.stats import quantile_test  # type: ignore[import-untyped]
 
-from benchmarks.common import methods as _methods
-from benchmarks.common.methods import METHODS, Method
+from benchmarks.common.methods import METHODS, Method, parse
+from benchmarks.step_cost.timing import GRADIENT, OPTAX_SAM, Contestant, Run
 from flatreg.linen import TrainState, classification_loss, make_train_step
 
-GRADIENT, OPTAX_SAM = "one gradient, by hand", "optax.contrib.sam"
 OPTIMIZERS: dict[str, Callable[[], optax.GradientTransformation]] = {
     "sgd": partial(optax.sgd, 0.05, momentum=0.9),
     "adamw": partial(optax.adamw, 1e-3),
 }
-# What JAX_DISABLE_MOST_OPTIMIZATIONS asks XLA for: programs that compile fast.
+# The same as JAX_DISABLE_MOST_OPTIMIZATIONS: programs that compile fast.
 UNOPTIMIZED = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-SHORTEST = 0.02  # seconds a timing takes at least, by repeated steps
 
 Batch = tuple[jax.Array, jax.Array]
 Step = Callable[[Any, Batch], tuple[Any, Any]]
-Run = Callable[[int], None]  # so many steps, waited for
 
 
-class Contestant(NamedTuple):
-    """A training step, ready to run; `gradients` is what it takes at least, its floor."""
+class HandwrittenState(NamedTuple):
+    """The state of a step by hand.
 
-    name: str
-    gradients: float
-    run: Run
-    analysis: dict[str, float]  # of XLA
+    Attributes:
+      step: the number of steps so far.
+      params: the parameters.
+      statistics: the other collections of variables, such as those of BatchNorm.
+      opt_state: the state of the optimizer.
+    """
 
-
-class Interval(NamedTuple):
-    """A median and its 95% interval by order statistics; NaN of fewer than six."""
-
-    median: float
-    low: float
-    high: float
+    step: jax.Array
+    params: Any
+    statistics: Any
+    opt_state: Any
 
 
 def methods(specs: Sequence[str], optimizer: str) -> list[Method]:
-    """Methods as `benchmarks.compare` names them, or a bare name of the registry, to be tried."""
+    """Reads methods as `benchmarks.compare` names them.
+
+    A name of the registry without settings stands for the method with typical hyperparameters.
+    """
     bare = {
         name: Method(name, entry.factory(**entry.hyperparameters), entry.gradients, 1.0)
         for name, entry in METHODS.items()
     }
-    return [bare[s] if s in bare else _methods.parse(s, optimizer)[0] for s in specs]
+    return [bare[s] if s in bare else parse(s, optimizer)[0] for s in specs]
 
 
 def contestants(
     model: nn.Module, batch: Batch, optimizer: str, specs: Sequence[str], optimized: bool
 ) -> list[Contestant]:
-    """The gradient step by hand first; flatreg's without a method; the methods; Optax's SAM."""
+    """Compiles all steps of one network and optimizer.
+
+    Args:
+      model: the network.
+      batch: images and labels.
+      optimizer: a name from `OPTIMIZERS`.
+      specs: the methods.
+      optimized: whether XLA optimizes the programs.
+
+    Returns:
+      The gradient step by hand, flatreg's step without a method, the methods, and Optax's SAM.
+    """
     base = OPTIMIZERS[optimizer]()
+    no_method = optax.with_extra_args_support(optax.identity())
     compiled = partial(_compiled, batch=batch, options={} if optimized else UNOPTIMIZED)
     init = jax.jit(partial(model.init, train=False))
     variables = init(jax.random.key(0), batch[0][:1])
@@ -90,7 +99,7 @@ def contestants(
 
     return [
         by_hand(GRADIENT, 1, base),
-        by_flatreg(Method(optimizer, optax.identity(), 1, 1.0)),
+        by_flatreg(Method(optimizer, no_method, 1, 1.0)),
         *map(by_flatreg, methods(specs, optimizer)),
         by_hand(OPTAX_SAM, 2, sam),
     ]
@@ -99,13 +108,13 @@ def contestants(
 def _by_hand(
     model: nn.Module, tx: optax.GradientTransformation, variables: Any
 ) -> tuple[Step, Any]:
-    """The step that one would write without flatreg, and its first state."""
+    """Returns the step that one would write without flatreg, and its first state."""
     tx = optax.with_extra_args_support(tx)
     params, key = variables["params"], jax.random.key(1)
     statistics = {name: value for name, value in variables.items() if name != "params"}
 
-    def step(state: Any, batch: Batch) -> tuple[Any, Any]:
-        params, statistics, opt_state, count = state
+    def step(state: HandwrittenState, batch: Batch) -> tuple[HandwrittenState, Any]:
+        number, params, statistics, opt_state = state
         x, labels = batch
 
         def loss_fn(params: Any) -> tuple[jax.Array, Any]:
@@ -113,7 +122,7 @@ def _by_hand(
                 {"params": params, **statistics},
                 x,
                 train=True,
-                rngs={"dropout": jax.random.fold_in(key, count)},
+                rngs={"dropout": jax.random.fold_in(key, number)},
                 mutable=list(statistics),
             )
             losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
@@ -125,20 +134,22 @@ def _by_hand(
             return jax.grad(loss_fn, has_aux=True)(params)[0]
 
         updates, opt_state = tx.update(grads, opt_state, params, grad_fn=grad_fn)
-        state = optax.apply_updates(params, updates), new, opt_state, count + 1
+        state = HandwrittenState(number + 1, optax.apply_updates(params, updates), new, opt_state)
         return state, {"loss": loss, "accuracy": accuracy}
 
-    return step, _copy((params, statistics, tx.init(params), jnp.zeros((), jnp.int32)))
+    state = HandwrittenState(jnp.zeros((), jnp.int32), params, statistics, tx.init(params))
+    return step, _copy(state)
 
 
 def _copy(tree: Any) -> Any:
-    """Every state is donated, so each has its own arrays."""
+    """Copies the arrays, because every contestant donates its own state."""
     return jax.tree.map(jnp.copy, tree)
 
 
 def _compiled(
     step: Step, state: Any, batch: Batch, options: dict[str, Any]
 ) -> tuple[Run, dict[str, float]]:
+    """Compiles a step; returns how to run it, and what compiling took and XLA reports."""
     begin = time.perf_counter()
     lowered = jax.jit(step, donate_argnums=0).lower(state, batch)
     traced = time.perf_counter()
@@ -157,27 +168,3 @@ def _compiled(
         jax.block_until_ready(state)
 
     return run, analysis
-
-
-def in_turns(rows: Sequence[Contestant], rounds: int) -> dict[str, list[float]]:
-    """Seconds a step of each, once a round; each round begins with another one."""
-    for row in rows:
-        row.run(2)  # what the first steps do besides
-    begin = time.perf_counter()
-    rows[0].run(1)
-    steps = min(1000, math.ceil(SHORTEST / (time.perf_counter() - begin)))
-    seconds: dict[str, list[float]] = {row.name: [] for row in rows}
-    for i in range(rounds):
-        first = i % len(rows)
-        for row in [*rows[first:], *rows[:first]]:
-            begin = time.perf_counter()
-            row.run(steps)
-            seconds[row.name].append((time.perf_counter() - begin) / steps)
-    return seconds
-
-
-def ratio(seconds: Sequence[float], others: Sequence[float]) -> Interval:
-    """Of two that ran side by side, over the rounds."""
-    ratios = np.divide(seconds, others)
-    found = quantile_test(ratios, p=0.5).confidence_interval(0.95)
-    return Interval(float(np.median(ratios)), float(found.low), float(found.high))
