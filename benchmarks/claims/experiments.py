@@ -1,196 +1,246 @@
-"""The runs that claims are made of: comparisons, each in a folder of its own, resumed if there."""
+"""The runs that verdicts are based on: each comparison has a folder, named after its options.
+
+For example, `validation--label-noise-0.4` contains the runs on the validation split, which choose
+hyperparameters, with 40% of the training labels wrong. The data set, the network and the length of
+the training are the same for all claims. They appear in the name only if a claim changes them.
+"""
 
 import hashlib
-import json
 import pathlib
-import shlex
-import shutil
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.common import data as _data
-from benchmarks.common import options as _options
-from benchmarks.common import results as _results
-from benchmarks.common import summary as _summary
-from benchmarks.common.cli import INTERRUPTED, UsageError
-from benchmarks.compare import __main__ as compare
-from benchmarks.lipschitz import __main__ as lipschitz
+from benchmarks.claims.effects import ACCURACY, Runs
+from benchmarks.common import results
+from benchmarks.common.cli import UsageError
+from benchmarks.common.options import Options, complete
 
 TUNING_SEEDS = 3
-ACCURACY = "test_accuracy"
+GROWING = ("methods", "seeds")  # options that add runs to a folder
+
+# Each takes the options and the folder, and returns the results with the runs of these options.
+Compare = Callable[[Options, pathlib.Path], results.Results]
+Lipschitz = Callable[[dict[str, Any], pathlib.Path], results.Results]
 
 
 class Setting(NamedTuple):
-    """On what all claims are tried."""
+    """What all claims in a folder are tested on.
+
+    Attributes:
+      data: the data set, as for `python -m benchmarks.compare`.
+      train_size: the number of training examples to use; None for all.
+      model: the network, as for `python -m benchmarks.compare`.
+      epochs: the length of the training; None for the default of the data set.
+      quick: whether to skip the choice of hyperparameters.
+      train_examples: how many training examples there are with this `train_size`.
+    """
 
     data: str
-    data_dir: str | None
     train_size: int | None
     model: str
     epochs: int | None
-    seeds: int
     quick: bool
-
-    def recorded(self) -> dict[str, Any]:
-        """Without the place of the data, which decides no number."""
-        return {name: value for name, value in self._asdict().items() if name != "data_dir"}
+    train_examples: int
 
 
 class Recipe(NamedTuple):
-    """How long all methods train."""
+    """The length of the training, which is the same for all methods.
+
+    Attributes:
+      epochs: the number of passes over the training set.
+      batch_size: examples per step.
+      examples: examples in the training set.
+    """
 
     epochs: int
     batch_size: int
     examples: int
 
 
-class Runs(NamedTuple):
-    """The records of one comparison, by method and seed."""
+class Experiments:
+    """Makes the comparisons that claims need, or reads those that are finished.
 
-    records: dict[tuple[str, int], dict[str, Any]]
+    Args:
+      out: the folder that contains one folder per comparison.
+      setting: what all comparisons have in common.
+      seeds: runs of each method for a verdict.
+      compare: makes a comparison, or reads it: `recorded_comparison`.
+      lipschitz: the same for the methods of `python -m benchmarks.lipschitz`.
 
-    def of(self, method: str, name: str) -> np.ndarray:
-        """A measured quantity of a method, one value a seed; NaN where it diverged."""
-        measured = [record["measured"] or {} for record in self._seeds(method)]
-        return np.array([np.nan if m.get(name) is None else m[name] for m in measured])
+    Attributes:
+      folders: the names of the folders that were used so far.
+    """
 
-    def along(self, method: str) -> list[list[dict[str, float]]]:
-        """What was measured in the course of training, a list a seed."""
-        return [
-            [epoch | epoch["curvature"] for epoch in record["curve"] if "curvature" in epoch]
-            for record in self._seeds(method)
-        ]
-
-    def renamed(self, suffix: str) -> dict[tuple[str, int], dict[str, Any]]:
-        """The records with a suffix to the method, to be put beside those of other options."""
-        return {(method + suffix, seed): one for (method, seed), one in self.records.items()}
-
-    def time(self, method: str, plain: str) -> float:
-        """A step's time in the plain one's."""
-        return _summary.time_ratio(self._seeds(method), self._seeds(plain))
-
-    def _seeds(self, method: str) -> list[dict[str, Any]]:
-        return [record for (label, _), record in sorted(self.records.items()) if label == method]
-
-
-class Bench:
-    """Makes comparisons, or reads those that are there."""
-
-    def __init__(self, out: pathlib.Path, setting: Setting) -> None:
-        self.out, self.setting = out, setting
-        self.commands: dict[str, str] = {}  # by folder
+    def __init__(
+        self,
+        out: pathlib.Path,
+        setting: Setting,
+        seeds: int,
+        compare: Compare,
+        lipschitz: Lipschitz,
+    ) -> None:
+        self.setting = setting
+        self.folders: list[str] = []
+        self._out, self._seeds = out, seeds
+        self._compare, self._lipschitz = compare, lipschitz
 
     def recipe(self) -> Recipe:
-        """What `benchmarks.compare` makes of the setting."""
-        s = self.setting
-        arguments = [f"--data={s.data}"] + ([] if s.epochs is None else [f"--epochs={s.epochs}"])
-        options, _ = _options.parse(arguments)
-        data = _data.load(s.data, s.data_dir, s.train_size, "test")
-        return Recipe(options.epochs, options.batch_size, len(data.x_train))
+        """Returns the length of the training with the options that `benchmarks.compare` chooses."""
+        options = complete(data=self.setting.data, epochs=self.setting.epochs)
+        return Recipe(options.epochs, options.batch_size, self.setting.train_examples)
 
     def compare(
         self,
         methods: Sequence[str],
-        options: Sequence[str] = (),
+        options: Mapping[str, Any] | None = None,
         *,
         flatness: str = "no",
         seeds: int | None = None,
         evaluate_on: str = "test",
     ) -> Runs:
-        """The methods side by side, with further options of `benchmarks.compare`."""
-        s, seeds = self.setting, seeds or self.setting.seeds
-        arguments = [f"--model={s.model}", f"--evaluate-on={evaluate_on}", f"--flatness={flatness}"]
-        if s.epochs is not None:
-            arguments.append(f"--epochs={s.epochs}")
-        # Runs of the same options share a folder; more methods and seeds add to it.
-        results = self._make(
-            compare.main,
-            "compare",
-            [*arguments, *options],
-            [f"--methods={','.join(methods)}", f"--seeds={seeds}"],
-            ["--resume"],
-        )
+        """Compares methods.
+
+        Args:
+          methods: the methods with their hyperparameters, as for `--methods`.
+          options: further options of the comparison, which override the setting.
+          flatness: what to measure of the minima, as for `--flatness`.
+          seeds: runs of each method; None for that of all claims.
+          evaluate_on: `test` or `validation`.
+
+        Returns:
+          The runs of these methods and seeds. More may be in the folder.
+        """
+        seeds = seeds or self._seeds
+        chosen = {"evaluate_on": evaluate_on, "flatness": flatness, **(options or {})}
+        own = self._own({"data", "train_size", "model", "epochs"})
+        completed = complete(**own | chosen, methods=",".join(methods), seeds=seeds)
+        found = self._compare(completed, self._folder(comparison_name(chosen)))
         return Runs(
             {
                 (run["method"], run["seed"]): run
-                for run in results["runs"]
+                for run in found["runs"]
                 if run["method"] in methods and run["seed"] < seeds
             }
         )
 
     def lipschitz(self, methods: Sequence[str]) -> list[dict[str, Any]]:
-        """The runs of `benchmarks.lipschitz` with these methods; made at once or not at all."""
-        arguments = [f"--methods={','.join(methods)}", f"--seeds={self.setting.seeds}"]
-        if self.setting.epochs is not None:
-            arguments.append(f"--epochs={self.setting.epochs}")
-        results = self._make(lipschitz.main, "lipschitz", arguments, [], [])
-        return list(results["runs"])
+        """Returns the runs of `benchmarks.lipschitz` with these methods."""
+        own = self._own({"data", "train_size", "epochs"})
+        options = own | {"methods": ",".join(methods), "seeds": self._seeds}
+        found = self._lipschitz(options, self._folder("--".join(["lipschitz", *methods])))
+        return [run for run in found["runs"] if run["seed"] < self._seeds]
 
-    def _make(
-        self,
-        main: Callable[[Sequence[str]], int],
-        command: str,
-        arguments: Sequence[str],
-        growing: Sequence[str],
-        resume: Sequence[str],
-    ) -> dict[str, Any]:
-        """Runs a command in the folder of its arguments and returns the results."""
-        s = self.setting
-        arguments = [f"--data={s.data}", *arguments]
-        if s.train_size is not None:
-            arguments.append(f"--train-size={s.train_size}")
-        identity = shlex.join(sorted([command, *arguments]))
-        name = hashlib.sha256(identity.encode()).hexdigest()[:10]
-        folder = self.out / name
-        file = folder / _results.FILE
-        if not resume and file.exists():
-            if "summary" in json.loads(file.read_text()):
-                main = _nothing
-            else:
-                shutil.rmtree(folder)  # was interrupted, and cannot go on
-        place = [f"--out={folder}", *resume]
-        if s.data_dir is not None:
-            place.append(f"--data-dir={s.data_dir}")
-        code = main([*arguments, *growing, *place])
-        if code == INTERRUPTED:
-            raise KeyboardInterrupt
-        if code:
-            raise UsageError(f"benchmarks.{command} {shlex.join(arguments)} failed, as said above.")
-        results: dict[str, Any] = json.loads(file.read_text())
-        self.commands[name] = f"{name}: {results['command']}"
-        return results
+    def tuned(
+        self, grids: Mapping[str, Sequence[str]], options: Mapping[str, Any] | None = None
+    ) -> dict[str, str]:
+        """Returns the method of each grid that is most accurate on the validation split.
 
-    def tuned(self, grids: dict[str, Sequence[str]], options: Sequence[str] = ()) -> dict[str, str]:
-        """Of each grid the setting with the best accuracy on the validation split."""
+        With `quick` it is the middle one of the grid, without training.
+        """
         if self.setting.quick:
             return {name: grid[len(grid) // 2] for name, grid in grids.items()}
         candidates = list(dict.fromkeys(label for grid in grids.values() for label in grid))
-        runs = self.validated(candidates, options)
-
-        def accuracy(label: str) -> float:
-            return float(np.nan_to_num(runs.of(label, ACCURACY)).mean())
-
-        return {name: max(grid, key=accuracy) for name, grid in grids.items()}
+        runs = self._validated(candidates, options)
+        return {
+            name: max(grid, key=lambda label: _accuracy(runs, label))
+            for name, grid in grids.items()
+        }
 
     def tuned_options(
-        self, method: str, grid: Sequence[Sequence[str]], options: Sequence[str] = ()
-    ) -> Sequence[str]:
-        """Of several sets of options the one with which the method does best in validation."""
+        self, method: str, grid: Sequence[Mapping[str, Any]], options: Mapping[str, Any]
+    ) -> Mapping[str, Any]:
+        """Returns the options of a grid with which a method is most accurate in validation."""
         if self.setting.quick:
             return grid[len(grid) // 2]
-        accuracy = [
-            np.nan_to_num(self.validated([method], [*options, *more]).of(method, ACCURACY)).mean()
-            for more in grid
-        ]
-        return grid[int(np.argmax(accuracy))]
+        return max(
+            grid,
+            key=lambda more: _accuracy(self._validated([method], {**options, **more}), method),
+        )
 
-    def validated(self, methods: Sequence[str], options: Sequence[str]) -> Runs:
-        """On the validation split, with the seeds that tuning takes."""
-        seeds = min(TUNING_SEEDS, self.setting.seeds)
+    def _validated(self, methods: Sequence[str], options: Mapping[str, Any] | None) -> Runs:
+        """Compares methods on the validation split, with the seeds that are used for tuning."""
+        seeds = min(TUNING_SEEDS, self._seeds)
         return self.compare(methods, options, seeds=seeds, evaluate_on="validation")
 
+    def _own(self, names: Iterable[str]) -> dict[str, Any]:
+        return {name: value for name, value in self.setting._asdict().items() if name in names}
 
-def _nothing(arguments: Sequence[str]) -> int:
-    return 0
+    def _folder(self, name: str) -> pathlib.Path:
+        if name not in self.folders:
+            self.folders.append(name)
+        return self._out / name
+
+
+def _accuracy(runs: Runs, label: str) -> float:
+    """The mean accuracy over the seeds, where a run that diverged counts as zero."""
+    return float(np.nan_to_num(runs.of(label, ACCURACY)).mean())
+
+
+def comparison_name(options: Mapping[str, Any]) -> str:
+    """Returns the name of the folder of a comparison with these options.
+
+    It is `test` or `validation`, followed by each option and its value, in the order of `Options`.
+    Flatness that is not measured is left out. A short hash is appended only where the name does not
+    determine the values, because they have characters that a name should not have.
+    """
+    parts, ambiguous = [str(options["evaluate_on"])], False
+    for name in Options._fields:
+        if name not in options or name == "evaluate_on" or options[name] == "no":
+            continue
+        value = options[name]
+        text = f"{value:g}" if isinstance(value, float) else str(value)
+        ambiguous |= re.fullmatch(r"[\w.:=]+", text) is None
+        parts.append(f"{name.replace('_', '-')}-{re.sub(r'[^0-9A-Za-z_.]+', '-', text)}")
+    if ambiguous:
+        parts.append(hashlib.sha256(repr(sorted(options.items())).encode()).hexdigest()[:8])
+    return "--".join(parts)
+
+
+def recorded_comparison(options: Options, folder: pathlib.Path) -> results.Results:
+    """Returns the results of a finished comparison.
+
+    Raises:
+      UsageError: if the folder lacks a run of these options, or was made with others.
+    """
+    found = _recorded(folder)
+    for name, value in options._asdict().items():
+        kept = found["configuration"].get(name, value)
+        if name not in GROWING and kept != value:
+            raise UsageError(f"{folder} was made with {name} = {kept!r}, but {value!r} is needed.")
+    _check_complete(folder, found, options.methods.split(","), options.seeds)
+    return found
+
+
+def recorded_lipschitz(options: dict[str, Any], folder: pathlib.Path) -> results.Results:
+    """Returns the results of a finished run of `benchmarks.lipschitz`.
+
+    Raises:
+      UsageError: if the folder lacks a seed.
+    """
+    found = _recorded(folder)
+    _check_complete(folder, found, found["methods"], options["seeds"])
+    return found
+
+
+def _recorded(folder: pathlib.Path) -> results.Results:
+    if not results.exist(folder):
+        raise UsageError(
+            f"{folder} does not contain results. Give the command without --recompute."
+        )
+    return results.read(folder)
+
+
+def _check_complete(
+    folder: pathlib.Path, found: results.Results, methods: Iterable[str], seeds: int
+) -> None:
+    finished = {(run["method"], run["seed"]) for run in found["runs"]}
+    for method in methods:
+        for seed in range(seeds):
+            if (method, seed) not in finished:
+                raise UsageError(
+                    f"{folder} lacks the run of {method} with seed {seed}. Give the command "
+                    "without --recompute."
+                )

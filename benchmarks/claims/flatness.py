@@ -1,157 +1,175 @@
-"""Claims about flatness: curvature, R⁰ and R¹, implicit regularization, PACGen."""
+"""Claims about flatness. Each function returns the effects that one claim predicts.
 
-from collections.abc import Callable, Iterator, Sequence
+They are about curvature, zeroth- and first-order flatness (R⁰ and R¹), implicit regularization and
+the PACGen measure.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy import stats
+from scipy import stats  # type: ignore[import-untyped]
 
-from benchmarks.claims.accuracy import MARGIN, RHOS, SAM
 from benchmarks.claims.effects import (
-    Effect,
+    MARGIN,
+    Runs,
     correlation,
-    effect,
-    exact,
     flatter,
     flatter_at_same_loss,
-    flatter_on_the_way,
+    flatter_during_training,
     gain,
+    log_ratio,
+    more_accurate,
 )
-from benchmarks.claims.experiments import Bench, Runs
-from benchmarks.common import measuring as _measure
+from benchmarks.claims.experiments import Experiments
+from benchmarks.claims.grids import GAM, SAM
+from benchmarks.claims.verdict import Effect, effect, exact
+from benchmarks.common import measuring
 from flatreg import measures
 
-GAM = [f"gam:rho={rho}:alpha={alpha}" for rho in (0.05, 0.1, 0.2, 0.3, 0.5) for alpha in (1, 2)]
-RADII = RHOS[2], RHOS[4]
-RATES = {0.025: 160, 0.05: 80, 0.1: 40, 0.2: 20}  # learning rate: epochs, so that all go as far
+RADIUS = 0.1  # of SAM and GAM where the claim is about equal radii
+RATES = {0.025: 160, 0.05: 80, 0.1: 40, 0.2: 20}  # learning rate: epochs; their product is constant
+QUICK_RATES = {0.05: 4, 0.1: 2, 0.2: 1}
 WIDTHS = (32, 64, 128, 256, 512)
+QUICK_WIDTHS = WIDTHS[:2]
+SAME_LOSS = "at equal training loss"
 
 
-def flatter_than_plain(bench: Bench, optimizer: str) -> list[Effect]:
-    """GAM against the plain optimizer, by curvature."""
-    options = [f"--optimizer={optimizer}"]
-    best = bench.tuned({"sam": SAM, "gam": GAM}, options)
-    runs = bench.compare([optimizer, *best.values()], options, flatness="along")
+def flatter_than_plain(experiments: Experiments, optimizer: str) -> list[Effect]:
+    """The curvature that GAM reaches against that of the plain optimizer."""
+    runs, best = _tuned_sam_and_gam(experiments, optimizer)
     return list(_flatter(runs, best["gam"], optimizer))
 
 
-def flatter_than_sam(bench: Bench, optimizer: str) -> list[Effect]:
-    """GAM against SAM, by curvature."""
-    options = [f"--optimizer={optimizer}"]
-    best = bench.tuned({"sam": SAM, "gam": GAM}, options)
-    runs = bench.compare([optimizer, *best.values()], options, flatness="along")
+def flatter_than_sam(experiments: Experiments, optimizer: str) -> list[Effect]:
+    """The curvature that GAM reaches against that of SAM."""
+    runs, best = _tuned_sam_and_gam(experiments, optimizer)
     return list(_flatter(runs, best["gam"], best["sam"]))
 
 
-def flatter_at_same_radius(bench: Bench) -> list[Effect]:
-    """GAM of weight 1 against SAM of the same radius, which both descend L + ρ‖∇L‖ nearby."""
-    sam, gam = f"sam:rho={RADII[0]}", f"gam:rho={RADII[0]}:alpha=1"
-    return list(_flatter(bench.compare(["sgd", sam, gam], flatness="along"), gam, sam))
+def flatter_at_same_radius(experiments: Experiments) -> list[Effect]:
+    """GAM with weight 1 against SAM with the same radius: both approximately descend L + ρ‖∇L‖."""
+    sam, gam = f"sam:rho={RADIUS}", f"gam:rho={RADIUS}:alpha=1"
+    return list(_flatter(experiments.compare(["sgd", sam, gam], flatness="along"), gam, sam))
+
+
+def _tuned_sam_and_gam(experiments: Experiments, optimizer: str) -> tuple[Runs, dict[str, str]]:
+    options = {"optimizer": optimizer}
+    best = experiments.tuned({"sam": SAM, "gam": GAM}, options)
+    return experiments.compare([optimizer, *best.values()], options, flatness="along"), best
 
 
 def _flatter(runs: Runs, flat: str, sharp: str) -> Iterator[Effect]:
-    """At the end, on the way there, and where both have the same training loss."""
+    """λ_max and trace at the end of training, during it, and at equal training loss."""
     norms = ", ".join(f"{runs.of(label, 'weight_norm').mean():.1f}" for label in (sharp, flat))
-    for name in ("lambda_max", "trace"):
-        what = f"log₂ {name} of {sharp} / of {flat}"
-        yield effect(f"{what}, in the end (‖w‖ {norms})", flatter(runs, flat, sharp, name))
-        yield effect(f"{what}, along training", flatter_on_the_way(runs, flat, sharp, name))
-        yield effect(f"{what}, at the same loss", flatter_at_same_loss(runs, flat, sharp, name))
+    for name, symbol in (("lambda_max", "λ_max"), ("trace", "trace")):
+        what = log_ratio(symbol, sharp, flat)
+        yield effect(
+            f"{what}, at the end of training (‖w‖ {norms})", flatter(runs, flat, sharp, name)
+        )
+        yield effect(
+            f"{what}, mean over training", flatter_during_training(runs, flat, sharp, name)
+        )
+        yield effect(f"{what}, {SAME_LOSS}", flatter_at_same_loss(runs, flat, sharp, name))
 
 
-def sam_and_gam(bench: Bench) -> list[Effect]:
-    """Both penalties at once."""
-    best = bench.tuned({"sam": SAM, "gam": GAM})
+def sam_and_gam(experiments: Experiments) -> list[Effect]:
+    """The sum of both penalties against SAM alone."""
+    best = experiments.tuned({"sam": SAM, "gam": GAM})
     both = f"{best['sam']}+{best['gam']}"
-    runs = bench.compare([best["sam"], both])
-    what = f"{both} over {best['sam']}, points, plus {MARGIN}"
+    runs = experiments.compare([best["sam"], both])
+    what = f"{more_accurate(both, best['sam'])}, + {MARGIN}"
     return [effect(what, gain(runs, both, best["sam"]) + MARGIN)]
 
 
-def blind_to_the_gradient(bench: Bench, rho: float = 0.5) -> list[Effect]:
-    """Two basins on a line, both as deep and as high at distance ρ; one is a comb."""
-    del bench
+def blind_to_the_gradient(experiments: Experiments, rho: float = 0.5) -> list[Effect]:
+    """Two losses of one weight with equal R⁰ within the radius ρ; one of them oscillates."""
+    del experiments
 
     def smooth(w: jax.Array) -> jax.Array:
         return w**2
 
     def comb(w: jax.Array) -> jax.Array:
-        """As high at ±ρ, and never above: teeth which vanish there."""
+        """Nowhere above `smooth`, and equal to it at ±ρ, where the oscillation vanishes."""
         return w**2 - 0.1 * jnp.sin(8 * jnp.pi * w) ** 2 * (1 - (w / rho) ** 2)
 
-    found = {}
-    for name, line in (("smooth", smooth), ("comb", comb)):
-
-        def loss(w: jax.Array, line: Callable[[jax.Array], jax.Array] = line) -> jax.Array:
+    def flatness(line: Callable[[jax.Array], jax.Array]) -> tuple[jax.Array, jax.Array]:
+        def loss(w: jax.Array) -> jax.Array:
             return line(w[0])
 
-        key, w, ball = jax.random.key(0), jnp.zeros(1), {"rho": rho, "random_starts": 16}
-        zeroth = measures.zeroth_order_flatness(loss, w, key, **ball).value
-        found[name] = zeroth, measures.first_order_flatness(loss, w, key, **ball).value
-    same = abs(found["comb"][0] / found["smooth"][0] - 1)
-    steeper = np.log2(found["comb"][1] / found["smooth"][1])
+        key, w = jax.random.key(0), jnp.zeros(1)
+        zeroth = measures.zeroth_order_flatness(loss, w, key, rho=rho, random_starts=16)
+        first = measures.first_order_flatness(loss, w, key, rho=rho, random_starts=16)
+        return zeroth.value, first.value
+
+    (zeroth, first), (zeroth_of_comb, first_of_comb) = flatness(smooth), flatness(comb)
+    difference = abs(zeroth_of_comb / zeroth - 1)
     return [
-        exact("0.01 less the relative difference of R⁰", 0.01 - same),
-        exact("log₂ R¹ of the comb / of the smooth basin", steeper),
+        exact("0.01 minus the relative difference of R⁰", float(0.01 - difference)),
+        exact(
+            log_ratio("R¹", "the comb", "the smooth basin"), float(jnp.log2(first_of_comb / first))
+        ),
     ]
 
 
-def curvature_below_first_order(bench: Bench) -> list[Effect]:
-    """λ_max ≤ R¹/ρ² where training ends."""
-    labels = ["sgd", f"sam:rho={RADII[0]}", f"gam:rho={RADII[0]}:alpha=1"]
-    runs = bench.compare(labels, flatness="end")
-    bound = {label: runs.of(label, "first_order_flatness") / _measure.RHO**2 for label in labels}
+def curvature_below_first_order(experiments: Experiments) -> list[Effect]:
+    """λ_max ≤ R¹/ρ² at the end of training."""
+    labels = ["sgd", f"sam:rho={RADIUS}", f"gam:rho={RADIUS}:alpha=1"]
+    runs = experiments.compare(labels, flatness="end")
+    rho = measuring.RHO
     return [
         effect(
-            f"log₂ (R¹/ρ²) / λ_max of {label}",
-            np.log2(bound[label] / runs.of(label, "lambda_max")),
+            f"log₂((R¹/ρ²) / λ_max) of {label}",
+            np.log2(runs.of(label, "first_order_flatness") / rho**2 / runs.of(label, "lambda_max")),
         )
         for label in labels
     ]
 
 
-def implicit_regularization(bench: Bench) -> list[Effect]:
-    """What a larger step does, and what the explicit regularizer does at a small one.
+def implicit_regularization(experiments: Experiments) -> list[Effect]:
+    """A larger learning rate against a small one, and explicit regularization at the small one.
 
-    ‖∇L‖ at the same training loss: in the end it tells above all how far that has gone down.
+    ‖∇L‖ is compared at equal training loss, because at the end of training it mainly reflects how
+    far the loss has decreased.
     """
-    rates = {0.05: 4, 0.1: 2, 0.2: 1} if bench.setting.quick else RATES
+    rates = QUICK_RATES if experiments.setting.quick else RATES
     small, *larger = rates
-    egr = "gradient_regularization:mu=0.1"
+    explicit = "gradient_regularization:mu=0.1"
     runs = Runs({})
     for rate, epochs in rates.items():
-        options = [f"--learning-rate={rate}", f"--epochs={epochs}"]
-        methods = ["sgd", egr] if rate == small else ["sgd"]
-        found = bench.compare(methods, options, flatness="along")
+        options = {"learning_rate": rate, "epochs": epochs}
+        methods = ["sgd", explicit] if rate == small else ["sgd"]
+        found = experiments.compare(methods, options, flatness="along")
         runs.records.update(found.renamed(f" at {rate}"))
-    sgd, egr = f"sgd at {small}", f"{egr} at {small}"
-    noise = "accuracy under noise"
+    sgd, explicit = f"sgd at {small}", f"{explicit} at {small}"
+    noise = "accuracy under weight noise"
     robust = [runs.of(f"sgd at {rate}", "noise_accuracy") for rate in rates]
     return [
         *(
             effect(
-                f"log₂ ‖∇L‖ of {sgd} / of {flat}, at the same loss",
+                f"{log_ratio('‖∇L‖', sgd, flat)}, {SAME_LOSS}",
                 flatter_at_same_loss(runs, flat, sgd, "gradient_norm"),
             )
-            for flat in (*(f"sgd at {rate}" for rate in larger), egr)
+            for flat in (*(f"sgd at {rate}" for rate in larger), explicit)
         ),
         effect(f"rank correlation of learning rate and {noise}", correlation(list(rates), robust)),
-        effect(f"{noise}, points of {egr} over sgd", gain(runs, egr, sgd, "noise_accuracy")),
+        effect(more_accurate(explicit, sgd, noise), gain(runs, explicit, sgd, "noise_accuracy")),
     ]
 
 
-def wider_is_flatter(bench: Bench) -> list[Effect]:
-    """R_IG = ‖∇L‖²/m of MLPs with m weights, at the same training loss."""
-    widths = WIDTHS[:2] if bench.setting.quick else WIDTHS
+def wider_is_flatter(experiments: Experiments) -> list[Effect]:
+    """R_IG = ‖∇L‖²/m of MLPs with m weights, at equal training loss."""
+    widths = QUICK_WIDTHS if experiments.setting.quick else WIDTHS
     runs = Runs({})
     for width in widths:
-        found = bench.compare(["sgd"], [f"--model=mlp:width={width}"], flatness="along")
-        runs.records.update(found.renamed(f" of width {width}"))
-    narrow, *wider = (f"sgd of width {width}" for width in widths)
+        found = experiments.compare(["sgd"], {"model": f"mlp:width={width}"}, flatness="along")
+        runs.records.update(found.renamed(f" with width {width}"))
+    narrow, *wider = (f"sgd with width {width}" for width in widths)
     return [
         effect(
-            f"log₂ R_IG of {narrow} / of {wide}, at the same loss",
+            f"{log_ratio('R_IG', narrow, wide)}, {SAME_LOSS}",
             2 * flatter_at_same_loss(runs, wide, narrow, "gradient_norm")
             + np.log2(runs.of(wide, "weights") / runs.of(narrow, "weights")),
         )
@@ -159,22 +177,30 @@ def wider_is_flatter(bench: Bench) -> list[Effect]:
     ]
 
 
-def pacgen_and_gap(bench: Bench) -> list[Effect]:
-    """Ψ and test loss − training loss, over batch size at rate 0.1 and over rate at batch 256."""
+def pacgen_and_gap(experiments: Experiments) -> list[Effect]:
+    """Ψ and the generalization gap across batch sizes, and across learning rates.
+
+    Batch sizes are compared at the learning rate 0.1, learning rates at the batch size 256.
+    """
     sizes, rates = (32, 64, 128, 256), (0.01, 0.03, 0.1, 0.3)
     settings = {
-        "batch size": [[f"--batch-size={size}", "--learning-rate=0.1"] for size in sizes],
-        "learning rate": [["--batch-size=256", f"--learning-rate={rate}"] for rate in rates],
+        "batch sizes": [{"batch_size": size, "learning_rate": 0.1} for size in sizes],
+        "learning rates": [{"batch_size": 256, "learning_rate": rate} for rate in rates],
     }
     return [
-        effect(f"rank correlation of Ψ and gap over {name}", _together(bench, options))
+        effect(
+            f"rank correlation of Ψ and generalization gap across {name}",
+            _pacgen_correlation(experiments, options),
+        )
         for name, options in settings.items()
     ]
 
 
-def _together(bench: Bench, options: Sequence[Sequence[str]]) -> list[float]:
-    """The rank correlation of Ψ and gap over sets of options, one a seed."""
-    runs = [bench.compare(["sgd"], more, flatness="end") for more in options]
+def _pacgen_correlation(
+    experiments: Experiments, options: Sequence[Mapping[str, Any]]
+) -> list[float]:
+    """The rank correlation of Ψ and the generalization gap across options, one per seed."""
+    runs = [experiments.compare(["sgd"], one, flatness="end") for one in options]
     metric, gap = (
         np.transpose([one.of("sgd", name) for one in runs])
         for name in ("pacgen", "generalization_gap")

@@ -1,136 +1,159 @@
-"""The claims: a statement, its paper, and the effects that it predicts to be above zero."""
+"""The claims: a statement, its source, and the effects that it predicts to be above zero."""
 
 from collections.abc import Callable
 from typing import NamedTuple
 
-from benchmarks.claims import accuracy as accuracy
-from benchmarks.claims import flatness as flatness
-from benchmarks.claims.effects import Effect
-from benchmarks.claims.experiments import Bench
+from benchmarks.claims import accuracy, flatness
+from benchmarks.claims.effects import MARGIN
+from benchmarks.claims.experiments import Experiments
+from benchmarks.claims.verdict import Effect
 
 
 class Claim(NamedTuple):
-    """A statement of a paper, and how it is tried."""
+    """A statement that experiments can support or contradict.
+
+    Attributes:
+      statement: the claim in one sentence.
+      source: the paper that makes it, or `flatreg` for a claim of this library.
+      effects: makes the runs and returns the effects that the claim predicts to be above zero.
+    """
 
     statement: str
     source: str
-    effects: Callable[[Bench], list[Effect]]
+    effects: Callable[[Experiments], list[Effect]]
 
 
 FORET, ZHAO, ZHAO_24 = "arXiv 2010.01412", "arXiv 2202.03599", "arXiv 2406.09723"
 ZHANG, BARRETT, WANG = "arXiv 2303.03108", "arXiv 2009.11162", "arXiv 1809.07402"
 YOSHIDA, MIYATO = "arXiv 1705.10941", "arXiv 1802.05957"
-WRONG = "40% of the labels wrong"
-NEARLY = f"to {accuracy.MARGIN} points"
+WRONG = " (40% of the training labels wrong)"
+AS_GOOD = f"is as accurate as SAM within {MARGIN} points, with at most twice its λ_max"
+PART_OF_BATCH = f"SAM whose ascent uses a part of the batch {AS_GOOD}"
+SOME_STEPS = f"SAM on every second or fifth step only {AS_GOOD}"
 
 CLAIMS = {
     "below_sgd": Claim(
-        "test error: SAM and PGN < SGD",
+        "SAM and PGN have a lower test error than SGD",
         f"{FORET}, {ZHAO}",
-        lambda b: accuracy.below_sgd(b, ()),
+        lambda experiments: accuracy.below_sgd(experiments, {}),
     ),
     "below_sgd_noisy": Claim(
-        f"test error: SAM and PGN < SGD, {WRONG}",
+        f"SAM and PGN have a lower test error than SGD{WRONG}",
         f"{FORET}, {ZHAO}",
-        lambda b: accuracy.below_sgd(b, accuracy.NOISY),
+        lambda experiments: accuracy.below_sgd(experiments, accuracy.NOISY),
     ),
-    "below_sam": Claim("test error: PGN < SAM", ZHAO, lambda b: accuracy.below_sam(b, ())),
+    "below_sam": Claim(
+        "PGN has a lower test error than SAM",
+        ZHAO,
+        lambda experiments: accuracy.below_sam(experiments, {}),
+    ),
     "below_sam_noisy": Claim(
-        f"test error: PGN < SAM, {WRONG}", ZHAO, lambda b: accuracy.below_sam(b, accuracy.NOISY)
+        f"PGN has a lower test error than SAM{WRONG}",
+        ZHAO,
+        lambda experiments: accuracy.below_sam(experiments, accuracy.NOISY),
     ),
     "partial_penalty": Claim(
-        f"α = 0 is SGD, α = 1 is SAM, and one in between is better ({WRONG})",
+        "PGN with α = 0 equals SGD, with α = 1 it equals SAM, and some α in between is more "
+        f"accurate than α = 1{WRONG}",
         ZHAO,
         accuracy.partial_penalty,
     ),
     "zero_warmup": Claim(
-        "with Adam and a warm-up of its rate the penalty hurts, and one that waits does not",
+        "With AdamW and learning-rate warmup, PGN from the first step reduces accuracy, and PGN "
+        "that starts after the warmup does not",
         ZHAO_24,
         accuracy.zero_warmup,
     ),
     "flatter_than_sgd": Claim(
-        "GAM's λ_max and trace are below SGD's",
+        "GAM reaches a smaller λ_max and Hessian trace than SGD",
         ZHANG,
-        lambda b: flatness.flatter_than_plain(b, "sgd"),
+        lambda experiments: flatness.flatter_than_plain(experiments, "sgd"),
     ),
     "flatter_than_sam": Claim(
-        "GAM's λ_max and trace are below SAM's, each with its most accurate radius",
+        "GAM reaches a smaller λ_max and Hessian trace than SAM, each with its most accurate "
+        "radius",
         ZHANG,
-        lambda b: flatness.flatter_than_sam(b, "sgd"),
+        lambda experiments: flatness.flatter_than_sam(experiments, "sgd"),
     ),
     "flatter_at_same_radius": Claim(
-        "GAM's λ_max and trace are below SAM's of the same radius, both on SGD",
+        "GAM reaches a smaller λ_max and Hessian trace than SAM with the same radius, both with "
+        "SGD",
         ZHANG,
         flatness.flatter_at_same_radius,
     ),
     "flatter_than_adamw": Claim(
-        "GAM's λ_max and trace are below AdamW's",
+        "GAM reaches a smaller λ_max and Hessian trace than AdamW",
         ZHANG,
-        lambda b: flatness.flatter_than_plain(b, "adamw"),
+        lambda experiments: flatness.flatter_than_plain(experiments, "adamw"),
     ),
     "flatter_than_sam_adamw": Claim(
-        "GAM's λ_max and trace are below SAM's, both on AdamW, each with its most accurate radius",
+        "GAM reaches a smaller λ_max and Hessian trace than SAM, both with AdamW, each with its "
+        "most accurate radius",
         ZHANG,
-        lambda b: flatness.flatter_than_sam(b, "adamw"),
+        lambda experiments: flatness.flatter_than_sam(experiments, "adamw"),
     ),
     "sam_and_gam": Claim(
-        f"SAM + GAM is at least as good as SAM, {NEARLY}", ZHANG, flatness.sam_and_gam
+        f"SAM + GAM is at least as accurate as SAM within {MARGIN} points",
+        ZHANG,
+        flatness.sam_and_gam,
     ),
     "blind_to_the_gradient": Claim(
-        "on a line, R⁰ cannot tell a comb from a smooth basin, R¹ can",
+        "For a loss of one weight, R⁰ does not distinguish an oscillating basin (a comb) from a "
+        "smooth one, and R¹ does",
         ZHANG,
         flatness.blind_to_the_gradient,
     ),
     "curvature_below_first_order": Claim(
-        "λ_max ≤ R¹/ρ² at trained points", ZHANG, flatness.curvature_below_first_order
+        "λ_max ≤ R¹/ρ² at the end of training", ZHANG, flatness.curvature_below_first_order
     ),
     "implicit_regularization": Claim(
-        "a larger step passes the same loss at a smaller gradient and ends bearing more noise; "
-        "so does EGR at a small step",
+        "With a larger learning rate, SGD has a smaller gradient at the same training loss and is "
+        "more robust to weight noise at the end; so has explicit gradient regularization with a "
+        "small learning rate",
         BARRETT,
         flatness.implicit_regularization,
     ),
     "wider_is_flatter": Claim(
-        "a larger model passes the same loss at a smaller R_IG", BARRETT, flatness.wider_is_flatter
+        "A wider network has a smaller R_IG at the same training loss",
+        BARRETT,
+        flatness.wider_is_flatter,
     ),
     "pacgen_and_gap": Claim(
-        "PACGen's Ψ and the generalization gap move together over batch size and learning rate",
+        "PACGen's Ψ is larger where the generalization gap is larger, across batch sizes and "
+        "across learning rates",
         WANG,
         flatness.pacgen_and_gap,
     ),
     "perturbed": Claim(
-        f"perturbed optimization beats SGD, without and with dropout ({WRONG})",
+        f"Perturbed optimization is more accurate than SGD, with dropout and without it{WRONG}",
         WANG,
         accuracy.perturbed,
     ),
     "epoch_time": Claim(
-        "an epoch with the input-gradient penalty takes longer than with spectral normalization",
+        "An epoch with the input-gradient penalty takes longer than one with spectral "
+        "normalization",
         MIYATO,
         accuracy.epoch_time,
     ),
     "large_batch": Claim(
-        "at a large batch spectral norm regularization narrows the gap",
+        "With a large batch, the spectral norm penalty reduces the generalization gap",
         YOSHIDA,
         accuracy.large_batch,
     ),
     "cheap_ascent": Claim(
-        f"SAM's ascent on a part of the batch is as good, {NEARLY} and twice the λ_max",
-        "flatreg",
-        lambda b: accuracy.cheap_ascent(b, ()),
+        PART_OF_BATCH, "flatreg", lambda experiments: accuracy.cheap_ascent(experiments, {})
     ),
     "cheap_ascent_noisy": Claim(
-        f"SAM's ascent on a part of the batch is as good, {NEARLY} and twice the λ_max, {WRONG}",
+        f"{PART_OF_BATCH}{WRONG}",
         "flatreg",
-        lambda b: accuracy.cheap_ascent(b, accuracy.NOISY),
+        lambda experiments: accuracy.cheap_ascent(experiments, accuracy.NOISY),
     ),
     "rare_ascent": Claim(
-        f"SAM on some steps is as good, {NEARLY} and twice the λ_max",
-        "flatreg",
-        lambda b: accuracy.rare_ascent(b, ()),
+        SOME_STEPS, "flatreg", lambda experiments: accuracy.rare_ascent(experiments, {})
     ),
     "rare_ascent_noisy": Claim(
-        f"SAM on some steps is as good, {NEARLY} and twice the λ_max, {WRONG}",
+        f"{SOME_STEPS}{WRONG}",
         "flatreg",
-        lambda b: accuracy.rare_ascent(b, accuracy.NOISY),
+        lambda experiments: accuracy.rare_ascent(experiments, accuracy.NOISY),
     ),
 }

@@ -1,58 +1,54 @@
-"""The verdicts on the screen, and in Markdown for benchmarks/results."""
+"""The table of claims, for the terminal and for table.md."""
 
+from collections.abc import Iterator
 from typing import Any
 
-from rich.console import Console
+from benchmarks.claims.verdict import INCONCLUSIVE, NOT_REPRODUCED, REPRODUCED, VERDICTS
+from benchmarks.common.statistics import number, written
+from benchmarks.common.table import Cell, Table
 
-from benchmarks.claims.experiments import Setting
-from benchmarks.common.summary import number
-
-COLORS = {"reproduced": "green", "not reproduced": "red", "inconclusive": "yellow"}
-
-
-def show(claims: dict[str, Any], console: Console) -> None:
-    """Prints each claim with its effects."""
-    console.rule("effects above zero are as claimed: mean [95% interval]")
-    for claim in claims.values():
-        verdict = f"[{COLORS[claim['verdict']]}]{claim['verdict']}[/]"
-        console.print(f"{verdict}: {claim['statement']} ({claim['source']})", highlight=False)
-        for effect in claim["effects"]:
-            mean, low, high = _written(effect)
-            size = f"{mean} [{low}, {high}]"
-            line = f"    {effect['what']}: {size}, {effect['seeds']} seeds"
-            console.print(line, highlight=False, markup=False)
+COLORS = {REPRODUCED: "green", NOT_REPRODUCED: "red", INCONCLUSIVE: "yellow"}
+CAPTION = (  # a list in Markdown
+    "A claim predicts that each of its effects is above zero. Mean and 95% confidence interval "
+    "(Student's t) over the seeds, paired where two methods are compared.",
+    "A claim is reproduced if all of its intervals are above zero, not reproduced if at least one "
+    "of them is below zero, and otherwise inconclusive.",
+    "Accuracies are those on the test set. Hyperparameters were chosen on the validation split.",
+    "The number of seeds counts finite values. A run that diverged has none, and a ratio to a "
+    "λ_max that float32 rounds to zero is not finite.",
+)
 
 
-def markdown(claims: dict[str, Any], setting: Setting) -> str:
-    """The table, under the commands that made it."""
-    counts = [claim["verdict"] for claim in claims.values()]
-    summary = ", ".join(f"{counts.count(v)} {v}" for v in COLORS if v in counts)
-    commands = dict.fromkeys(claim["command"] for claim in claims.values())
-    lines = [
-        f"# Claims on {setting.data}, {setting.model}",
-        "",
-        *(f"    {command}" for command in commands),
-        "",
-        f"{summary}. An effect above zero is as claimed; mean and 95% t-interval over the seeds, "
-        "which are paired. A claim is reproduced if all of its intervals lie above zero, not "
-        "reproduced if one lies below, else inconclusive. Accuracies are those of the test set, "
-        "hyperparameters were chosen on the validation split. Seeds are those with a finite value: "
-        "a run that diverged has none, and no ratio to a λ_max that float32 rounds to zero.",
-        "",
-        "| claim | effect | mean | 95% interval | seeds | verdict |",
-        "|---|---|---:|---:|---:|---|",
-    ]
-    for claim in claims.values():
-        first = f"{claim['statement']} ({claim['source']})", f"**{claim['verdict']}**"
-        for effect in claim["effects"]:
-            mean, low, high = _written(effect)
-            what = effect["what"].replace("|", "\\|")
-            cells = (first[0], what, mean, f"{low} to {high}", str(effect["seeds"]), first[1])
-            lines.append(f"| {' | '.join(cells)} |")
-            first = "", ""
-    return "\n".join([*lines, ""])
+def table(claims: dict[str, Any], setting: dict[str, Any]) -> Table:
+    """Returns one row per effect.
+
+    Args:
+      claims: the claims of claims.json by name.
+      setting: what they were tested on.
+    """
+    verdicts = [claim["verdict"] for claim in claims.values()]
+    counts = ", ".join(f"{verdicts.count(one)} {one}" for one in VERDICTS if one in verdicts)
+    return Table(
+        title=f"Claims on {setting['data']}, {setting['model']}",
+        headings=("claim", "effect", "mean", "95% interval", "seeds", "verdict"),
+        rows=[row for claim in claims.values() for row in _rows(claim)],
+        caption="\n".join([f"{counts}.", *CAPTION]),
+        align="llrrrl",
+    )
 
 
-def _written(effect: dict[str, Any]) -> list[str]:
-    """Mean and interval, which a single seed has not: NaN, or None out of a file."""
-    return [f"{number(effect[name]):.3g}" for name in ("mean", "low", "high")]
+def _rows(claim: dict[str, Any]) -> Iterator[list[Cell | str]]:
+    """A row per effect; the claim and its verdict stand in the first one."""
+    statement = f"{claim['statement']} ({claim['source']})"
+    verdict = Cell(claim["verdict"], style=COLORS[claim["verdict"]])
+    for effect in claim["effects"]:
+        mean, low, high = (written(number(effect[name]), ".3g") for name in ("mean", "low", "high"))
+        yield [
+            statement,
+            effect["quantity"],
+            mean,
+            "-" if low == high == "-" else f"{low} to {high}",
+            str(effect["seeds"]),
+            verdict,
+        ]
+        statement, verdict = "", Cell("")

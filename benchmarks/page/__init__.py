@@ -1,1 +1,1 @@
-"""The page of results."""
+"""Collects all recorded results on one page, benchmarks/results/RESULTS.md."""

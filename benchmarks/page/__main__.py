@@ -1,63 +1,138 @@
-"""Writes benchmarks/results/RESULTS.md: the tables and figures of all results that are kept there.
+"""Writes benchmarks/results/RESULTS.md: the tables and figures of all recorded results.
 
-    python -m benchmarks.claims --out benchmarks/results/claims-digits
     python -m benchmarks.page
+    python -m benchmarks.page --check
 
-Every folder of `benchmarks/results` is one command's, which wrote the table.md and figures that
-are shown, and the JSON with the command, the versions and every single number behind them.
+Every folder in `benchmarks/results` was written by one command. Its table.md and figures are shown,
+with links to the files that have all numbers.
 """
 
 import json
 import pathlib
+import re
 import sys
+from collections.abc import Sequence
 
 from benchmarks.claims.registry import CLAIMS
+from benchmarks.common import cli, results
+from benchmarks.common.cli import UsageError
+from benchmarks.common.table import Table
 
 RESULTS = pathlib.Path(__file__).parents[1] / "results"
+PAGE = "RESULTS.md"
+CLAIMS_FILE = "claims.json"
 HEAD = """# Results
 
-Written by `python -m benchmarks.page` from the folders beside it. Above each table stands the
-command that made it; versions, configuration and every single number are in the folder's JSON.
-"""
+This page is written by `python -m benchmarks.page` from the folders beside it. The command that
+made a table stands above it. The links below it lead to all numbers: `manifest.json` has the
+commands, the revision of the code, the versions, the configuration and the data set, `runs.csv`
+has one row per run, and `curves.npz` has what was recorded several times per run. A folder of
+claims has one such folder per comparison."""
 
 
-def main(folder: pathlib.Path = RESULTS) -> int:
-    """Writes the page."""
-    parts = [HEAD, _at_a_glance(folder)]
-    for table in sorted(folder.glob("*/table.md")):
-        name = table.parent.name
-        text = table.read_text(encoding="utf-8").replace("\n# ", "\n### ")
-        parts.append("##" + text.removeprefix("#").rstrip())
-        parts += [
-            f"![{name}: {p.stem}]({name}/{p.name})" for p in sorted(table.parent.glob("*.png"))
-        ]
-        files = ", ".join(
-            f"[{p.name}]({name}/{p.name})" for p in sorted(table.parent.glob("*.json"))
-        )
-        parts.append(f"Numbers: {files}.")
-    page = folder / "RESULTS.md"
-    page.write_text("\n\n".join(part.strip() for part in parts) + "\n", encoding="utf-8")
-    print(f"Written: {page}")
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit code: 0, 1 if --check fails, 2 after a usage error."""
+    return cli.exit_code(lambda: _command(sys.argv[1:] if argv is None else argv))
+
+
+def _command(argv: Sequence[str]) -> int:
+    parser = cli.Parser(
+        "page", description=f"Writes {PAGE}: the tables and figures of all recorded results."
+    )
+    parser.add_argument(
+        "--results",
+        type=pathlib.Path,
+        default=RESULTS,
+        help="folder with one folder per command (default: benchmarks/results)",
+    )
+    parser.add_argument(
+        "--check",
+        "--quick",
+        action="store_true",
+        help=f"only check {PAGE}, without writing; exit with 1 if it is out of date",
+    )
+    args = parser.parse_args(argv)
+    if not args.results.is_dir():
+        raise UsageError(f"{args.results} is not a folder. Name one with --results FOLDER.")
+    file = args.results / PAGE
+    text = page(args.results)
+    if args.check:
+        current = file.exists() and file.read_text(encoding="utf-8") == text
+        print(f"{file} is {'up to date' if current else 'out of date: run without --check'}.")
+        return 0 if current else 1
+    file.write_text(text, encoding="utf-8")
+    print(f"Written: {file}")
     return 0
 
 
+def page(folder: pathlib.Path) -> str:
+    """Returns the page in Markdown, with a section per folder that has a table.md."""
+    parts = [HEAD, _at_a_glance(folder)]
+    parts += [_section(table.parent) for table in sorted(folder.glob("*/table.md"))]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
 def _at_a_glance(folder: pathlib.Path) -> str:
-    """A row a claim, a column for each data set and network on which it was tried."""
-    tried = {
-        path.parent.name.removeprefix("claims-"): json.loads(path.read_text(encoding="utf-8"))
-        for path in sorted(folder.glob("*/claims.json"))
-    }
-    if not tried:
+    """A row per claim, and a column per data set and network that it was tested on."""
+    tested = [
+        json.loads(path.read_text(encoding="utf-8"))
+        for path in sorted(folder.glob(f"*/{CLAIMS_FILE}"))
+    ]
+    if not tested:
         return ""
-    columns = [f"{one['setting']['data']}, {one['setting']['model']}" for one in tried.values()]
-    verdicts = {
-        claim.statement: [t["claims"].get(name, {}).get("verdict", "") for t in tried.values()]
-        for name, claim in CLAIMS.items()
-    }
-    rows = [[statement, *found] for statement, found in verdicts.items() if any(found)]
-    lines = [["claim", *columns], ["---"] * (1 + len(columns)), *rows]
-    table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-    return f"## Claims at a glance\n\n{table}"
+    settings = [f"{one['setting']['data']}, {one['setting']['model']}" for one in tested]
+    rows = []
+    for name, claim in CLAIMS.items():
+        verdicts = [one["claims"].get(name, {}).get("verdict", "") for one in tested]
+        if any(verdicts):
+            rows.append([claim.statement, *verdicts])
+    table = Table(
+        title="Claims at a glance",
+        headings=["claim", *settings],
+        rows=rows,
+        align="l" * (1 + len(settings)),
+    )
+    return table.markdown(level=2).strip()
+
+
+def _section(folder: pathlib.Path) -> str:
+    """Returns the table and the figures of a folder, with links to its numbers."""
+    text = _with_unique_headings((folder / "table.md").read_text(encoding="utf-8"), folder.name)
+    figures = [
+        f"![{path.stem} of {folder.name}]({folder.name}/{path.name})"
+        for path in _files(folder, ".png")
+    ]
+    files = [f"[{path.name}]({folder.name}/{path.name})" for path in _files(folder, *SUFFIXES)]
+    comparisons = sum(results.exist(one) for one in folder.iterdir())
+    if comparisons:
+        files.append(f"[{comparisons} comparisons]({folder.name})")
+    return "\n\n".join([text, *figures, f"Numbers: {', '.join(files)}."])
+
+
+def _with_unique_headings(text: str, folder: str) -> str:
+    """Returns a table with its headings one level down, and unique on the page.
+
+    Tables of several folders can have the same title, so each heading names the folder. Where a
+    heading is repeated in one table, it names the heading above it, too.
+    """
+    titles = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    lines, above = [], {0: folder}
+    for line in text.strip().splitlines():
+        if heading := re.fullmatch(r"(#+) (.*)", line):
+            level, title = len(heading[1]), heading[2]
+            above = {outer: name for outer, name in above.items() if outer < level}
+            context = [folder] + [above[max(above)]] * (titles.count(title) > 1)
+            line = f"#{heading[1]} {title} ({': '.join(context)})"
+            above[level] = title
+        lines.append(line)
+    return "\n".join(lines)
+
+
+SUFFIXES = tuple(pathlib.Path(name).suffix for name in results.FILES)
+
+
+def _files(folder: pathlib.Path, *suffixes: str) -> list[pathlib.Path]:
+    return sorted(path for path in folder.iterdir() if path.suffix in suffixes)
 
 
 if __name__ == "__main__":
