@@ -1,31 +1,24 @@
-"""The claims command: verdicts, what its numbers are made of, and that they come out again."""
+"""The claims command: verdicts, the quantities that they are based on, and their repetition."""
 
 import json
-import shutil
 
 import numpy as np
 import pytest
 
 from benchmarks.claims import __main__ as claims
-from benchmarks.claims import table as _claims_table
-from benchmarks.claims.effects import (
-    Effect,
-    effect,
-    flatter_at_same_loss,
-    flatter_on_the_way,
-    verdict,
-)
-from benchmarks.claims.experiments import Runs, Setting
-from benchmarks.common import results as _results
-from benchmarks.page import __main__ as page
-
-pytestmark = pytest.mark.slow
+from benchmarks.claims.effects import Runs, flatter_at_same_loss, flatter_during_training
+from benchmarks.claims.experiments import comparison_name, recorded_comparison
+from benchmarks.claims.table import table
+from benchmarks.claims.verdict import Effect, effect, verdict
+from benchmarks.common import results
+from benchmarks.common.cli import UsageError
+from benchmarks.common.options import complete
 
 QUICK = ("--quick", "--only=sam_and_gam,blind_to_the_gradient")
 
 
-def judged(folder):
-    assert claims.main([*QUICK, f"--out={folder}"]) == 0
+def judged(folder, *arguments):
+    assert claims.main([*(arguments or QUICK), f"--out={folder}"]) == 0
     return json.loads((folder / claims.FILE).read_text())
 
 
@@ -35,48 +28,63 @@ def finished(tmp_path_factory):
     return folder, judged(folder)
 
 
-def test_every_number_goes_back_to_the_results_of_a_command(finished):
+@pytest.mark.slow
+def test_each_number_can_be_traced_to_runs(finished):
     folder, written = finished
-    (run,) = written["runs"]
-    name, command = run.split(": ")
-    results = json.loads((folder / name / "results.json").read_text())
-    assert results["command"] == command
+    claim = written["claims"]["sam_and_gam"]
+    (name,) = claim["folders"]
+    kept = results.read(folder / name)
+    assert "python -m benchmarks.compare" in kept["command"]
     accuracy = {
-        (run["method"], run["seed"]): run["measured"]["test_accuracy"] for run in results["runs"]
+        (run["method"], run["seed"]): run["measured"]["test_accuracy"] for run in kept["runs"]
     }
     sam, both = dict.fromkeys(method for method, _ in accuracy)
     gains = [100 * (accuracy[both, seed] - accuracy[sam, seed]) for seed in (0, 1)]
-    (found,) = written["claims"]["sam_and_gam"]["effects"]
+    (found,) = claim["effects"]
     assert found["mean"] == pytest.approx(np.mean(gains) + 0.5)
-    assert found["seeds"] == 2
+    assert found["seeds"] == claim["seeds"] == 2
 
 
-def test_the_page_shows_each_folder_and_all_verdicts_at_a_glance(finished, tmp_path):
-    shutil.copytree(finished[0], tmp_path / "claims-digits")
-    assert page.main(tmp_path) == 0
-    text = (tmp_path / "RESULTS.md").read_text()
-    for claim in finished[1]["claims"].values():
-        assert f"| {claim['statement']} | {claim['verdict']} |" in text
-        assert claim["command"] in text
-    assert "[claims.json](claims-digits/claims.json)" in text
+@pytest.mark.slow
+def test_only_curves_that_a_claim_reads_are_kept(finished):
+    folder, _ = finished
+    judged(folder, "--quick", "--only=flatter_at_same_radius,sam_and_gam")
+    assert not (folder / "test" / "curves.npz").exists()
+    with np.load(folder / "test--flatness-along" / "curves.npz") as arrays:
+        kept = {name for name in arrays.files if not name.endswith((".run", ".entry"))}
+    assert kept == {
+        f"curve.curvature.{name}"
+        for name in ("loss", "gradient_norm", "weight_norm", "lambda_max", "trace")
+    }
 
 
-def test_claims_join_those_that_the_folder_has(finished):
-    folder, before = finished
+@pytest.mark.slow
+def test_new_claims_are_added_to_a_folder(finished):
+    folder, _ = finished
+    before = json.loads((folder / claims.FILE).read_text())
     only = "--only=curvature_below_first_order"
-    assert claims.main(["--quick", only, f"--out={folder}"]) == 0
-    after = json.loads((folder / claims.FILE).read_text())
+    after = judged(folder, "--quick", only)
     assert set(after["claims"]) == {*before["claims"], "curvature_below_first_order"}
-    assert set(after["runs"]) > set(before["runs"])
+    assert after["claims"]["sam_and_gam"] == before["claims"]["sam_and_gam"]
+    assert results.exist(folder / "test--flatness-end")
     assert claims.main(["--quick", only, "--epochs=1", f"--out={folder}"]) == 2
 
 
-def test_the_same_command_finds_the_same(finished, tmp_path):
+@pytest.mark.slow
+def test_the_same_command_gives_the_same_verdicts(finished, tmp_path):
     for name, claim in judged(tmp_path)["claims"].items():
         assert claim | {"command": ""} == finished[1]["claims"][name] | {"command": ""}
 
 
-def test_two_basins_which_only_first_order_flatness_tells_apart(finished):
+@pytest.mark.slow
+def test_recomputing_gives_the_same_verdicts(finished):
+    folder, _ = finished
+    before = json.loads((folder / claims.FILE).read_text())
+    assert judged(folder, "--recompute") == before
+
+
+@pytest.mark.slow
+def test_only_r1_distinguishes_the_comb_from_the_smooth_basin(finished):
     claim = finished[1]["claims"]["blind_to_the_gradient"]
     assert claim["verdict"] == "reproduced"
     assert all(one["mean"] > 0 for one in claim["effects"])
@@ -90,35 +98,41 @@ def curvatures(losses, values):
     }
 
 
-def test_flatter_by_a_factor_at_each_moment_and_at_each_loss():
+def test_flatter_during_training_and_at_the_same_loss():
+    """Two runs whose measures differ by known powers of two."""
     losses = np.array([2.0, 1.0, 0.5])
     runs = Runs(
         {
-            # trace = loss², and 8 loss², of which the second is ahead by one moment
+            # The trace is loss² and 8 loss²; the second run is ahead by one measurement.
             ("flat", 0): curvatures(losses, losses**2),
             ("sharp", 0): curvatures(losses / 2, 8 * (losses / 2) ** 2),
         }
     )
-    assert flatter_on_the_way(runs, "flat", "sharp", "trace") == pytest.approx([1])
+    assert flatter_during_training(runs, "flat", "sharp", "trace") == pytest.approx([1])
     assert flatter_at_same_loss(runs, "flat", "sharp", "trace") == pytest.approx([3])
 
 
-def test_an_interval_is_students():
+def test_the_interval_is_from_students_t():
     found = effect("x", [1.0, 2.0, 3.0, np.nan])
-    half = 4.302652729749464 / 3**0.5  # t of 2 degrees of freedom at 97.5%
+    half = 4.302652729749464 / 3**0.5  # the 97.5% quantile of t with 2 degrees of freedom
     assert (found.mean, found.seeds) == (2, 3)
     np.testing.assert_allclose((found.low, found.high), (2 - half, 2 + half))
 
 
-def test_one_seed_has_no_interval_neither_fresh_nor_out_of_a_file(tmp_path):
-    setting = Setting("digits", None, None, "mlp", None, 5, False)
+def test_equal_values_have_an_interval_of_length_zero():
+    found = effect("x", [0.1, 0.1, 0.1])
+    np.testing.assert_allclose((found.mean, found.low, found.high), 0.1, rtol=1e-15)
+
+
+def test_one_seed_has_no_interval_before_and_after_saving(tmp_path):
+    setting = {"data": "digits", "model": "mlp"}
     claim = {"statement": "s", "source": "p", "command": "c", "verdict": "inconclusive"}
     fresh = {"claims": {"one": claim | {"effects": [effect("e", [2.0, np.inf])._asdict()]}}}
-    _results.save(tmp_path, fresh, claims.FILE)
+    results.write_json(tmp_path / claims.FILE, fresh)
     kept = json.loads((tmp_path / claims.FILE).read_text())
     for record in (fresh, kept):
-        table = _claims_table.markdown(record["claims"], setting)
-        assert "| s (p) | e | 2 | nan to nan | 1 | **inconclusive** |" in table
+        text = table(record["claims"], setting).markdown()
+        assert "| s (p) | e | 2 | - | 1 | **inconclusive** |" in text
 
 
 @pytest.mark.parametrize(
@@ -130,21 +144,57 @@ def test_one_seed_has_no_interval_neither_fresh_nor_out_of_a_file(tmp_path):
         ([(np.nan, np.nan)], "inconclusive"),
     ],
 )
-def test_a_claim_is_reproduced_if_all_its_intervals_are_above_zero(intervals, expected):
+def test_the_verdict_follows_from_the_intervals(intervals, expected):
     effects = [Effect("x", (low + high) / 2, low, high, 5) for low, high in intervals]
     assert verdict(effects) == expected
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("options", "name"),
     [
-        (["--only=everything"], "there are below_sgd, "),
-        (["--seeds=1"], "needs at least 2"),
-        (["--sedes=5"], "unrecognized arguments"),
+        ({"evaluate_on": "test", "flatness": "no"}, "test"),
+        ({"flatness": "along", "evaluate_on": "test"}, "test--flatness-along"),
+        (
+            {"evaluate_on": "validation", "model": "mlp:dropout=0.6", "label_noise": 0.4},
+            "validation--label-noise-0.4--model-mlp-dropout-0.6",
+        ),
+        (
+            {"evaluate_on": "test", "warmup_epochs": 8.0, "optimizer": "adamw"},
+            "test--optimizer-adamw--warmup-epochs-8",
+        ),
     ],
 )
-def test_a_mistake_of_usage_is_one_paragraph(arguments, message, capsys):
-    assert claims.main(arguments) == 2
-    error = capsys.readouterr().err
-    assert message in error
-    assert error.count("\n") == 1
+def test_a_folder_is_named_after_its_options(options, name):
+    assert comparison_name(options) == name
+
+
+def test_names_of_different_options_differ():
+    names = {
+        comparison_name({"evaluate_on": "test", "model": model})
+        for model in ("mlp:width=5", "mlp width 5", "mlp/width/5")
+    }
+    assert len(names) == 3
+    assert all("/" not in name and " " not in name for name in names)
+
+
+def test_a_missing_or_different_run_is_not_taken_from_the_record(tmp_path):
+    options = complete(methods="sgd,sam", seeds=2)
+    with pytest.raises(UsageError, match="does not contain results"):
+        recorded_comparison(options, tmp_path)
+    runs = [{"method": "sgd", "seed": seed} for seed in (0, 1)] + [{"method": "sam", "seed": 0}]
+    results.save(tmp_path, {"configuration": options._asdict(), "runs": runs})
+    with pytest.raises(UsageError, match="lacks the run of sam with seed 1"):
+        recorded_comparison(options, tmp_path)
+    assert len(recorded_comparison(options._replace(seeds=1), tmp_path)["runs"]) == 3
+    with pytest.raises(UsageError, match=r"was made with label_noise = 0\.0"):
+        recorded_comparison(options._replace(seeds=1, label_noise=0.1), tmp_path)
+
+
+def test_an_interrupted_lipschitz_run_is_not_deleted(tmp_path):
+    """The record lacks a seed, and the command that made it cannot continue it."""
+    kept = {"methods": ["plain"], "configuration": {}, "runs": [{"method": "plain", "seed": 0}]}
+    results.save(tmp_path, kept)
+    with pytest.raises(UsageError, match="Delete this folder"):
+        claims._lipschitz({"seeds": 2}, tmp_path, None, None)
+    assert results.read(tmp_path) == kept
+    assert claims._lipschitz({"seeds": 1}, tmp_path, None, None) == kept

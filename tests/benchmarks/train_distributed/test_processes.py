@@ -1,6 +1,7 @@
-"""Several processes, and `kill -9`: what only a run of its own can show.
+"""Several processes, and a run that is killed: tests that need processes of their own.
 
-The processes talk over the loopback. Each test starts them once, for starting is what takes time.
+The processes communicate over the loopback interface. Each test starts them only once, because
+starting takes most of the time.
 """
 
 import os
@@ -17,22 +18,22 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from benchmarks.train_distributed import engine as _distributed
-from benchmarks.train_distributed.__main__ import main, train
-from benchmarks.train_distributed.options import parse
-from tests.benchmarks.test_train_distributed import every_method, tolerance
+from benchmarks.train_distributed.__main__ import main, parse
+from benchmarks.train_distributed.devices import make_mesh
+from benchmarks.train_distributed.run import run
+from tests.benchmarks.train_distributed.test_training import every_method, tolerance
 from tests.support.problems import assert_close
 
-ROOT = pathlib.Path(__file__).parents[2]
+ROOT = pathlib.Path(__file__).parents[3]
 STEPS = 20
 FSDP = "--method sam:rho=0.1 --sharding fsdp --axes explicit"
 SAVED = "--method sam:rho=0.1:every=3 --optimizer adamw --save-every 5"
 
-# Dies when the checkpoint of step 15 is about to get its name, or else two steps later.
+# Kills the process just before the checkpoint of step 15 gets its name, at the latest at step 17.
 KILLED = """
 import os, signal, sys
 from benchmarks.train_distributed import __main__ as train_distributed
-from benchmarks.train_distributed import engine
+from benchmarks.train_distributed import batches
 
 def die():
     os.kill(os.getpid(), signal.SIGKILL)
@@ -40,18 +41,18 @@ def die():
 def rename(source, target, *args, rename=os.rename, **kwargs):
     return die() if os.path.basename(target) == "15" else rename(source, target, *args, **kwargs)
 
-class Batches(engine.Batches):
+class Batches(batches.Batches):
     def __call__(self, step):
         return die() if step == 17 else super().__call__(step)
 
-os.rename, engine.Batches = rename, Batches
+os.rename, batches.Batches = rename, Batches
 sys.exit(train_distributed.main(sys.argv[1:]))
 """
 
 
 @pytest.fixture
 def start():
-    """Starts Python processes with so many CPU devices each; none outlives the test."""
+    """Starts Python processes with a number of CPU devices each; they end with the test."""
     started = []
 
     def start(devices, *arguments):
@@ -78,7 +79,7 @@ def start():
 
 
 def ends(*processes):
-    """Their exit codes, and what they printed; within a bounded time."""
+    """Waits for processes; returns their exit codes and what they printed."""
     outputs = [process.communicate(timeout=300)[0] for process in processes]
     return [process.returncode for process in processes], "\n".join(outputs)
 
@@ -90,24 +91,25 @@ def free_port():
 
 
 def trained(devices, arguments):
-    """How a run ends here, on the first few devices."""
-    options = parse(shlex.split(f"{arguments} --steps {STEPS}"), None)
-    return train(options, _distributed.make_mesh(options.axes, devices))
+    """Trains in this process, on some of its devices."""
+    options = parse(shlex.split(f"{arguments} --steps {STEPS}"))
+    return run(options, make_mesh(options.axes, devices))
 
 
 def work(folder, place):
-    """What each process of the pair does."""
+    """The work of each of two processes."""
     command = f"{FSDP} --steps {STEPS} --save-every 10 --checkpoint {folder}/saved {place}"
     assert main([*shlex.split(command), "--out", f"{folder}/fsdp.npz"]) == 0
-    ends = every_method(_distributed.make_mesh("auto"))
+    ends = every_method(make_mesh("auto"))
     if jax.process_index() == 0:
         np.savez(f"{folder}/every_method.npz", **flatten_dict(ends, sep="/"))
 
 
-def test_two_processes_of_two_devices_train_as_one_device_does(start, tmp_path):
+def test_two_processes_train_as_one_device(start, tmp_path):
+    """Two processes with two devices each agree with one device, and a single process resumes."""
     place = f"--coordinator 127.0.0.1:{free_port()} --processes 2 --process-id"
     pair = [start(2, __file__, str(tmp_path), f"{place} {i}") for i in range(2)]
-    expected = every_method(_distributed.make_mesh("auto", 1))  # while they are at it
+    expected = every_method(make_mesh("auto", 1))  # in the meantime
     one = trained(1, f"{FSDP} --out {tmp_path}/one.npz")
     codes, output = ends(*pair)
     assert codes == [0, 0], output
@@ -124,7 +126,8 @@ def test_two_processes_of_two_devices_train_as_one_device_does(start, tmp_path):
     assert_close(arrays(resumed.state), arrays(one.state), 1e-6)
 
 
-def test_killed_run_goes_on_exactly_and_on_other_devices_to_rounding(start, tmp_path):
+def test_a_killed_run_resumes(start, tmp_path):
+    """It resumes exactly on the same devices, and up to rounding on other devices or shardings."""
     folder = tmp_path / "killed"
     command = f"{SAVED} --steps {STEPS} --checkpoint {folder}"
     (code,), output = ends(start(4, "-c", KILLED, *shlex.split(command)))
@@ -143,14 +146,14 @@ def test_killed_run_goes_on_exactly_and_on_other_devices_to_rounding(start, tmp_
     other = trained(1, f"{SAVED} --checkpoint {tmp_path / 'other'}")
     layout = "--sharding fsdp --axes explicit"
     fsdp = trained(8, f"{SAVED} {layout} --checkpoint {tmp_path / 'fsdp'}")
-    for run in (other, fsdp):
-        assert run.first_step == 10
-        np.testing.assert_allclose(run.losses, whole.losses[10:], rtol=1e-6, atol=1e-6)
-        assert_close(arrays(run.state), arrays(whole.state), 1e-6)
+    for resumed in (other, fsdp):
+        assert resumed.first_step == 10
+        np.testing.assert_allclose(resumed.losses, whole.losses[10:], rtol=1e-6, atol=1e-6)
+        assert_close(arrays(resumed.state), arrays(whole.state), 1e-6)
 
 
 def arrays(state):
-    """The whole state as NumPy arrays, the key among them."""
+    """Returns all arrays of the state, including its key, as NumPy arrays."""
     return jax.device_get(jax.tree.leaves(state.replace(key=jax.random.key_data(state.key))))
 
 

@@ -1,6 +1,6 @@
-"""One program for any number of devices: the same numbers, shardings kept, nothing sent in vain.
+"""One program for any number of devices: equal numbers, stable shardings, minimal communication.
 
-These tests run in one process, on the first few of its eight CPU devices.
+These tests run in one process on some of its eight CPU devices.
 """
 
 import contextlib
@@ -18,13 +18,17 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import flatreg
-from benchmarks.common import data as _data
+from benchmarks.common.data.preparation import load
 from benchmarks.common.methods import METHODS
 from benchmarks.common.methods import parse as parse_methods
-from benchmarks.common.models import build as _models
-from benchmarks.train_distributed import engine as _distributed
-from benchmarks.train_distributed.__main__ import build, train
-from benchmarks.train_distributed.options import parse
+from benchmarks.common.models.build import build as build_model
+from benchmarks.common.models.cnn import Cnn
+from benchmarks.common.models.mlp import Mlp
+from benchmarks.train_distributed.__main__ import parse
+from benchmarks.train_distributed.batches import Batches
+from benchmarks.train_distributed.devices import make_mesh
+from benchmarks.train_distributed.run import run
+from benchmarks.train_distributed.training import build
 from flatreg.linen import TrainState, classification_loss, make_train_step
 from tests.support.problems import assert_close
 
@@ -41,7 +45,7 @@ both_axes = pytest.mark.parametrize("axes", [AxisType.Auto, AxisType.Explicit], 
 
 
 def spec(name):
-    """A method with its hyperparameters, in the words of the command line."""
+    """Returns a method with its hyperparameters, as the command line names it."""
     settings = METHODS[name].hyperparameters if name in METHODS else {}
     return ":".join([name, *(f"{k}={v}" for k, v in settings.items())])
 
@@ -51,12 +55,14 @@ def command(name):
 
 
 def tolerance(name):
-    """How far 20 steps may end apart on other devices, against the largest entry of a leaf."""
-    return 1e-6 if name in ("sgd", "sam", "asam") else 1e-5  # differences enlarge the rounding
+    """The tolerance for 20 steps on other devices, relative to the largest entry of each leaf."""
+    return (
+        1e-6 if name in ("sgd", "sam", "asam") else 1e-5
+    )  # finite differences amplify rounding errors
 
 
 class Operation(NamedTuple):
-    """A collective operation of a compiled program, and how many numbers each operand has."""
+    """A collective operation of a compiled program, and the number of entries of each operand."""
 
     kind: str
     sizes: list[int]
@@ -77,20 +83,20 @@ def size(dimensions):
 
 @contextlib.contextmanager
 def program_of(arguments, axes):
-    """The functions of a run on eight devices, and its first batch."""
-    options = parse(f"{arguments} --axes {axes.name.lower()}".split(), None)
+    """Yields the functions of a run on eight devices, and its first batch."""
+    options = parse(f"{arguments} --axes {axes.name.lower()}".split())
     (method,) = parse_methods(options.method, options.optimizer)
-    data, mesh = digits(), _distributed.make_mesh(options.axes, DEVICES)
-    batches = _distributed.Batches((data.x_train, data.y_train), options.batch_size, 0, mesh)
+    data, mesh = digits(), make_mesh(options.axes, DEVICES)
+    batches = Batches((data.x_train, data.y_train), options.batch_size, 0, mesh)
     with jax.set_mesh(mesh):
-        model = _models.build("mlp", data)
+        model = build_model("mlp", data)
         yield build(options, method, model, data.x_train[:1], mesh), batches(0)
 
 
 @contextlib.contextmanager
 def small_step(model, method, axes, devices=DEVICES):
-    """A training step as `flatreg.linen` makes it, its state on every device, and a cut batch."""
-    with jax.set_mesh(_distributed.make_mesh(axes.name.lower(), devices)):
+    """Yields a step of `flatreg.linen`, its replicated state, and a sharded batch."""
+    with jax.set_mesh(make_mesh(axes.name.lower(), devices)):
         x = jax.random.normal(jax.random.key(0), (32, 8, 8, 1))
         tx = optax.chain(method, optax.sgd(0.1, momentum=0.9))
         state = TrainState.init(model, tx, jax.random.key(1), x[:1], train=False)
@@ -100,21 +106,21 @@ def small_step(model, method, axes, devices=DEVICES):
 
 @functools.cache
 def digits():
-    return _data.load("digits", None, None, "test")
+    return load("digits", None, None, "test")
 
 
 @functools.cache
 def trained(devices, arguments, steps=20):
-    """The parameters after 20 steps, and the losses."""
-    options = parse(f"{arguments} --steps {steps}".split(), None)
-    result = train(options, _distributed.make_mesh(options.axes, devices))
+    """Returns the parameters after 20 steps, the losses and the test accuracy."""
+    options = parse(f"{arguments} --steps {steps}".split())
+    result = run(options, make_mesh(options.axes, devices))
     return jax.device_get(result.state.params), result.losses, result.test_accuracy
 
 
 def every_method(mesh):
-    """The parameters after 20 steps of each method of the grammar, all in one compiled step."""
+    """Returns the parameters after 20 steps of each method, all in one compiled step."""
     data = digits()
-    model = _models.build("mlp", data)
+    model = build_model("mlp", data)
     step = make_train_step(classification_loss)
 
     def state_of(name):
@@ -128,7 +134,7 @@ def every_method(mesh):
     def steps(states, batch):
         return {name: step(state, batch)[0] for name, state in states.items()}
 
-    batches = _distributed.Batches((data.x_train, data.y_train), 64, 0, mesh)
+    batches = Batches((data.x_train, data.y_train), 64, 0, mesh)
     with jax.set_mesh(mesh):
         states = jax.jit(init, out_shardings=NamedSharding(mesh, P()))()
         compiled = jax.jit(steps, donate_argnums=0)
@@ -137,8 +143,8 @@ def every_method(mesh):
     return {name: jax.tree.map(np.asarray, state.params) for name, state in states.items()}
 
 
-def test_eight_devices_train_as_one_does_by_every_method():
-    one, eight = (every_method(_distributed.make_mesh("auto", n)) for n in (1, DEVICES))
+def test_eight_devices_train_as_one_device_with_every_method():
+    one, eight = (every_method(make_mesh("auto", n)) for n in (1, DEVICES))
     for name, params in eight.items():
         assert_close(params, one[name], tolerance(name))
 
@@ -151,21 +157,23 @@ def test_eight_devices_train_as_one_does_by_every_method():
         ("gam", "--sharding fsdp --axes explicit --microbatches 2"),
     ],
 )
-def test_every_layout_trains_as_one_device_does(name, layout):
+def test_every_layout_trains_as_one_device(name, layout):
     one, eight = trained(1, command(name)), trained(DEVICES, f"{command(name)} {layout}")
     assert_close(eight, one, tolerance(name))
 
 
 @pytest.mark.parametrize("axes", ["auto", "explicit"])
-def test_eight_shards_are_the_same_on_eight_devices_and_on_one(axes):
+def test_eight_shards_train_alike_on_eight_devices_and_on_one(axes):
+    """The result differs from training without shards, which perturb by their own gradients."""
     arguments = f"{command('sam')} --shards 8"
     assert_close(trained(DEVICES, f"{arguments} --axes {axes}"), trained(1, arguments), 1e-6)
     whole, shards = trained(1, command("sam"))[1], trained(1, arguments)[1]
-    assert np.abs(whole - shards).max() > 1e-4  # so they do perturb by shards of their own
+    assert np.abs(whole - shards).max() > 1e-4
 
 
 @both_axes
-def test_fsdp_keeps_an_eighth_of_parameters_and_optimizer_state_on_each_device(axes):
+def test_fsdp_keeps_an_eighth_of_the_state_on_each_device(axes):
+    """This holds for each parameter and optimizer array with an axis that eight divides."""
     with program_of("--sharding fsdp --optimizer adamw", axes) as (program, batch):
         state = program.init(jax.random.key(0))
         for _ in range(2):
@@ -180,7 +188,7 @@ def test_fsdp_keeps_an_eighth_of_parameters_and_optimizer_state_on_each_device(a
 
 
 @both_axes
-def test_fsdp_gathers_each_parameter_once_a_pass(axes):
+def test_fsdp_gathers_each_parameter_once_per_pass(axes):
     with program_of("--sharding fsdp", axes) as (program, batch):
         found = collectives(program.step.lower(program.abstract_state, batch).compile())
     sizes = [x.size for x in jax.tree.leaves(program.abstract_state.params)]
@@ -191,22 +199,24 @@ def test_fsdp_gathers_each_parameter_once_a_pass(axes):
 
 @both_axes
 @pytest.mark.parametrize("name", REDUCTIONS)
-def test_a_train_step_reduces_once_a_gradient_or_product(name, axes):
+def test_a_step_reduces_once_per_gradient_or_product(name, axes):
+    """A step has one all-reduce per gradient or Hessian-vector product and no other collectives."""
     method, reductions = REDUCTIONS[name]
-    with small_step(_models.Mlp((16,), 3), method, axes) as (step, *inputs):
+    with small_step(Mlp((16,), 3), method, axes) as (step, *inputs):
         found = collectives(step.lower(*inputs).compile())
     assert {operation.kind for operation in found} == {"all-reduce"}
-    # Loss and accuracy are scalars, which may go with a gradient or by themselves.
+    # Loss and accuracy are scalars; they may be reduced with a gradient or separately.
     of_tensors = [[n for n in operation.sizes if n > 1] for operation in found]
     of_tensors = [sizes for sizes in of_tensors if sizes]
     assert len(of_tensors) == reductions
-    if name in ("sgd", "sam", "gam_accelerated"):  # a product is reduced in two or three summands
+    if name in ("sgd", "sam", "gam_accelerated"):  # a product is reduced in two or three terms
         parameters = sorted(x.size for x in jax.tree.leaves(inputs[0].params))
         assert all(sorted(sizes) == parameters for sizes in of_tensors)
 
 
-def test_batch_norm_and_dropout_see_the_whole_batch_and_gather_no_parameters():
-    model, ends = _models.Cnn((4,), 3, dropout=0.3), []
+def test_batch_norm_and_dropout_see_the_whole_batch():
+    """Eight devices agree with one, and only all-reduces are needed: no parameters are gathered."""
+    model, ends = Cnn((4,), 3, dropout=0.3), []
     for devices in (1, DEVICES):
         with small_step(model, flatreg.sam(0.1), AxisType.Auto, devices) as (step, state, batch):
             compiled = step.lower(state, batch).compile()
@@ -217,14 +227,16 @@ def test_batch_norm_and_dropout_see_the_whole_batch_and_gather_no_parameters():
     assert {operation.kind for operation in collectives(compiled)} == {"all-reduce"}
 
 
-def test_data_order_is_a_function_of_seed_and_step_alone():
+def test_the_data_order_depends_on_seed_and_step_only():
     x = np.arange(50)
-    meshes = [_distributed.make_mesh("auto", devices) for devices in (1, DEVICES)]
-    one, many = (_distributed.Batches((x,), 16, 3, mesh) for mesh in meshes)
-    batches = [np.asarray(one(step)[0]) for step in range(6)]  # three in an epoch, two left over
+    meshes = [make_mesh("auto", devices) for devices in (1, DEVICES)]
+    one, many = (Batches((x,), 16, 3, mesh) for mesh in meshes)
+    batches = [
+        np.asarray(one(step)[0]) for step in range(6)
+    ]  # three per epoch; two examples are left over
     for step in (4, 0, 5):
         np.testing.assert_array_equal(many(step)[0], batches[step])
     for epoch in (batches[:3], batches[3:]):
         assert len(np.unique(np.concatenate(epoch))) == 48
-    other = _distributed.Batches((x,), 16, 4, meshes[0])
+    other = Batches((x,), 16, 4, meshes[0])
     assert (np.asarray(other(0)[0]) != batches[0]).any()

@@ -1,19 +1,17 @@
-"""The command's answers: mistakes and checkpoints get one paragraph and exit code 2."""
+"""Usage errors and problems with checkpoints print one paragraph and give exit code 2."""
 
 import shutil
 
 import pytest
 
 from benchmarks.train_distributed.__main__ import main
+from tests.support import commands
 
 
 def complaint(arguments, capsys):
-    """The one paragraph that a mistake is answered with, beside exit code 2."""
+    """Returns the message of a usage error."""
     alone = "" if "--processes" in arguments else " --processes 1"
-    assert main((arguments + alone).split()) == 2
-    (paragraph,) = capsys.readouterr().err.splitlines()
-    assert paragraph.startswith("error: ")
-    return paragraph
+    return commands.usage_error(main, (arguments + alone).split(), capsys)
 
 
 @pytest.mark.parametrize(
@@ -24,11 +22,11 @@ def complaint(arguments, capsys):
         ("--batch-size 2000", "more than the 1437 training examples"),
         ("--shards 4", "give a multiple of 8"),
         ("--shards 8 --sharding fsdp", "give --sharding data"),
-        ("--shards 8 --method sam:ascent_fraction=0.5", "take one of them away"),
+        ("--shards 8 --method sam:ascent_fraction=0.5", "leave out one of them"),
         ("--axes explicit --method sam:ascent_fraction=0.5", "give --axes auto"),
         ("--method sam,asam", "train one at a time"),
         ("--method salm", "Unknown method 'salm'"),
-        ("--steps 0", "--steps 0 must be at least 1"),
+        ("--steps 0", "--steps 0 is out of range: it must be at least 1"),
         ("--learning-rate -1", "must be a positive number"),
         ("--stepz 3", "unrecognized arguments: --stepz 3"),
         ("--processes 2 --process-id 2 --coordinator localhost:1234", "out of range"),
@@ -36,35 +34,36 @@ def complaint(arguments, capsys):
         ("--processes 2 --process-id 0 --coordinator localhost", "give HOST:PORT"),
     ],
 )
-def test_mistakes_get_one_paragraph_and_exit_code_2(arguments, message, capsys):
+def test_a_usage_error_says_what_to_write(arguments, message, capsys):
     assert message in complaint(arguments, capsys)
 
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """A folder with the checkpoints of a short run, and the command that made it."""
+    """Returns a folder with the checkpoints of a short run, and the command that made them."""
     folder = tmp_path_factory.mktemp("saved") / "run"
     command = "--steps 4 --save-every 1 --processes 1 --checkpoint"
     assert main(f"{command} {folder}".split()) == 0
     return folder, command
 
 
-def test_the_newest_two_checkpoints_stay(saved):
+def test_the_two_newest_checkpoints_are_kept(saved):
     folder, _ = saved
     assert sorted(path.name for path in folder.iterdir()) == ["3", "4", "configuration.json"]
 
 
-def test_the_checkpoint_of_another_run_says_what_differs(saved, capsys):
+def test_a_checkpoint_of_another_run_names_the_differences(saved, capsys):
     folder, command = saved
     answer = complaint(f"{command} {folder} --seed 1 --method sam:rho=0.2", capsys)
     assert "method is 'sam:rho=0.1' there and 'sam:rho=0.2' here; seed is 0 there" in answer
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax's threads
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # from threads of Orbax
 @pytest.mark.parametrize("damage", ["truncated", "flipped"])
-def test_a_damaged_checkpoint_is_named_and_the_one_before_it_goes_on(
-    saved, damage, tmp_path, capsys
-):
+def test_a_damaged_checkpoint_is_named(saved, damage, tmp_path, capsys):
+    """After it is deleted, the run resumes from the checkpoint before it."""
     folder, command = saved
     shutil.copytree(folder, tmp_path / "run")
     newest = tmp_path / "run" / "4"
@@ -81,10 +80,10 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_goes_on(
     assert "steps 3 to 4" in capsys.readouterr().out
 
 
-def test_what_is_no_run_is_no_place_for_checkpoints(saved, tmp_path, capsys):
+def test_other_files_and_folders_are_not_taken_for_a_run(saved, tmp_path, capsys):
     folder, command = saved
     (tmp_path / "weights.pt").touch()
-    assert "holds other files" in complaint(f"{command} {tmp_path}", capsys)
+    assert "contains other files" in complaint(f"{command} {tmp_path}", capsys)
     assert "is a file" in complaint(f"{command} {tmp_path}/weights.pt", capsys)
     shutil.copytree(folder, tmp_path / "run")
     (tmp_path / "run" / "configuration.json").write_text("{")

@@ -1,0 +1,56 @@
+"""The networks: dtypes, settings, and the convolution by patches."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from benchmarks.common.data.dataset import Dataset
+from benchmarks.common.models import build, convolution
+
+
+@pytest.mark.parametrize("model", build.NAMES)
+@pytest.mark.parametrize("size", [8, 11])
+def test_networks_compute_in_their_dtype(model, size):
+    """The logits have the dtype of the network; its parameters are float32 in any case."""
+    x = np.zeros((2, size, size, 3), np.float32)
+    network = build.build(model, Dataset(x, np.zeros(2), x, np.zeros(2), 5))
+    for dtype in (jnp.bfloat16, jnp.float32):
+        own = network.clone(dtype=dtype)
+        init, apply = (functools.partial(f, train=False) for f in (own.init, own.apply))
+        variables = jax.eval_shape(init, jax.random.key(0), x)
+        assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+        logits = jax.eval_shape(apply, variables, x)
+        assert (logits.shape, logits.dtype) == ((2, 5), dtype)
+
+
+@pytest.mark.parametrize(
+    ("spec", "fields"),
+    [
+        ("mlp:width=7:dropout=0.5", {"hidden": (7, 7), "dropout": 0.5}),
+        ("cnn:width=4", {"channels": (4, 8, 8)}),
+        ("resnet18:width=4:blocks=1", {"widths": (4, 8, 16, 32), "blocks": 1}),
+        ("vit:width=12:depth=3:heads=2", {"width": 12, "depth": 3, "heads": 2}),
+    ],
+)
+def test_settings_after_the_name_change_the_network(spec, fields):
+    x = np.zeros((2, 8, 8, 3), np.float32)
+    network = build.build(spec, Dataset(x, np.zeros(2), x, np.zeros(2), 5))
+    assert {name: getattr(network, name) for name in fields} == fields
+
+
+@pytest.mark.parametrize("padding", ["SAME", "VALID", ((0, 2), (1, 0))])
+@pytest.mark.parametrize("strides", [(1, 1), (2, 3)])
+def test_convolution_by_patches_matches_xla(padding, strides):
+    keys = jax.random.split(jax.random.key(0), 2)
+    x = jax.random.normal(keys[0], (2, 9, 8, 3))
+    layers = [
+        nn.Conv(4, (3, 2), strides, padding, conv_general_dilated=convolve)
+        for convolve in (None, convolution.by_patches)
+    ]
+    params = layers[0].init(keys[1], x)
+    expected, found = (layer.apply(params, x) for layer in layers)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
