@@ -1,17 +1,20 @@
 """The notebooks are committed without outputs, use public names only, and run from start to end.
 
-They run at the size that ``FLATREG_NOTEBOOK_QUICK=1`` asks for, each in a kernel of its own.
+They run at the size that ``FLATREG_NOTEBOOK_QUICK=1`` asks for, each in its own kernel. If the
+environment variable ``FLATREG_EXECUTED_NOTEBOOKS`` names a folder, the executed notebooks are saved
+there, and the documentation shows them without executing them again.
 """
 
 import ast
+import importlib.util
 import json
-import os
 import re
 from pathlib import Path
 
 import pytest
 
-FOLDER = Path(__file__).parents[2] / "notebooks"
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "notebooks"
 COLAB = "https://colab.research.google.com/github/flatreg/flatreg/blob/main/notebooks/"
 PACKAGE = "flatreg[bench] @ git+https://github.com/flatreg/flatreg"
 
@@ -19,24 +22,24 @@ each = pytest.mark.parametrize("path", sorted(FOLDER.glob("*.ipynb")), ids=lambd
 
 
 def cells(path, kind):
-    """The sources of a notebook's cells of a kind."""
+    """Returns the sources of all cells of one kind."""
     book = json.loads(path.read_text(encoding="utf-8"))
     return ["".join(cell["source"]) for cell in book["cells"] if cell["cell_type"] == kind]
 
 
 def code(path):
-    """A notebook's Python, without IPython's own commands."""
+    """Returns the Python code of a notebook, without the commands of IPython."""
     return re.sub(r"^( *)%.*$", r"\1pass", "\n".join(cells(path, "code")), flags=re.MULTILINE)
 
 
-def test_there_are_five():
+def test_there_are_five_notebooks():
     assert [path.name[:2] for path in sorted(FOLDER.glob("*.ipynb"))] == [
         f"{i}_" for i in range(1, 6)
     ]
 
 
 @each
-def test_it_is_committed_without_outputs(path):
+def test_notebooks_have_no_outputs(path):
     book = json.loads(path.read_text(encoding="utf-8"))
     assert (book["nbformat"], book["nbformat_minor"]) == (4, 5)
     assert set(book["metadata"]) == {"kernelspec", "language_info"}
@@ -50,8 +53,8 @@ def test_it_is_committed_without_outputs(path):
 
 
 @each
-def test_it_opens_on_colab_and_leaves_its_jax_alone(path):
-    """One install cell, the first: it does nothing where flatreg is, and pins the JAX there is."""
+def test_the_first_cell_installs_flatreg_on_colab(path):
+    """Only the first cell installs, only if flatreg is missing, and it pins the installed JAX."""
     assert f"]({COLAB}{path.name})" in cells(path, "markdown")[0]
     first, *others = cells(path, "code")
     assert 'if importlib.util.find_spec("flatreg") is None:' in first
@@ -60,7 +63,7 @@ def test_it_opens_on_colab_and_leaves_its_jax_alone(path):
 
 
 @each
-def test_it_uses_public_names_only(path):
+def test_notebooks_use_public_names_only(path):
     modules, names = set(), set()
     for node in ast.walk(ast.parse(code(path))):
         if isinstance(node, ast.Import):
@@ -72,11 +75,11 @@ def test_it_uses_public_names_only(path):
             names.add(node.attr)
     parts = {part for module in modules for part in module.split(".")}
     assert {name for name in names | parts if re.match("_(?!_)", name)} == set()
-    assert parts.isdisjoint({"benchmarks", "tests"})  # which an installed flatreg does not have
+    assert parts.isdisjoint({"benchmarks", "tests"})  # not part of an installed flatreg
 
 
 @each
-def test_it_reads_as_a_story(path):
+def test_text_and_code_are_balanced_and_links_exist(path):
     text = "\n".join(cells(path, "markdown"))
     assert len(cells(path, "markdown")) >= len(cells(path, "code")) // 2
     assert max(len(source.splitlines()) for source in cells(path, "code")) <= 45
@@ -86,17 +89,16 @@ def test_it_reads_as_a_story(path):
 
 @pytest.mark.slow
 @each
-def test_it_runs_from_start_to_end_and_ends_in_pictures(path, tmp_path):
-    nbclient = pytest.importorskip("nbclient")
+def test_the_notebook_runs_and_ends_in_a_picture(path):
+    for package in ("nbclient", "ipykernel", "mkdocs"):
+        pytest.importorskip(package)
     nbformat = pytest.importorskip("nbformat")
-    pytest.importorskip("ipykernel")
-    book = nbformat.read(path, as_version=4)
+    hook = ROOT / "docs" / "hooks" / "notebooks.py"
+    spec = importlib.util.spec_from_file_location("docs_notebooks", hook)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    book = module.executed(path, reuse=False)
     nbformat.validate(book)
-    quick = {"FLATREG_NOTEBOOK_QUICK": "1", "JAX_NUM_CPU_DEVICES": "2", "IPYTHONDIR": str(tmp_path)}
-    client = nbclient.NotebookClient(
-        book, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
-    )
-    client.execute(env={**os.environ, **quick})
     outputs = [output for cell in book.cells for output in cell.get("outputs", [])]
     pictures = [output for output in outputs if "image/png" in output.get("data", {})]
     assert outputs[-1] in pictures
