@@ -7,7 +7,7 @@ Arrays may be traced, so only their shapes and dtypes are checked, never their v
 import inspect
 import math
 import numbers
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from flatreg._core.tree import named_leaves, path_name
 from flatreg.typing import GradFn, Grads, Method, Params, ScalarOrSchedule, Scale
 
 UPDATE = "updates, state = tx.update(grads, state, params, grad_fn=grad_fn)"
@@ -142,6 +143,7 @@ def check_update(name: str, updates: Grads, params: Params | None, grad_fn: Any)
     if not callable(grad_fn):
         raise TypeError(f"{name} needs grad_fn to be a function, got {grad_fn!r}: write {UPDATE}.")
     check_unmasked(name, params)
+    check_arrays(name, params)
     if any(jnp.iscomplexobj(x) for x in jax.tree.leaves(params)):
         raise TypeError(
             f"{name} needs real parameters, because the ascent direction of a complex gradient is "
@@ -155,9 +157,64 @@ def check_update(name: str, updates: Grads, params: Params | None, grad_fn: Any)
         )
     if not alike(updates, params):
         raise ValueError(
-            f"{name} needs a gradient shaped like params, {jax.tree.structure(params)}, but got "
-            f"{jax.tree.structure(updates)}: write {UPDATE} and pass only the gradient."
+            f"{name} needs a gradient shaped like params, but "
+            f"{_difference('params', params, 'the gradient', updates)}: write {UPDATE} and pass "
+            f"only the gradient.{_about_none(updates, params)}"
         )
+
+
+def check_arrays(name: str, params: Params) -> None:
+    """Checks that every leaf of the parameters is an array or a number."""
+    others = [path for path, x in named_leaves(params).items() if not _is_array(x)]
+    if others:
+        raise TypeError(
+            f"{name} needs parameters that are arrays, but these leaves are not: "
+            f"{_listed(map(repr, others))}. {_PARTITION}"
+        )
+
+
+def check_differentiable(name: str, params: Params) -> None:
+    """Checks that every leaf of the parameters is an array of floating-point numbers."""
+    check_arrays(name, params)
+    others = [
+        f"{path!r} ({_dtype(x)})"
+        for path, x in named_leaves(params).items()
+        if not jnp.issubdtype(_dtype(x), jnp.inexact)
+    ]
+    if others:
+        raise TypeError(
+            f"{name} needs floating-point parameters, but these leaves are not: "
+            f"{_listed(others)}. Pass them to the loss as another argument. {_PARTITION}"
+        )
+
+
+_PARTITION = (
+    "For an Equinox model, write params, static = eqx.partition(model, eqx.is_inexact_array), "
+    "use params here, and write model = eqx.combine(params, static) inside the loss."
+)
+
+
+def _is_array(x: Any) -> bool:
+    return isinstance(x, numbers.Number) or (hasattr(x, "shape") and hasattr(x, "dtype"))
+
+
+def _dtype(x: Any) -> Any:
+    """The dtype that JAX gives to an array, a NumPy array or a Python number."""
+    dtype = x.dtype if hasattr(x, "dtype") else jnp.result_type(x)
+    return jax.dtypes.canonicalize_dtype(dtype, allow_extended_dtype=True)
+
+
+def _about_none(tree: Any, params: Params) -> str:
+    """Names the leaves of the parameters where the tree is None, and shows the correction."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: x is None)
+    nones = [path_name(path) for path, x in leaves if x is None]
+    missing = sorted(set(nones) & set(named_leaves(params)))
+    if not missing:
+        return ""
+    return (
+        f" It is None at {_listed(map(repr, missing))}, as eqx.filter_grad returns for leaves "
+        f"that cannot be differentiated. {_PARTITION}"
+    )
 
 
 def alike(tree: Any, params: Params) -> bool:
@@ -165,6 +222,100 @@ def alike(tree: Any, params: Params) -> bool:
     structures: Any = jax.tree.structure(tree), jax.tree.structure(params)
     shapes = [[np.shape(x) for x in jax.tree.leaves(t)] for t in (tree, params)]
     return bool(structures[0] == structures[1]) and shapes[0] == shapes[1]
+
+
+def _difference(
+    name: str, tree: Any, other_name: str, other: Any, of: Callable[[Any], Any] = np.shape
+) -> str:
+    """Says where two trees differ: the leaves, or all shapes if the structures differ.
+
+    Args:
+      name: what the first tree is called.
+      tree: the tree that is expected.
+      other_name: what the second tree is called.
+      other: the tree that was found.
+      of: the property of the leaves that is compared, such as the shape.
+    """
+    structures: Any = jax.tree.structure(tree), jax.tree.structure(other)
+    if structures[0] != structures[1]:
+        return f"{name} has the shapes {_shapes(tree)} and {other_name} {_shapes(other)}"
+    pairs = zip(named_leaves(tree).items(), jax.tree.leaves(other), strict=True)
+    differing = [(path, of(x), of(y)) for (path, x), y in pairs if of(x) != of(y)]
+    return _listed(
+        f"{name}{f'[{path!r}]' if path else ''} has {expected} and {other_name} {found}"
+        for path, expected, found in differing
+    )
+
+
+def _shapes(tree: Any) -> str:
+    """The tree with shapes in place of arrays, as text of limited length."""
+    text = str(jax.tree.map(np.shape, tree))
+    return text if len(text) <= 500 else f"{text[:500]}…"
+
+
+def _listed(items: Iterable[str], most: int = 5) -> str:
+    """The items as text, of which at most ``most`` are written out."""
+    items = list(items)
+    more = f" and {len(items) - most} more" if len(items) > most else ""
+    return ", ".join(items[:most]) + more
+
+
+def check_direction(name: str, d: Any, params: Params) -> None:
+    """Checks that a direction returned a tree of real numbers shaped like the parameters."""
+    if not alike(d, params):
+        correction = (
+            "Write return jax.tree.map(function, params, g), where the function returns an array "
+            "of the shape of its arguments, or return grad_fn(shifted_params)."
+        )
+        if isinstance(d, tuple) and not isinstance(params, tuple):
+            correction = (
+                "If the direction returns d, state, write "
+                "flatreg.from_stateful_direction(init, direction). Otherwise write return d."
+            )
+        raise ValueError(
+            f"the direction of {name} must return d with the structure and shapes of params, but "
+            f"{_difference('params', params, 'd', d)}. {correction}{_about_none(d, params)}"
+        )
+    wrong = [
+        f"{path!r} ({_dtype(x)})" if path else str(_dtype(x))
+        for path, x in named_leaves(d).items()
+        if not jnp.issubdtype(_dtype(x), jnp.floating)
+    ]
+    if wrong:
+        raise TypeError(
+            f"the direction of {name} must return floating-point numbers, which are cast to the "
+            f"dtypes of params, but d has other dtypes: {_listed(wrong)}. Write return "
+            "jax.tree.map(lambda d, w: jnp.real(d).astype(w.dtype), d, params)."
+        )
+
+
+def checked_pair(name: str, out: Any) -> tuple[Grads, Any]:
+    """What a stateful direction returned, after checking that it is a pair ``d, state``."""
+    if not (isinstance(out, tuple) and len(out) == 2):
+        raise TypeError(
+            f"the direction of {name} must return the pair d, state, but returned one "
+            f"{type(out).__name__} with the shapes {_shapes(out)}. Write return d, state; or, "
+            "without a state, flatreg.from_direction(direction)."
+        )
+    return out
+
+
+def check_state(name: str, new: Any, state: Any) -> None:
+    """Checks that a direction kept the structure, shapes and dtypes of its state."""
+    structures: Any = jax.tree.structure(new), jax.tree.structure(state)
+
+    def shape_and_dtype(x: Any) -> str:
+        return f"{_dtype(x)}{list(np.shape(x))}"
+
+    kinds = [[shape_and_dtype(x) for x in jax.tree.leaves(tree)] for tree in (new, state)]
+    if structures[0] != structures[1] or kinds[0] != kinds[1]:
+        difference = _difference("the state", state, "the new state", new, shape_and_dtype)
+        raise ValueError(
+            f"the direction of {name} must return d, state, where the state keeps the structure, "
+            f"shapes and dtypes that init(params) gave it, but {difference}. If only a dtype "
+            "differs, write return d, optax.tree.cast_like(new_state, state); otherwise let "
+            "init(params) return a tree like the new state."
+        )
 
 
 def checked_oracle(name: str, grad_fn: GradFn) -> GradFn:
@@ -188,9 +339,9 @@ def checked_oracle(name: str, grad_fn: GradFn) -> GradFn:
         else:
             correction = "Write grad_fn=lambda params: jax.grad(loss_fn)(params, batch)."
         raise OracleError(
-            f"{name} needs grad_fn(params) to return a gradient shaped like params, "
-            f"{jax.tree.map(np.shape, params)}, but got {jax.tree.map(np.shape, grads)}. "
-            f"{correction}"
+            f"{name} needs grad_fn(params) to return a gradient shaped like params, but "
+            f"{_difference('params', params, 'grad_fn(params)', grads)}. "
+            f"{correction}{_about_none(grads, params)}"
         )
 
     return oracle

@@ -18,7 +18,7 @@ from flatreg._core.checks import (
     check_scalars,
     checked_method,
 )
-from flatreg._core.directions import holds_optimizer
+from flatreg._core.directions import holds_method, holds_optimizer
 from flatreg._core.tree import mix
 from flatreg.typing import Grads, Method, Params, ScalarOrSchedule
 
@@ -39,7 +39,9 @@ def combine(*methods: Method) -> Method:
     Raises:
       TypeError: if an argument is not a transformation.
       ValueError: if called without a method; in ``init``, if a method contains an adaptive
-        optimizer, such as ``optax.adam``.
+        optimizer, such as ``optax.adam``, or is a transformation of Optax that never calls
+        ``grad_fn``, such as ``optax.sgd``. An ``optax.sgd`` in a chain with a method cannot be
+        detected. Your own transformations are accepted whether or not they call ``grad_fn``.
 
     Examples:
       >>> import jax, jax.numpy as jnp, flatreg
@@ -52,13 +54,15 @@ def combine(*methods: Method) -> Method:
     """
     if not methods:
         raise ValueError("combine needs at least one method: combine(sam(0.05), gam(0.1, 1.0)).")
+    given = methods
     methods = tuple(checked_method("combine", method) for method in methods)
     if len(methods) == 1:
         return methods[0]
 
     def init(params: Params) -> tuple[Any, ...]:
         state = tuple(method.init(params) for method in methods)
-        _check_no_optimizer("combine", state)
+        for method, inner in zip(given, state, strict=True):
+            _check_no_optimizer("combine", method, inner, params)
         return state
 
     def update(updates: Grads, state: Any, params: Any = None, **extra: Any) -> tuple[Grads, Any]:
@@ -91,7 +95,7 @@ def every(method: Method, k: int | jax.Array) -> Method:
     Raises:
       TypeError: if ``k`` is not a number, or ``method`` is not a transformation.
       ValueError: if ``k`` is a Python number that is below 1 or not an integer; in ``init``, if
-        ``method`` contains an adaptive optimizer, such as ``optax.adam``.
+        ``method`` is an optimizer, such as ``optax.sgd``, or contains an adaptive one.
 
     Examples:
       >>> import jax, jax.numpy as jnp, flatreg
@@ -127,8 +131,8 @@ def after(method: Method, step: int | jax.Array) -> Method:
 
     Raises:
       TypeError: if ``step`` is not a number, or ``method`` is not a transformation.
-      ValueError: if ``step`` is a negative Python number; in ``init``, if ``method`` contains an
-        adaptive optimizer, such as ``optax.adam``.
+      ValueError: if ``step`` is a negative Python number; in ``init``, if ``method`` is an
+        optimizer, such as ``optax.sgd``, or contains an adaptive one.
 
     Examples:
       >>> import jax, jax.numpy as jnp, flatreg
@@ -172,7 +176,7 @@ def randomly(method: Method, probability: ScalarOrSchedule, key: jax.Array) -> M
       TypeError: if ``probability`` is not a number or a schedule, ``key`` is not a single random
         key, or ``method`` is not a transformation.
       ValueError: if ``probability`` is a Python number outside [0, 1]; in ``init``, if ``method``
-        contains an adaptive optimizer, such as ``optax.adam``.
+        is an optimizer, such as ``optax.sgd``, or contains an adaptive one.
 
     Examples:
       >>> import jax, jax.numpy as jnp, flatreg
@@ -200,12 +204,12 @@ def randomly(method: Method, probability: ScalarOrSchedule, key: jax.Array) -> M
 
 def _on_steps(name: str, method: Method, condition: Any) -> Method:
     """Applies the method on steps that satisfy a condition; returns the gradient on the others."""
-    method = checked_method(name, method)
+    given, method = method, checked_method(name, method)
     conditional = optax.conditionally_transform(method, condition)
 
     def init(params: Params) -> Any:
         state = conditional.init(params)
-        _check_no_optimizer(name, state)
+        _check_no_optimizer(name, given, method.init(params), params)
         return state
 
     def update(updates: Grads, state: Any, params: Any = None, **extra: Any) -> tuple[Grads, Any]:
@@ -217,13 +221,46 @@ def _on_steps(name: str, method: Method, condition: Any) -> Method:
     return Method(init, update)
 
 
-def _check_no_optimizer(name: str, state: optax.OptState) -> None:
-    """Checks that the state does not contain that of an adaptive optimizer.
+def _check_no_optimizer(name: str, method: Method, state: optax.OptState, params: Params) -> None:
+    """Checks that a combinator got a method and not an optimizer.
 
-    Optimizers such as ``optax.sgd`` cannot be detected, because their state types are not unique.
+    Two rules reject a transformation:
+
+    1. Its state contains the state of an adaptive optimizer, such as ``optax.adam``.
+    2. Optax made it, it contains no method of flatreg, and it never calls ``grad_fn``. This rejects
+       ``optax.sgd``, whose state is not unique.
+
+    A transformation that somebody else wrote is never rejected by the second rule, whether or not
+    it calls ``grad_fn``. The rules cannot detect an ``optax.sgd`` in a chain with a method.
     """
-    if holds_optimizer(state):
+    if holds_optimizer(state) or _ignores_oracle(method, state, params):
         raise ValueError(
-            f"{name} takes methods, whose output is a gradient, but got an optimizer. Put the "
-            f"optimizer after it: optax.chain(flatreg.{name}(…), optax.adam(1e-3))."
+            f"{name} takes methods, whose output is a gradient, but got an optimizer or another "
+            "transformation that does not call grad_fn. Put it after the method: "
+            f"optax.chain(flatreg.{name}(…), optax.sgd(0.1))."
         )
+
+
+def _ignores_oracle(method: Method, state: optax.OptState, params: Params) -> bool:
+    """Whether Optax made the transformation, without a method in it, and it calls no ``grad_fn``.
+
+    The update is traced with the parameters as gradient, and nothing is computed.
+    """
+    module = getattr(method.update, "__module__", None) or ""
+    if module.partition(".")[0] != "optax" or holds_method(state) or not jax.tree.leaves(params):
+        return False
+    called = []
+
+    def grad_fn(params: Params, *args: Any, **kwargs: Any) -> Grads:
+        called.append(True)
+        return params
+
+    def update(state: Any, params: Params) -> Any:
+        with_extra = optax.with_extra_args_support(method)
+        return with_extra.update(params, state, params, grad_fn=grad_fn)
+
+    try:
+        jax.eval_shape(update, state, params)
+    except Exception:  # For example, because it needs further arguments. Then nothing is known.
+        return False
+    return not called

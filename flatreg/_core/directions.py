@@ -13,7 +13,16 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from flatreg._core.checks import check_scalars, check_unmasked, check_update, checked_oracle
+from flatreg._core.checks import (
+    check_arrays,
+    check_direction,
+    check_scalars,
+    check_state,
+    check_unmasked,
+    check_update,
+    checked_oracle,
+    checked_pair,
+)
 from flatreg.typing import Direction, Grads, Method, Params, ScalarOrSchedule, StatefulDirection
 
 
@@ -44,9 +53,11 @@ def from_direction(direction: Direction, **scalars: ScalarOrSchedule) -> Method:
       A transformation whose ``update`` needs ``params`` and the extra argument ``grad_fn``.
 
     Raises:
-      TypeError: if a hyperparameter is not a number, 0-d array or schedule; in ``update``, if
-        ``grad_fn`` needs more arguments than the parameters or does not return a gradient.
-      ValueError: in ``update``, if ``params`` or ``grad_fn`` is missing, or if the tree is masked.
+      TypeError: if a hyperparameter is not a number, 0-d array or schedule; if a leaf of ``params``
+        is not an array; in ``update``, if ``grad_fn`` needs more arguments than the parameters or
+        does not return a gradient, or if the numbers in ``d`` are not real floating-point numbers.
+      ValueError: in ``update``, if ``params`` or ``grad_fn`` is missing, if the tree is masked, or
+        if ``d`` has another structure or other shapes than ``params``.
 
     Examples:
       The extragradient method uses the gradient after a lookahead step:
@@ -94,9 +105,13 @@ def from_stateful_direction(
       A transformation whose ``update`` needs ``params`` and the extra argument ``grad_fn``.
 
     Raises:
-      TypeError: if a hyperparameter is not a number, 0-d array or schedule; in ``update``, if
-        ``grad_fn`` needs more arguments than the parameters or does not return a gradient.
-      ValueError: in ``update``, if ``params`` or ``grad_fn`` is missing, or if the tree is masked.
+      TypeError: if a hyperparameter is not a number, 0-d array or schedule; if a leaf of ``params``
+        is not an array; in ``update``, if ``grad_fn`` needs more arguments than the parameters or
+        does not return a gradient, if ``direction`` does not return a pair, or if the numbers in
+        ``d`` are not real floating-point numbers.
+      ValueError: in ``update``, if ``params`` or ``grad_fn`` is missing, if the tree is masked, if
+        ``d`` has another structure or other shapes than ``params``, or if the new state has another
+        structure, or other shapes or dtypes, than the old one.
 
     Examples:
       A variant of SAM that perturbs along a moving average of the gradients:
@@ -149,6 +164,12 @@ def holds_optimizer(state: optax.OptState) -> bool:
     return any(isinstance(x, optimizer_states) for x in leaves)
 
 
+def holds_method(state: optax.OptState) -> bool:
+    """Whether the state of a transformation contains that of a method of flatreg."""
+    is_method = lambda x: isinstance(x, DirectionState)  # noqa: E731
+    return any(map(is_method, jax.tree.leaves(state, is_leaf=is_method)))
+
+
 def _name(direction: Callable[..., Any]) -> str:
     """The name of the factory that defines the direction, or else the direction's own name."""
     return getattr(direction, "__qualname__", "the method").partition(".<locals>")[0]
@@ -165,6 +186,7 @@ def _transformation(
 
     def init_fn(params: Params) -> Any:
         check_unmasked(name, params)
+        check_arrays(name, params)
         return DirectionState(jnp.zeros((), jnp.int32) if scheduled else None, init(params))
 
     def update_fn(
@@ -179,7 +201,10 @@ def _transformation(
         check_update(name, updates, params, grad_fn)
         values = {k: v(state.count) if callable(v) else v for k, v in scalars.items()}
         oracle = checked_oracle(name, grad_fn)
-        d, inner = direction(oracle, params, updates, state.inner, **values)
+        out = direction(oracle, params, updates, state.inner, **values)
+        d, inner = checked_pair(name, out)
+        check_direction(name, d, params)
+        check_state(name, inner, state.inner)
         count: Any = optax.safe_increment(state.count) if scheduled else None
         return optax.tree.cast_like(d, params), DirectionState(count, inner)
 
