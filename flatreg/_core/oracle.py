@@ -28,6 +28,7 @@ from flatreg._core.batches import (
     take_first,
     vmap_parts,
 )
+from flatreg._core.checks import check_differentiable
 from flatreg.typing import GradFn, Grads, Params
 
 
@@ -78,7 +79,8 @@ def value_and_grad_fn(
     Raises:
       ValueError: if an option or an argument number is out of range, or if a batch cannot be split
         into equal parts.
-      TypeError: if the loss returns a tuple without ``has_aux``.
+      TypeError: if the loss returns a tuple without ``has_aux``, or if a leaf of ``params`` is not
+        an array of floating-point numbers.
 
     Note:
       **A cheaper ascent.** With ``ascent_fraction < 1``, the value, aux and gradient come from the
@@ -123,6 +125,7 @@ def value_and_grad_fn(
     def clean_pass_and_oracle(
         params: Params, *args: Any, **kwargs: Any
     ) -> tuple[Any, Grads, GradFn]:
+        check_differentiable("value_and_grad_fn", params)
         grad_fn: GradFn
         value_and_grad = _value_and_grad(functools.partial(loss_fn, **kwargs), has_aux)
         evaluate = evaluate_clean = _microbatched(value_and_grad, roles, microbatches)
