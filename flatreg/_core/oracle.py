@@ -29,6 +29,7 @@ from flatreg._core.batches import (
     vmap_parts,
 )
 from flatreg._core.checks import check_differentiable
+from flatreg._core.devices import AxisName, averaged, check_axis_name, check_replicated
 from flatreg.typing import GradFn, Grads, Params
 
 
@@ -41,6 +42,7 @@ def value_and_grad_fn(
     microbatches: int = 1,
     shards: int | None = None,
     ascent_fraction: float = 1.0,
+    axis_name: AxisName | None = None,
 ) -> Callable[..., tuple[Any, Grads, GradFn]]:
     r"""Returns a function that computes the loss, its gradient and a gradient oracle.
 
@@ -70,6 +72,13 @@ def value_and_grad_fn(
       ascent_fraction: the fraction of the examples, in (0, 1], that the clean pass uses. The oracle
         always uses all examples. Values below 1 make the ascent step of ``sam`` and ``asam``
         cheaper. The note below lists the conditions.
+      axis_name: the axis of ``jax.pmap`` or ``jax.shard_map`` over which the batch is divided, or a
+        tuple of such axes; None elsewhere, including ``jax.jit`` with sharded arrays. The loss, the
+        gradient and every gradient of the oracle are averaged over the devices, and so are
+        floating-point leaves of aux. Other leaves of aux stay the device's own. The parameters must
+        be the same on all devices. Keys are used as they are passed: to draw different dropout
+        masks on each device, pass ``jax.random.fold_in(key, jax.lax.axis_index(axis_name))``. All
+        Hessian-vector products are right. Do not average the loss or the gradient yourself.
 
     Returns:
       A function ``f(params, *args, **kwargs) -> value, grads, grad_fn``. It returns the loss
@@ -77,8 +86,8 @@ def value_and_grad_fn(
       dtypes, and the gradient oracle for ``tx.update(..., grad_fn=grad_fn)``.
 
     Raises:
-      ValueError: if an option or an argument number is out of range, or if a batch cannot be split
-        into equal parts.
+      ValueError: if an option or an argument number is out of range; if a batch cannot be split
+        into equal parts; if the axis ``axis_name`` does not exist, or the parameters vary over it.
       TypeError: if the loss returns a tuple without ``has_aux``, or if a leaf of ``params`` is not
         an array of floating-point numbers.
 
@@ -119,8 +128,8 @@ def value_and_grad_fn(
       >>> print(grads)
       [0.5 0.5]
     """
-    roles = Roles(_argnums(batch_argnums), _argnums(key_argnums))
-    _check_options(roles, microbatches, shards, ascent_fraction)
+    roles = Roles(positions(batch_argnums), positions(key_argnums))
+    _check_options(roles, microbatches, shards, ascent_fraction, axis_name)
 
     def clean_pass_and_oracle(
         params: Params, *args: Any, **kwargs: Any
@@ -131,6 +140,10 @@ def value_and_grad_fn(
         evaluate = evaluate_clean = _microbatched(value_and_grad, roles, microbatches)
         if ascent_fraction < 1:
             evaluate_clean = _on_fraction(value_and_grad, roles, microbatches, ascent_fraction)
+        if axis_name is not None:
+            check_replicated(params, axis_name)
+            evaluate = averaged(evaluate, axis_name)
+            evaluate_clean = averaged(evaluate_clean, axis_name)
         if shards is not None:
             count_examples(roles, args, shards)
             parts, args_of = split(roles, args, shards, contiguous)
@@ -144,16 +157,20 @@ def value_and_grad_fn(
 
 
 def _value_and_grad(loss_fn: Callable[..., Any], has_aux: bool) -> Evaluate:
-    def loss_and_aux(params: Params, args: Args) -> ValueAndAux:
-        out = loss_fn(params, *args)
-        if isinstance(out, tuple) and not has_aux:
-            raise TypeError(
-                "the loss returns a tuple: write value_and_grad_fn(loss_fn, has_aux=True), which "
-                "expects (loss, aux)."
-            )
-        return out if has_aux else (out, None)
+    def evaluated(params: Params, args: Args) -> ValueAndAux:
+        return loss_and_aux(loss_fn(params, *args), has_aux)
 
-    return jax.value_and_grad(loss_and_aux, has_aux=True)
+    return jax.value_and_grad(evaluated, has_aux=True)
+
+
+def loss_and_aux(out: Any, has_aux: bool) -> ValueAndAux:
+    """What the loss returned, with None for aux without ``has_aux``."""
+    if isinstance(out, tuple) and not has_aux:
+        raise TypeError(
+            "the loss returns a tuple: write value_and_grad_fn(loss_fn, has_aux=True), which "
+            "expects (loss, aux)."
+        )
+    return out if has_aux else (out, None)
 
 
 def _microbatched(evaluate: Evaluate, roles: Roles, count: int) -> Evaluate:
@@ -190,7 +207,7 @@ def _on_fraction(evaluate: Evaluate, roles: Roles, microbatches: int, fraction: 
     return run
 
 
-def _argnums(argnums: int | Sequence[int] | None) -> tuple[int, ...]:
+def positions(argnums: int | Sequence[int] | None) -> tuple[int, ...]:
     """Converts argument numbers of the loss to positions in ``args``."""
     if argnums is None:
         return ()
@@ -204,7 +221,11 @@ def _argnums(argnums: int | Sequence[int] | None) -> tuple[int, ...]:
 
 
 def _check_options(
-    roles: Roles, microbatches: int, shards: int | None, ascent_fraction: float
+    roles: Roles,
+    microbatches: int,
+    shards: int | None,
+    ascent_fraction: float,
+    axis_name: AxisName | None,
 ) -> None:
     counts = {"microbatches": microbatches, "shards": 1 if shards is None else shards}
     for name, count in counts.items():
@@ -222,6 +243,14 @@ def _check_options(
         raise ValueError(
             "shards and ascent_fraction cannot be used together, because every shard needs its own "
             "gradient: remove one of them."
+        )
+    if axis_name is not None:
+        check_axis_name(axis_name)
+    if axis_name is not None and shards is not None:
+        raise ValueError(
+            "shards and axis_name cannot be used together, because each shard needs its own gradient. "
+            "For one perturbation per device, use shards under jax.jit with a sharded batch and "
+            "leave axis_name out."
         )
     if set(roles.batches) & set(roles.keys):
         raise ValueError(
