@@ -248,9 +248,9 @@ def _check_options(
         check_axis_name(axis_name)
     if axis_name is not None and shards is not None:
         raise ValueError(
-            "shards and axis_name cannot be used together, because each shard needs its own gradient. "
-            "For one perturbation per device, use shards under jax.jit with a sharded batch and "
-            "leave axis_name out."
+            "shards and axis_name cannot be used together, because each shard needs its own "
+            "gradient. For one perturbation per device, use shards under jax.jit with a sharded "
+            "batch and remove axis_name."
         )
     if set(roles.batches) & set(roles.keys):
         raise ValueError(

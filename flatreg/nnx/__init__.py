@@ -15,6 +15,12 @@ place::
     for batch in batches:
         metrics = train_step(model, optimizer, batch)
 
+In a train step of your own, ``value_and_grad_fn`` computes the loss, the gradient and the oracle
+for a stock ``nnx.Optimizer``::
+
+    loss, grads, grad_fn = value_and_grad_fn(loss_fn)(model, batch)
+    optimizer.update(model, grads, grad_fn=grad_fn)
+
 All passes of a step use the same dropout masks. The metrics, and the new values of BatchNorm
 statistics, dropout counts and all other Variables, come from the clean pass only, so a step with
 two passes updates them once. The steps work with all methods and all types of Variables. Graph mode
@@ -32,6 +38,7 @@ from flatreg._flax.metrics import Metrics
 from flatreg.nnx._optimizer import Optimizer
 from flatreg.nnx._spectral_norm import SpectralNorm
 from flatreg.nnx._steps import LossFn, classification_loss, make_eval_step, make_train_step
+from flatreg.nnx._value_and_grad import value_and_grad_fn
 
 __all__ = [
     "LossFn",
@@ -41,4 +48,5 @@ __all__ = [
     "classification_loss",
     "make_eval_step",
     "make_train_step",
+    "value_and_grad_fn",
 ]
