@@ -176,6 +176,27 @@ def test_constant_and_linear_losses_are_exact():
         np.testing.assert_allclose(value(lambda w: 2 * w[0]), 0.2, rtol=1e-5)
 
 
+def test_the_highest_point_of_an_ascent_counts_not_the_last():
+    """From the start at w = 1 the ascent steps over the peak at 0.9, and ends at w = −1."""
+    loss_fn = lambda w: jnp.sum(jnp.exp(-50 * (w - 0.9) ** 2) - 0.1 * w)  # noqa: E731
+    found = measures.zeroth_order_flatness(loss_fn, jnp.zeros(1), KEY, 1.0, steps=1)
+    np.testing.assert_allclose(found.value, np.exp(-0.5) - 0.1, rtol=1e-5)
+    np.testing.assert_allclose(found.perturbation, [1], rtol=1e-5)
+    rises = {float(loss_fn(w) - loss_fn(jnp.zeros(1))) for w in (jnp.ones(1), -jnp.ones(1))}
+    np.testing.assert_allclose(min(rises), 0.1, rtol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:.*not a minimum")
+def test_the_way_to_the_highest_point_is_searched_for_steepness():
+    """A step of the loss at w = 0.5 is invisible from the boundary, where all ascents start."""
+    loss_fn = lambda w: jnp.sum(0.1 * w + jnp.tanh((w - 0.5) / 0.01))  # noqa: E731
+    zeroth, first = both_orders(loss_fn, jnp.zeros(1), KEY, 1.0, steps=5)
+    np.testing.assert_allclose(zeroth.value, 0.1 + 2, rtol=1e-5)
+    np.testing.assert_allclose(first.value, 0.1 + 1 / 0.01, rtol=1e-5)
+    assert first.start == 3
+    assert np.delete(first.values, 3).max() < zeroth.value <= first.value
+
+
 @pytest.mark.parametrize("size", [1e20, 1e-25])
 def test_flatness_does_not_overflow_or_underflow(size):
     """For size·‖w‖²/2 at w = (1, 1, 1): R⁰ = size(√3 ρ + ρ²/2) and R¹ = size·ρ(√3 + ρ)."""

@@ -38,6 +38,20 @@ def test_the_standard_error_is_the_spread_over_keys():
     np.testing.assert_allclose(np.std(many.value), np.mean(many.standard_error), rtol=0.15)
 
 
+def test_the_standard_error_of_two_draws_is_unbiased():
+    """The mean of its square over keys is the variance of the estimate."""
+    sigmas = jnp.array([0.1, 0.3])
+
+    def both(key):
+        curve = measures.noise_robustness(quadratic, jnp.ones(3), key, sigmas, draws=2)
+        rise = measures.expected_sharpness(quadratic, jnp.ones(3), key, 0.3, draws=2)
+        return jax.tree.map(jnp.atleast_1d, (curve, rise))
+
+    for estimate in jax.vmap(both)(jax.random.split(KEY, 4000)):
+        squares = np.mean(np.square(estimate.standard_error), axis=0)
+        np.testing.assert_allclose(squares, np.var(estimate.value, axis=0), rtol=0.2)
+
+
 def test_all_noise_levels_share_their_draws():
     """So the expected rise of a quadratic grows exactly as σ²."""
     curve = measures.noise_robustness(quadratic, jnp.zeros(3), KEY, jnp.array([0.0, 0.1, 0.2]))
