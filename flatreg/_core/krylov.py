@@ -18,8 +18,13 @@ Two safeguards are common to both iterations:
   against all earlier ones, twice: the second pass removes the rounding errors of the first.
 * *Restart at breakdown.* If the Krylov space is invariant under A, the orthogonal part of the
   product is only rounding error. For the zero matrix and the identity, this happens in the first
-  step. An orthogonal part of the size of rounding error is discarded, and the iteration continues
-  with a random vector that is orthogonal to the basis. This also finds multiple eigenvalues.
+  step. An orthogonal part of the size of rounding error is discarded, and the iteration continues with a random vector that is
+  orthogonal to the basis.
+
+A Krylov space contains only one eigenvector per distinct eigenvalue, namely the one along the part
+of the start vector in that eigenspace. The others are orthogonal to the Krylov space, and an
+iteration whose steps end before a breakdown does not see them. They are found by another iteration
+that is orthogonal to the eigenvectors known so far (``orthogonal_to``).
 """
 
 from collections.abc import Callable
@@ -39,29 +44,61 @@ class Tridiagonal(NamedTuple):
       basis: Q, shape (steps, n), with orthonormal rows.
       diagonal: the diagonal of T, shape (steps,).
       off_diagonal: the first superdiagonal of T, shape (steps,). Its last entry lies outside T.
+      products: the number of products made. The rows and entries beyond it are zero.
     """
 
     basis: jax.Array
     diagonal: jax.Array
     off_diagonal: jax.Array
+    products: jax.Array | int
 
     def eigh(self) -> tuple[jax.Array, jax.Array]:
-        """The Ritz values in ascending order, and the eigenvectors of T as columns."""
-        off = jnp.diag(self.off_diagonal[:-1], 1)
-        values, vectors = jnp.linalg.eigh(jnp.diag(self.diagonal) + off + off.T)
+        """The Ritz values in ascending order, and the eigenvectors of T as columns.
+
+        Only the first ``products`` of them are meaningful.
+        """
+        indices = jnp.arange(self.diagonal.size)
+        off = jnp.where(indices < self.products - 1, self.off_diagonal, 0)
+        # A value above the eigenvalues of T moves the rest of the matrix to the end of the list.
+        bound = jnp.max(jnp.abs(self.diagonal)) + 2 * jnp.max(jnp.abs(off))
+        diagonal = jnp.where(
+            indices < self.products, self.diagonal, jnp.where(bound == 0, 1, 2 * bound)
+        )
+        off = jnp.diag(off[:-1], 1)
+        values, vectors = jnp.linalg.eigh(jnp.diag(diagonal) + off + off.T)
         return values, vectors
+
+    def residuals(self, vectors: jax.Array) -> jax.Array:
+        """The norms ‖Av − λv‖ of the Ritz pairs by Lanczos's recurrence, without products.
+
+        Rounding error is not included. If the iteration is orthogonal to some given vectors, these
+        are the norms of the part that is orthogonal to them, too.
+
+        Args:
+          vectors: the eigenvectors of T as columns.
+        """
+        last = self.products - 1
+        return self.off_diagonal[last] * jnp.abs(vectors[last])
 
 
 class _Symmetric(NamedTuple):
     """The loop carry of :func:`tridiagonalize`."""
 
-    found: Tridiagonal
+    rows: jax.Array  # the vectors that all others are orthogonal to, then the basis
+    diagonal: jax.Array
+    off_diagonal: jax.Array
     vector: jax.Array  # the next row of the basis
     largest: jax.Array  # the largest ‖Aq‖ so far, about ‖A‖
 
 
 def tridiagonalize(
-    matvec: Callable[[jax.Array], jax.Array], start: jax.Array, steps: int, key: jax.Array
+    matvec: Callable[[jax.Array], jax.Array],
+    start: jax.Array,
+    steps: int,
+    key: jax.Array,
+    *,
+    products: jax.Array | None = None,
+    orthogonal_to: jax.Array | None = None,
 ) -> Tridiagonal:
     """Symmetric Lanczos iteration with full reorthogonalization.
 
@@ -70,28 +107,36 @@ def tridiagonalize(
       start: the first vector, shape (n,), of any nonzero length.
       steps: the number of products, at most n. The same number of vectors is kept in memory.
       key: the random key for the vectors with which the iteration continues after a breakdown.
+      products: a smaller number of products that is known only at run time; ``steps`` if None.
+      orthogonal_to: orthonormal vectors V as rows, shape (m, n), which may contain zero rows. The
+        iteration then runs in their orthogonal complement, with PAP in place of A, P = 1 − VᵀV.
+        There must be at most n minus their number of products.
 
     Returns:
       The basis Q and T = QAQᵀ.
     """
     eps = float(np.finfo(start.dtype).eps)
+    if orthogonal_to is None:
+        orthogonal_to = jnp.zeros((0, start.size), start.dtype)
+    fixed = len(orthogonal_to)
 
     def step(i: jax.Array, carry: _Symmetric) -> _Symmetric:
-        (basis, diagonal, off_diagonal), q, largest = carry
-        basis = basis.at[i].set(q)
+        rows, diagonal, off_diagonal, q, largest = carry
+        rows = rows.at[fixed + i].set(q)
         product = matvec(q)
         diagonal = diagonal.at[i].set(matmul(q, product))
         largest = jnp.maximum(largest, norm(product))
         random = jax.random.normal(jax.random.fold_in(key, i), q.shape, q.dtype)
-        q, length = _next_vector(basis, product, eps * largest, restart=random)
-        found = Tridiagonal(basis, diagonal, off_diagonal.at[i].set(length))
-        return _Symmetric(found, q, largest)
+        q, length = _next_vector(rows, product, eps * largest, restart=random)
+        return _Symmetric(rows, diagonal, off_diagonal.at[i].set(length), q, largest)
 
     zeros = jnp.zeros(steps, start.dtype)
-    empty = Tridiagonal(jnp.zeros((steps, start.size), start.dtype), zeros, zeros)
-    init = _Symmetric(empty, unit(start), jnp.zeros((), start.dtype))
-    last: _Symmetric = jax.lax.fori_loop(0, steps, step, init)
-    return last.found
+    rows = jnp.concatenate([orthogonal_to, jnp.zeros((steps, start.size), start.dtype)])
+    first = unit(_orthogonal_part(orthogonal_to, unit(start)))
+    init = _Symmetric(rows, zeros, zeros, first, jnp.zeros((), start.dtype))
+    total = steps if products is None else products
+    last: _Symmetric = jax.lax.fori_loop(0, total, step, init)
+    return Tridiagonal(last.rows[fixed:], last.diagonal, last.off_diagonal, total)
 
 
 class _GolubKahan(NamedTuple):
@@ -167,15 +212,16 @@ def _next_vector(
     """The next vector of an orthonormal basis, and the length of the new part of ``product``.
 
     The new part is orthogonal to the rows of ``basis``, and the next vector is the unit vector
-    along it. If the length of the new part is at most ``noise``, it counts as zero, and the next
-    vector is the unit vector along the orthogonal part of ``restart`` instead (zero if ``restart``
-    is None).
+    along it. If the length of the new part is at most ``noise``, or if the new part is rounding
+    error in the span of the basis, it counts as zero, and the next vector is the unit vector along
+    the orthogonal part of ``restart`` instead (zero if ``restart`` is None).
     """
     rest = _orthogonal_part(basis, product)
     length = norm(rest)
-    ended = length <= noise
+    direction = _orthogonal_part(basis, unit(rest))
+    ended = (length <= noise) | (norm(direction) < 0.5)
     other = 0 if restart is None else _orthogonal_part(basis, unit(restart))
-    return unit(jnp.where(ended, other, rest)), jnp.where(ended, 0, length)
+    return unit(jnp.where(ended, other, direction)), jnp.where(ended, 0, length)
 
 
 def _orthogonal_part(basis: jax.Array, vector: jax.Array) -> jax.Array:

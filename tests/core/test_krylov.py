@@ -29,6 +29,49 @@ def test_the_basis_is_orthonormal_and_tridiagonalizes(matrix, x64):
     np.testing.assert_allclose(krylov.eigh()[0], np.linalg.eigvalsh(a), atol=1e-12)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("spectrum", [np.ones(120), np.r_[[3.0] * 4, 2.0, np.ones(115)]], ids=len)
+def test_the_basis_stays_orthonormal_through_many_breakdowns(spectrum, dtype, x64):
+    """What is left of a product is then rounding error, often within the span of the basis."""
+    for seed in range(3):
+        rotation = np.linalg.qr(np.random.default_rng(seed).normal(size=(120, 120)))[0]
+        a = jnp.asarray(rotation * spectrum @ rotation.T, dtype)
+        start = jax.random.normal(jax.random.key(seed), (120,), dtype)
+        krylov = tridiagonalize(lambda v, a=a: a @ v, start, 48, KEY)
+        tolerance = 100 * float(np.finfo(dtype).eps)
+        basis = np.array(krylov.basis)
+        np.testing.assert_allclose(basis @ basis.T, np.eye(48), atol=tolerance)
+        assert krylov.eigh()[0].max() <= spectrum.max() + 10 * tolerance
+
+
+def test_some_steps_in_the_complement_of_some_vectors(x64):
+    """The Ritz values are then those of PAP, with the number of steps known at run time."""
+    a = MATRICES["random"] + MATRICES["random"].T
+    values, vectors = np.linalg.eigh(a)
+    fixed = jnp.asarray(np.stack([vectors[:, 5], np.zeros(6), vectors[:, 2]]))
+
+    @jax.jit
+    def run(count):
+        krylov = tridiagonalize(
+            lambda v: a @ v, jnp.arange(1.0, 7.0), 6, KEY, products=count, orthogonal_to=fixed
+        )
+        ritz_values, ritz_vectors = krylov.eigh()
+        return krylov, ritz_values, krylov.residuals(ritz_vectors)
+
+    krylov, ritz_values, residuals = run(4)
+    np.testing.assert_allclose(ritz_values[:4], values[[0, 1, 3, 4]], atol=1e-12)
+    np.testing.assert_allclose(residuals[:4], 0, atol=1e-12)
+    np.testing.assert_allclose(krylov.basis @ fixed.T, 0, atol=1e-12)
+    krylov, ritz_values, residuals = run(2)
+    basis = np.array(krylov.basis)
+    np.testing.assert_allclose(basis @ basis.T, np.diag([1, 1, 0, 0, 0, 0]), atol=1e-12)
+    found, t = np.linalg.eigh(basis[:2] @ a @ basis[:2].T)
+    np.testing.assert_allclose(ritz_values[:2], found, atol=1e-12)
+    ritz = t.T @ basis[:2]
+    expected = np.linalg.norm(ritz @ a - found[:, None] * ritz, axis=1)
+    np.testing.assert_allclose(residuals[:2], expected, rtol=1e-10)
+
+
 @every_matrix
 @pytest.mark.parametrize("shape", [(6, 6), (6, 3), (3, 6)], ids=str)
 def test_the_largest_singular_value_is_exact_after_n_steps(matrix, shape, x64):

@@ -73,7 +73,22 @@ class TestEigenpairs:
         residuals = np.float64(actual.residuals)
         near = (expected <= 2 * residuals + floor) & (residuals <= 2 * expected + floor)
         assert near.all()
+        assert np.all(residuals >= expected / 10)  # also where they are only rounding error
         np.testing.assert_allclose(vectors @ vectors.T, np.eye(20), atol=1e-5)
+
+    def test_residuals_are_computed_from_products(self):
+        """‖Cv − λv‖ shows that C is not symmetric, which Lanczos's own estimate does not."""
+        a = np.random.default_rng(0).normal(size=(30, 30)).astype(np.float32)
+        actual = measures.top_eigenpairs(
+            lambda w: 0.0, jnp.zeros(30), KEY, 3, curvature=lambda f, w: lambda v: a @ v
+        )
+        vectors = np.float64(actual.vectors)
+        expected = np.linalg.norm(
+            vectors @ a.T - np.float64(actual.values)[:, None] * vectors, axis=1
+        )
+        assert expected.min() > 1
+        np.testing.assert_allclose(actual.residuals, expected, rtol=1e-4)
+        assert not actual.converged.any()
 
     def test_scale_gives_the_eigenvalues_of_the_scaled_hessian(self):
         """With T = |w|, the eigenvalues are those of THT."""
@@ -162,6 +177,15 @@ class TestTraceAndDiagonal:
         t = (estimate.value - 2 * np.trace(a)) / estimate.standard_error
         covered = np.mean(np.abs(t) < stats.t.ppf(0.975, 63))
         assert abs(covered - 0.95) <= 0.04
+
+    def test_the_standard_error_of_two_probes_is_unbiased(self):
+        """The mean of its square over keys is the variance of the estimate."""
+        a = np.random.default_rng(0).normal(size=(10, 10))
+        f, keys = quadratic(a + a.T), jax.random.split(jax.random.key(1), 4000)
+        for measure in (measures.trace, measures.diagonal):
+            estimate = jax.vmap(lambda key, m=measure: m(f, jnp.zeros(10), key, probes=2))(keys)
+            squares = np.mean(np.square(estimate.standard_error), axis=0)
+            np.testing.assert_allclose(squares, np.var(estimate.value, axis=0), rtol=0.15)
 
     def test_estimates_are_within_their_standard_errors(self):
         """The squared z-scores of the entries of the diagonal have a mean near 1."""

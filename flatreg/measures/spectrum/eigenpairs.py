@@ -1,27 +1,15 @@
 """The largest and smallest eigenvalues of the Hessian, by Lanczos iteration, with residuals."""
 
-from collections.abc import Callable
-from typing import Literal, NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from flatreg._core.krylov import tridiagonalize
 from flatreg._core.tree import matmul, norm
 from flatreg.measures.dataset import LossFn
 from flatreg.measures.spectrum.curvature import Curvature, curvature_matrix, to_vector
+from flatreg.measures.spectrum.restarts import ORDERS, TOLERANCE, Which, search
 from flatreg.typing import Grads, Params, Scale
-
-TOLERANCE = 1e-3  # the largest converged residual, relative to the largest |λ|
-
-Which: TypeAlias = Literal["LA", "SA", "LM"]
-"""Which eigenvalues to find: largest, smallest, or largest in magnitude (as in ARPACK)."""
-
-ORDERS: dict[Which, Callable[[jax.Array], jax.Array]] = {
-    "LA": lambda values: -values,
-    "SA": lambda values: values,
-    "LM": lambda values: -jnp.abs(values),
-}
 
 
 class Eigenpairs(NamedTuple):
@@ -30,9 +18,11 @@ class Eigenpairs(NamedTuple):
     Attributes:
       values: the eigenvalues λᵢ, shape (k,).
       vectors: the unit eigenvectors vᵢ, a tree like the parameters with a leading axis k.
-      residuals: ‖Hvᵢ − λᵢvᵢ‖, shape (k,), each computed with one additional product. H has an
-        eigenvalue within this distance of λᵢ.
-      converged: whether each residual is at most 1e-3 times the largest \|λ\|, shape (k,).
+      residuals: ‖Hvᵢ − λᵢvᵢ‖, computed with one more product each, shape (k,). H has an eigenvalue
+        within this distance of λᵢ.
+      converged: whether, up to a thousandth of the largest \|λ\|, the residual is zero and the
+        latest Lanczos run found no missing eigenvalue that comes before λᵢ, shape (k,). Then λᵢ is
+        the i-th eigenvalue in the order of ``which``, with multiplicities, within this tolerance.
     """
 
     values: jax.Array
@@ -55,6 +45,19 @@ def top_eigenpairs(
 ) -> Eigenpairs:
     r"""The outermost eigenvalues and eigenvectors of the Hessian, by Lanczos iteration.
 
+    An eigenvalue of multiplicity m is listed m times. A single Lanczos run finds it only once.
+    Therefore a second, shorter run confirms the list: it is orthogonal to the converged
+    eigenvectors and has a random start. If it finds an eigenvalue that is missing in the list,
+    that eigenvalue is inserted, and further runs follow, at most k of them.
+
+    In exact arithmetic the random start has a component along every eigenvector with probability
+    one, so that no eigenvalue is invisible to the second run. What a run of few steps finds is
+    still a lower bound of the outermost eigenvalue: where many eigenvalues lie closer to each other
+    than the tolerance of ``converged``, the list may contain only some of them.
+
+    The values can be differentiated, by the formula vᵀ(∂H)v for a simple eigenvalue. The vectors
+    are constants in derivatives.
+
     Args:
       loss_fn: the loss, ``params -> scalar``, such as a :func:`dataset_loss`.
       params: the parameters at which to take the Hessian.
@@ -62,22 +65,25 @@ def top_eigenpairs(
       k: the number of eigenpairs, at most the number of weights.
       which: ``"LA"`` for the largest eigenvalues, ``"SA"`` for the smallest, ``"LM"`` for the
         largest in magnitude.
-      steps: the number of Lanczos steps. Each step costs one Hessian-vector product and keeps one
-        more vector in memory. The residuals cost another k products. If None, max(4k, 20), or the
-        number of weights if that is smaller. Eigenvalues inside the spectrum or close to each other
-        need more steps; check ``converged``.
-      start: the start vector, a tree like ``params``, or the ``vectors`` of an earlier result,
-        whose sum is then the start vector. The vectors found at nearby parameters save steps. If
-        None, the start vector is random.
-      curvature: the matrix to measure. If None, the Hessian. To measure the Gauss–Newton matrix
-        instead, pass the result of :func:`gauss_newton`.
+      steps: the number of Lanczos steps in the first run, each one Hessian-vector product. By
+        default max(4k, 20), or the number of weights if that is smaller. Eigenvalues inside the
+        spectrum or close to each other need more steps; check ``converged``. The confirming run
+        has max(10, ``steps``/2, k) steps, and the residuals cost another k products: 35 products in
+        total for k = 5. If eigenvalues turn out to be missing, there are up to k more runs, of at
+        most max(10, ``steps``, k) steps. A single run suffices if ``steps`` is the number of
+        weights. About ``steps`` + 4k vectors are kept in memory.
+      start: the ``vectors`` of an earlier result, whose sum starts the first run, or a tree like
+        ``params``. A start from nearby parameters saves steps. No start hides an eigenvalue,
+        because the confirming run has a random one.
+      curvature: the matrix to measure: the Hessian if None. For the Gauss–Newton matrix, pass the
+        result of :func:`gauss_newton`.
       scale: ``params -> T`` with one factor per weight, for the eigenvalues of T·H·T.
 
     Returns:
       :class:`Eigenpairs`.
 
     Raises:
-      ValueError: if k or ``steps`` exceeds the number of weights, or ``which`` is none of the three
+      ValueError: if k or ``steps`` exceeds the number of weights, or ``which`` is not one of the three
         strings.
       TypeError: if a leaf does not have a floating-point dtype.
 
@@ -113,20 +119,19 @@ def top_eigenpairs(
     first = jax.random.normal(start_key, (matrix.size,), matrix.dtype)
     if start is not None:
         first = to_vector(jax.tree.map(_sum_of_vectors, start, params)).astype(matrix.dtype)
-    krylov = tridiagonalize(matrix.matvec, first, steps, restart_key)
-    ritz_values, ritz_vectors = krylov.eigh()
-    outermost = jnp.argsort(ORDERS[which](ritz_values))[:k]
-    found = matmul(ritz_vectors[:, outermost].T, krylov.basis)
-    found = found / jnp.linalg.norm(found, axis=1, keepdims=True)
+    # The gradient of an eigenvalue, vᵀ(∂H)v, does not need that of the search.
+    constant = matrix._replace(matvec=lambda v: jax.lax.stop_gradient(matrix.matvec(v)))
+    found = search(constant, jax.lax.stop_gradient(first), restart_key, k, which, steps)
+    vectors = found.vectors / jnp.linalg.norm(found.vectors, axis=1, keepdims=True)
 
     def rayleigh_quotient(v: jax.Array) -> tuple[jax.Array, jax.Array]:
         product = matrix.matvec(v)
         value = matmul(v, product)
         return value, norm(product - value * v)
 
-    values, residuals = jax.lax.map(rayleigh_quotient, found)
-    converged = residuals <= TOLERANCE * jnp.max(jnp.abs(ritz_values))
-    return Eigenpairs(values, jax.lax.map(matrix.to_tree, found), residuals, converged)
+    values, residuals = jax.lax.map(rayleigh_quotient, vectors)
+    converged = (residuals <= TOLERANCE * found.largest) & found.complete()
+    return Eigenpairs(values, jax.lax.map(matrix.to_tree, vectors), residuals, converged)
 
 
 def _sum_of_vectors(start: jax.Array, weight: jax.Array) -> jax.Array:
