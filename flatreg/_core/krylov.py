@@ -18,8 +18,8 @@ Two safeguards are common to both iterations:
   against all earlier ones, twice: the second pass removes the rounding errors of the first.
 * *Restart at breakdown.* If the Krylov space is invariant under A, the orthogonal part of the
   product is only rounding error. For the zero matrix and the identity, this happens in the first
-  step. An orthogonal part of the size of rounding error is discarded, and the iteration continues with a random vector that is
-  orthogonal to the basis.
+  step. An orthogonal part of the size of rounding error is discarded, and the iteration continues
+  with a random vector that is orthogonal to the basis.
 
 A Krylov space contains only one eigenvector per distinct eigenvalue, namely the one along the part
 of the start vector in that eigenspace. The others are orthogonal to the Krylov space, and an

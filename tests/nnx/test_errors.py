@@ -96,7 +96,7 @@ def test_the_parts_must_divide_the_batch(option):
 def test_options_are_checked_before_the_first_step():
     with pytest.raises(ValueError, match="microbatches must be"):
         make_train_step(classification_loss, microbatches=0)
-    with pytest.raises(ValueError, match="ascent_fraction must lie"):
+    with pytest.raises(ValueError, match="ascent_fraction must be in"):
         make_train_step(classification_loss, ascent_fraction=0.0)
 
 

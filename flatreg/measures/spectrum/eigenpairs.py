@@ -83,8 +83,8 @@ def top_eigenpairs(
       :class:`Eigenpairs`.
 
     Raises:
-      ValueError: if k or ``steps`` exceeds the number of weights, or ``which`` is not one of the three
-        strings.
+      ValueError: if k or ``steps`` exceeds the number of weights, or ``which`` is not one of
+        the three strings.
       TypeError: if a leaf does not have a floating-point dtype.
 
     Examples:
