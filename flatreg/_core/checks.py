@@ -173,14 +173,19 @@ def check_arrays(name: str, params: Params) -> None:
         )
 
 
+def _leaves_other_than(kind: Any, tree: Any) -> list[str]:
+    """The leaves whose dtype is not of this kind, each with its path and dtype."""
+    return [
+        f"{path!r} ({_dtype(x)})" if path else str(_dtype(x))
+        for path, x in named_leaves(tree).items()
+        if not jnp.issubdtype(_dtype(x), kind)
+    ]
+
+
 def check_differentiable(name: str, params: Params) -> None:
     """Checks that every leaf of the parameters is an array of floating-point numbers."""
     check_arrays(name, params)
-    others = [
-        f"{path!r} ({_dtype(x)})"
-        for path, x in named_leaves(params).items()
-        if not jnp.issubdtype(_dtype(x), jnp.inexact)
-    ]
+    others = _leaves_other_than(jnp.inexact, params)
     if others:
         raise TypeError(
             f"{name} needs floating-point parameters, but these leaves are not: "
@@ -276,11 +281,7 @@ def check_direction(name: str, d: Any, params: Params) -> None:
             f"the direction of {name} must return d with the structure and shapes of params, but "
             f"{_difference('params', params, 'd', d)}. {correction}{_about_none(d, params)}"
         )
-    wrong = [
-        f"{path!r} ({_dtype(x)})" if path else str(_dtype(x))
-        for path, x in named_leaves(d).items()
-        if not jnp.issubdtype(_dtype(x), jnp.floating)
-    ]
+    wrong = _leaves_other_than(jnp.floating, d)
     if wrong:
         raise TypeError(
             f"the direction of {name} must return floating-point numbers, which are cast to the "

@@ -27,10 +27,10 @@ from flatreg.typing import GradFn, Grads, Params
 def value_and_grad_fn(
     loss_fn: Callable[..., Any],
     *,
-    wrt: Any = nnx.Param,
     has_aux: bool = False,
     batch_argnums: int | Sequence[int] = 1,
     key_argnums: int | Sequence[int] | None = None,
+    wrt: Any = nnx.Param,
     microbatches: int = 1,
     shards: int | None = None,
     ascent_fraction: float = 1.0,
@@ -54,12 +54,12 @@ def value_and_grad_fn(
       loss_fn: ``loss_fn(model, *args, **kwargs) -> scalar``, or ``-> (scalar, aux)`` with
         ``has_aux``. ``model`` is a copy of the model, in the same mode. The loss may change the
         Variables of the model, but it must not create or remove any.
-      wrt: the filter that selects the Variables to train. It must be the ``wrt`` of the optimizer.
       has_aux: whether the loss also returns auxiliary data.
       batch_argnums: the positional arguments whose leaves have the examples as their leading axis.
         Argument 0 is the model, so for ``loss_fn(model, x, y)`` they are ``(1, 2)``.
       key_argnums: the positional arguments that are random keys. Microbatch or shard i gets
         ``jax.random.fold_in(key, i)``, the same in every pass.
+      wrt: the filter that selects the Variables to train. It must be the ``wrt`` of the optimizer.
       microbatches: the number k ≥ 1 of microbatches, which are evaluated one after another with the
         memory of one. The number of a microbatch is folded into every ``nnx.RngKey`` of the model.
         Floating-point aux and Variables are averaged, and all others come from the last microbatch.

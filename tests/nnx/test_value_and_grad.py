@@ -73,10 +73,9 @@ def test_stock_optimizer_equals_the_train_step(case, options):
 @x64
 @in_both_modes
 def test_each_shard_has_its_own_perturbation(mode):
-    batch = examples(jnp.float64)
     model = in_float64(Plain(nnx.Rngs(0)))
-    params = arrays(model)
     graphdef, state = nnx.split(model)
+    params, batch = arrays(model), examples(jnp.float64)
 
     def gradient_of(part):
         def loss(leaves):

@@ -73,10 +73,10 @@ def spectral_normalize(
       state: in the first call, the result of :func:`spectral_normalization_state`. In later calls,
         the state that this function returned, for example as an auxiliary output of the loss.
       bound: the norm of the normalized kernels, > 0.
-      operators: the linear map of each kernel, as returned by ``linear_maps(f, params, x)``. If
-        None, the leaves called ``kernel`` are normalized: those with two axes as dense kernels, all
-        others as convolutions with stride 1 and circular padding on a grid of at least 16 places
-        per axis.
+      operators: the linear map of each kernel, as returned by ``linear_maps(f, params, x)`` and as
+        passed to :func:`spectral_normalization_state`. If None, each leaf called ``kernel`` is
+        normalized: as a dense kernel if it has two axes, otherwise as a convolution with stride 1
+        and circular padding on a grid of at least 16 places per axis.
       where: a predicate on the path of a leaf. With ``operators``, it selects some of their
         kernels. Without, it selects the kernels among all leaves.
 
