@@ -251,7 +251,7 @@ class TestErrors:
             flatreg.value_and_grad_fn(loss_fn, axis_name=axis_name)
 
     def test_shards_and_axis_name_exclude_each_other(self):
-        with pytest.raises(ValueError, match=r"shards and axis_name.*leave axis_name out"):
+        with pytest.raises(ValueError, match=r"shards and axis_name.*remove axis_name"):
             flatreg.value_and_grad_fn(loss_fn, axis_name="data", shards=2)
 
     @pytest.mark.parametrize("jit", [lambda f: f, jax.jit], ids=["eager", "jit"])
