@@ -230,8 +230,10 @@ def _check_no_optimizer(name: str, method: Method, state: optax.OptState, params
     2. Optax made it, it contains no method of flatreg, and it never calls ``grad_fn``. This rejects
        ``optax.sgd``, whose state is not unique.
 
-    A transformation that somebody else wrote is never rejected by the second rule, whether or not
-    it calls ``grad_fn``. The rules cannot detect an ``optax.sgd`` in a chain with a method.
+    A transformation that somebody else wrote is not rejected by the second rule if it is passed
+    directly, whether or not it calls ``grad_fn``. Inside ``optax.chain`` or another wrapper of
+    Optax, it must call ``grad_fn``. The rules cannot detect an ``optax.sgd`` in a chain with a
+    method.
     """
     if holds_optimizer(state) or _ignores_oracle(method, state, params):
         raise ValueError(
