@@ -12,11 +12,10 @@ import optax
 import pytest
 
 import flatreg
-from tests.support.cases import CASES, Case
+from tests.support.cases import CASES, Case, every_case
 from tests.support.losses import examples, flat, logistic, logistic_loss
 
 CLOSE = {"rtol": 1e-9, "atol": 1e-9}
-every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 x64 = pytest.mark.usefixtures("x64")
 
 

@@ -11,10 +11,9 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 import flatreg
-from tests.support.cases import CASES
+from tests.support.cases import every_case
 from tests.support.problems import assert_close, assert_equal, direction, loss_fn, tanh_net
 
-every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 sam = flatreg.sam(0.3)
 SHARDS = 4
 

@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 
 import flatreg
-from tests.support.cases import CASES, Case
+from tests.support.cases import CASES, Case, every_case
 from tests.support.losses import direction_of
 
-every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 HVPS = {
     "exact": flatreg.exact_hvp,
     "forward": flatreg.forward_hvp,

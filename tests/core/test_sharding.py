@@ -10,7 +10,7 @@ from jax import export
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
-from tests.support.cases import CASES
+from tests.support.cases import CASES, every_case
 from tests.support.problems import METHODS, OPTIONS, assert_close, chained, loss_fn, tanh_net
 
 DEVICES = 8
@@ -25,7 +25,6 @@ WHOLE_BATCH = [name for name in METHODS if name not in OPTIONS]
 OTHERS = [name for name in WHOLE_BATCH if name not in IN_REGISTRY]
 
 every_method = pytest.mark.parametrize("name", WHOLE_BATCH)
-every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 both_axes = pytest.mark.parametrize("axes", [AxisType.Auto, AxisType.Explicit], ids=str)
 
 

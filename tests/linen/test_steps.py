@@ -9,6 +9,7 @@ from jax import export
 import flatreg
 from flatreg.linen import classification_loss, make_eval_step, make_train_step
 from tests.support.assertions import assert_close, assert_equal
+from tests.support.cases import every_kind
 from tests.support.networks.linen_models import (
     Noisy,
     Plain,
@@ -18,11 +19,11 @@ from tests.support.networks.linen_models import (
     trained,
 )
 from tests.support.sam_by_hand import mean_sam_direction, metrics_of_sam, parts_of, sam_direction
-from tests.support.steps import STEPS, chain, every_case, examples, float64_batches, only_cases, x64
+from tests.support.steps import STEPS, chain, examples, float64_batches, only_cases, x64
 
 
 @x64
-@every_case
+@every_kind
 def test_twenty_steps_equal_a_plain_loop_with_one_trace(case):
     """The network has BatchNorm and dropout; parameters, states and statistics all agree."""
     traces = []
@@ -57,7 +58,7 @@ def test_statistics_and_loss_are_those_of_one_clean_forward(case):
     assert_equal((new.batch_stats, metrics["loss"]), (batch_stats, loss))
 
 
-@every_case
+@every_kind
 def test_the_whole_step_compiles_for_tpu_and_cuda(case):
     batch = examples()
     state = state_of(Noisy(), chain(flatreg.observe(case.make())), batch[0])

@@ -11,9 +11,8 @@ import optax
 import pytest
 
 import flatreg
-from tests.support.cases import CASES, Case
+from tests.support.cases import Case, every_case
 
-every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 START = np.array([1.0, -2.0, 0.5], np.float32)
 
 

@@ -12,11 +12,10 @@ import numpy as np
 import pytest
 
 import flatreg
-from tests.support.cases import CASES, Case, absolute
+from tests.support.cases import CASES, Case, absolute, every_case
 from tests.support.losses import PROBLEMS, direction_of, draw, flat, logistic, network
 
 CLOSE = {"rtol": 1e-9, "atol": 1e-9}
-every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 every_problem = pytest.mark.parametrize("problem", PROBLEMS, ids=lambda make: make.__name__)
 
 pytestmark = pytest.mark.usefixtures("x64")

@@ -9,7 +9,7 @@ from jax import export
 
 import flatreg
 from flatreg.nnx import Optimizer, classification_loss, make_train_step
-from tests.support.cases import CASES
+from tests.support.cases import every_kind
 from tests.support.networks.nnx_models import (
     Adapted,
     Adapter,
@@ -95,7 +95,7 @@ def test_four_microbatches_need_less_than_two_fifths_of_memory(method):
     assert temporary_bytes(4) < 0.4 * temporary_bytes(1)
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@every_kind
 def test_the_whole_step_compiles_for_tpu_and_cuda(case):
     model = Noisy(nnx.Rngs(0))
     optimizer = Optimizer(model, chain(flatreg.observe(case.make())), wrt=nnx.Param)

@@ -11,6 +11,7 @@ from flax import nnx
 import flatreg
 from flatreg.nnx import Optimizer, classification_loss, make_eval_step, make_train_step
 from tests.support.assertions import assert_leaves_close, assert_leaves_equal
+from tests.support.cases import every_kind
 from tests.support.networks.nnx_models import (
     MODES,
     Noisy,
@@ -24,7 +25,7 @@ from tests.support.networks.nnx_models import (
     trained,
 )
 from tests.support.sam_by_hand import mean_sam_direction, metrics_of_sam, parts_of, sam_direction
-from tests.support.steps import STEPS, chain, every_case, examples, float64_batches, only_cases, x64
+from tests.support.steps import STEPS, chain, examples, float64_batches, only_cases, x64
 
 one_case_of_each_kind = only_cases(
     "sam", "penalized_gradient", "gradient_norm_penalty_2", "gam", "gam_accelerated"
@@ -44,7 +45,7 @@ def clean_forward():
 
 
 @x64
-@every_case
+@every_kind
 def test_twenty_steps_equal_a_plain_optax_loop_in_both_modes(case):
     """The network has BatchNorm and dropout.
 

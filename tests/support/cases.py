@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 import flatreg
 from tests.support import surrogates
@@ -31,6 +32,8 @@ class Case(NamedTuple):
       isotropic: whether the method commutes with rotations of the parameters.
       uses_hvp: whether the method differentiates ``grad_fn``.
       uses_clean: whether the direction depends on the gradient that came down the chain.
+      variant: whether it is another case with one more option, so that expensive properties need
+        it only in the slow tests.
     """
 
     name: str
@@ -42,6 +45,7 @@ class Case(NamedTuple):
     isotropic: bool = True
     uses_hvp: bool = False
     uses_clean: bool = True
+    variant: bool = False
 
     def make(self, **changes: Any) -> optax.GradientTransformationExtraArgs:
         """The method with the given changes of its arguments."""
@@ -62,6 +66,7 @@ class Case(NamedTuple):
             factory=functools.partial(self.factory, scale=absolute),
             surrogate_of=functools.partial(self.surrogate_of, scale=absolute),
             isotropic=False,
+            variant=True,
         )
 
 
@@ -105,6 +110,7 @@ UNIT_PENALIZED_GRADIENT = Case(
     PGN,
     zero={"r": 0.0, "alpha": 1.0},
     calls=1,
+    variant=True,
 )
 GRADIENT_NORM_PENALTIES = {
     p: Case(
@@ -116,6 +122,7 @@ GRADIENT_NORM_PENALTIES = {
         calls=1,
         isotropic=p == 2,
         uses_hvp=True,
+        variant=p not in (2, 3),
     )
     for p in (1, 1.5, 2, 3, 4)
 }
@@ -161,6 +168,7 @@ ANTITHETIC = PERTURBED_GRADIENT._replace(
     factory=partial(PERTURBED_GRADIENT.factory, antithetic=True),
     surrogate_of=partial(surrogates.perturbed_gradient_antithetic, z=NOISE),
     calls=2,
+    variant=True,
 )
 AUTHORS_GAM = GAM_ACCELERATED.scaled()._replace(
     name="gam_accelerated_authors", scalars=ACCELERATED | {"clean_weight": 1.0}
@@ -186,3 +194,13 @@ CASES = [
     PERTURBED_GRADIENT.scaled(),
     ANTITHETIC,
 ]
+
+every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+# For expensive properties: every case, but the variants only in the slow tests.
+every_kind = pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, id=case.name, marks=[pytest.mark.slow] if case.variant else [])
+        for case in CASES
+    ],
+)

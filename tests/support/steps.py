@@ -1,5 +1,6 @@
 """Set-up that the tests of Linen and NNX train steps share: cases, batches and chains."""
 
+from collections.abc import Collection
 from typing import Any
 
 import jax
@@ -13,14 +14,17 @@ CLASSES = 3
 STEPS = 20
 
 x64 = pytest.mark.usefixtures("x64")
-every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 
 
-def only_cases(*names: str) -> pytest.MarkDecorator:
-    """Parametrizes a test over some of the cases, by name."""
-    chosen = [case for case in CASES if case.name in names]
+def only_cases(*names: str, slow: Collection[str] = ()) -> pytest.MarkDecorator:
+    """Parametrizes a test over some of the cases, by name. Those in ``slow`` are slow tests."""
+    chosen = [
+        pytest.param(case, id=case.name, marks=[pytest.mark.slow] if case.name in slow else [])
+        for case in CASES
+        if case.name in names
+    ]
     assert len(chosen) == len(names)
-    return pytest.mark.parametrize("case", chosen, ids=lambda case: case.name)
+    return pytest.mark.parametrize("case", chosen)
 
 
 def examples(dtype: Any = jnp.float32, count: int = 16, seed: int = 0) -> tuple[Any, Any]:

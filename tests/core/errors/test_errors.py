@@ -12,7 +12,6 @@ import flatreg
 from tests.support.cases import CASES
 from tests.support.problems import METHODS, loss_fn, tanh_net
 
-every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 every_scalar = pytest.mark.parametrize(
     ("case", "scalar"),
     [pytest.param(case, s, id=f"{case.name}-{s}") for case in CASES for s in case.scalars],
