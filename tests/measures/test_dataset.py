@@ -21,7 +21,9 @@ def loss_over(batch_size, data):
     return measures.dataset_loss(batch_loss, data, batch_size=batch_size)
 
 
-@pytest.mark.parametrize("batch_size", [1, 64, 100, 300, 1000])
+@pytest.mark.parametrize(
+    "batch_size", [64, 1000, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 100, 300))]
+)
 def test_it_is_the_mean_over_all_examples(batch_size):
     """Value, gradient and Hessian-vector product are those of the loss on all examples at once."""
     with jax.enable_x64(True):

@@ -94,7 +94,7 @@ class TestNetwork:
     loss_fn = measures.dataset_loss(batch_loss, digits(), batch_size=300)
 
     @pytest.mark.filterwarnings("ignore:.*not a minimum")
-    @pytest.mark.parametrize("rho", [0.1, 0.5])
+    @pytest.mark.parametrize("rho", [0.5, pytest.param(0.1, marks=pytest.mark.slow)])
     def test_random_starts_find_no_larger_value(self, rho):
         """The default starts reach at least 0.99 of the best of twenty random ones. R⁰ ≤ R¹."""
 

@@ -177,7 +177,11 @@ class TestStart:
         assert_top(top(matrix, k=5, steps=10, start=before.vectors), self.spectrum, "LA")
 
 
-@pytest.mark.parametrize(("k", "steps"), [(5, 5), (5, 6), (6, 6), (4, 5), (1, 1), (1, 5)])
+@pytest.mark.parametrize(
+    ("k", "steps"),
+    [(5, 6), (1, 1), *(pytest.param(*x, marks=pytest.mark.slow) for x in
+                       ((5, 5), (6, 6), (4, 5), (1, 5)))],
+)  # fmt: skip
 def test_lists_up_to_the_whole_spectrum(k, steps):
     spectrum = np.array([2.0, 2, 2, -1, -1, -1])
     matrix = jnp.asarray(with_spectrum(spectrum)[0], jnp.float32)
