@@ -12,7 +12,7 @@ import optax
 import pytest
 
 import flatreg
-from tests.support.cases import CASES, Case, every_case
+from tests.support.cases import CASES, Case, every_kind
 from tests.support.losses import examples, flat, logistic, logistic_loss
 
 CLOSE = {"rtol": 1e-9, "atol": 1e-9}
@@ -63,7 +63,7 @@ def mean_over_shards(case, loss_fn, count, key=None, **changes):
 
 
 @x64
-@every_case
+@every_kind
 @pytest.mark.parametrize("shards", [1, 3])
 def test_per_shard_is_the_mean_of_the_shards_directions(case: Case, shards):
     key = jax.random.key(40)
@@ -126,7 +126,7 @@ def test_shards_share_the_steps_of_a_combinator():
 
 
 @x64
-@every_case
+@every_kind
 def test_microbatches_do_not_change_the_direction(case: Case):
     hvps = (flatreg.exact_hvp, flatreg.forward_hvp)
     methods = [case.make(hvp=hvp) for hvp in hvps] if case.uses_hvp else [case.make()]

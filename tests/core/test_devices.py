@@ -33,9 +33,14 @@ METHODS = {
     },
     **{f"gam_{k}": lambda v=v: flatreg.gam(0.3, 0.5, hvp=v) for k, v in HVPS.items()},
 }
+VARIANTS = ["penalized_gradient", "penalty_forward", "penalty_difference"]
+VARIANTS += ["gam_forward", "gam_difference"]
 SETTINGS = ["pmap", "shard_map", "shard_map_unchecked", "vmap"]
 every_setting = pytest.mark.parametrize("setting", SETTINGS)
-every_method = pytest.mark.parametrize("name", METHODS)
+every_method = pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] if name in VARIANTS else []) for name in METHODS],
+)
 CLOSE = {"rtol": 1e-9, "atol": 1e-9}
 
 pytestmark = pytest.mark.usefixtures("x64")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import flatreg
-from tests.support.cases import CASES, Case, every_case
+from tests.support.cases import CASES, Case, every_kind
 from tests.support.losses import direction_of
 
 HVPS = {
@@ -65,7 +65,7 @@ def test_gradient_of_zero_gives_zero(case: Case, dtype):
         np.testing.assert_array_equal(d, 0)
 
 
-@every_case
+@every_kind
 def test_loss_without_curvature_gives_the_plain_gradient(case: Case):
     """Hĝ = 0 and ∇L(θ + ε) = g. Only ``normalize_clean`` gives a different direction."""
     g = jnp.array([3.0, 0.0, -4.0])
@@ -131,7 +131,7 @@ def rescaled(case, size):
 
 
 @every_extreme
-@every_case
+@every_kind
 def test_extreme_gradient_has_the_right_direction(case: Case, size, dtype, tolerance):
     changes = rescaled(case, size)
     d = direction_of(case.make(**changes), lambda w: curved(w, size), pair(dtype))
@@ -157,7 +157,7 @@ def test_extreme_gradient_has_the_right_product(case: Case, hvp, size, dtype, to
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32, jnp.float64])
-@every_case
+@every_kind
 def test_direction_has_the_parameters_dtype_and_precision(case: Case, dtype):
     with jax.enable_x64(dtype == jnp.float64):
         d = direction_of(case.make(), curved, pair(dtype))
@@ -170,7 +170,7 @@ def test_direction_has_the_parameters_dtype_and_precision(case: Case, dtype):
     [(jnp.bfloat16, jnp.float32), (jnp.float32, jnp.float16), (jnp.float16, jnp.bfloat16)],
     ids=lambda dtypes: "-".join(jnp.dtype(dtype).name for dtype in dtypes),
 )
-@every_case
+@every_kind
 def test_each_leaf_keeps_its_own_dtype(case: Case, dtypes):
     params = tuple(x.astype(dtype) for x, dtype in zip(pair(jnp.float32), dtypes, strict=True))
     d = direction_of(case.make(), curved, params)
@@ -180,7 +180,7 @@ def test_each_leaf_keeps_its_own_dtype(case: Case, dtypes):
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-@every_case
+@every_kind
 def test_non_finite_gradient_reaches_the_direction(case: Case, bad):
     """A NaN or Inf in the clean gradient, if the method uses it, or only in the second pass."""
     method, w = case.make(), jnp.asarray(START, jnp.float32)

@@ -17,13 +17,14 @@ from tests.support.problems import (
     assert_equal,
     avals,
     direction,
+    every_kind_of,
     loss_fn,
     ramp,
     tanh_net,
     training_step,
 )
 
-every_method = pytest.mark.parametrize("name", METHODS)
+every_kind = every_kind_of(METHODS)
 STATIC = {"scale", "hvp", "ascent_hvp", "normalize_clean", "distribution"}
 
 
@@ -39,7 +40,12 @@ def inject(case, **changes):
 injected = pytest.mark.parametrize(
     ("case", "scalar"),
     [
-        pytest.param(case, scalar, id=f"{case.name}-{scalar}")
+        pytest.param(
+            case,
+            scalar,
+            id=f"{case.name}-{scalar}",
+            marks=[pytest.mark.slow] if case.variant else [],
+        )
         for case in CASES
         for scalar in case.scalars
         if "kwargs" not in signature(case)  # inject_hyperparams cannot pass on **kwargs
@@ -47,7 +53,7 @@ injected = pytest.mark.parametrize(
 )
 
 
-@every_method
+@every_kind
 def test_unknown_extra_arguments_change_nothing(name):
     params, batch = tanh_net()
     tx, options = METHODS[name](), OPTIONS.get(name, {})
@@ -62,7 +68,7 @@ def test_unknown_extra_arguments_change_nothing(name):
     assert program(value=1.0, value_fn=loss_fn, tag={"a": "b"}, rho=7.0) == program()
 
 
-@every_method
+@every_kind
 def test_chains_pass_the_direction_on_and_keep_the_state(name):
     params, batch = tanh_net()
     options, tx = OPTIONS.get(name, {}), METHODS[name]()
@@ -73,7 +79,7 @@ def test_chains_pass_the_direction_on_and_keep_the_state(name):
     assert_equal(states["flat"], state)
 
 
-@every_method
+@every_kind
 def test_updates_have_the_mixed_dtypes_of_the_parameters(name):
     params, batch = tanh_net()
     params["out"] = params["out"].astype(jnp.bfloat16)
@@ -82,7 +88,7 @@ def test_updates_have_the_mixed_dtypes_of_the_parameters(name):
     assert avals(d) == avals(params)
 
 
-@every_method
+@every_kind
 def test_apply_if_finite_skips_nonfinite_perturbed_gradients(name):
     params, batch = tanh_net()
     options = OPTIONS.get(name, {})
@@ -101,7 +107,7 @@ def test_apply_if_finite_skips_nonfinite_perturbed_gradients(name):
     assert optax.tree.norm(updates) == 0
 
 
-@every_method
+@every_kind
 def test_conditionally_transform_skips_the_method_on_off_steps(name):
     params, batch = tanh_net()
     options, tx = OPTIONS.get(name, {}), METHODS[name]()

@@ -10,8 +10,16 @@ from jax import export
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
-from tests.support.cases import CASES, every_case
-from tests.support.problems import METHODS, OPTIONS, assert_close, chained, loss_fn, tanh_net
+from tests.support.cases import CASES, every_kind
+from tests.support.problems import (
+    METHODS,
+    OPTIONS,
+    assert_close,
+    chained,
+    every_kind_of,
+    loss_fn,
+    tanh_net,
+)
 
 DEVICES = 8
 REPLICATED = {"hidden": {"kernel": P(), "bias": P()}, "out": P()}
@@ -24,7 +32,7 @@ IN_REGISTRY = {case.name for case in CASES}
 WHOLE_BATCH = [name for name in METHODS if name not in OPTIONS]
 OTHERS = [name for name in WHOLE_BATCH if name not in IN_REGISTRY]
 
-every_method = pytest.mark.parametrize("name", WHOLE_BATCH)
+every_method = every_kind_of(WHOLE_BATCH)
 both_axes = pytest.mark.parametrize("axes", [AxisType.Auto, AxisType.Explicit], ids=str)
 
 
@@ -82,7 +90,7 @@ def test_data_parallel_steps_keep_shardings_and_values(name, axes):
 
 
 @both_axes
-@every_case
+@every_kind
 def test_data_parallel_steps_use_one_all_reduce_per_gradient(case, axes):
     """One all-reduce per gradient or Hessian-vector product, and no all-gather."""
     reductions = REDUCTIONS.get(case.name, case.uses_clean + case.calls)

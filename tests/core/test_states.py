@@ -13,15 +13,17 @@ from tests.support.problems import (
     avals,
     chained,
     direction,
+    every_kind_of,
+    every_method,
     ramp,
     tanh_net,
 )
 
-every_method = pytest.mark.parametrize("name", METHODS)
+every_kind = every_kind_of(METHODS)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64])
-@every_method
+@every_kind
 def test_state_keeps_its_types_in_scan_and_cond(name, dtype):
     with jax.enable_x64(dtype == jnp.float64):
         params, batch = tanh_net(dtype)
@@ -37,7 +39,7 @@ def test_state_keeps_its_types_in_scan_and_cond(name, dtype):
         assert avals(end) == avals(carry)
 
 
-@every_method
+@every_kind
 def test_jitted_steps_equal_eager_steps_and_trace_once(name):
     params, batch = tanh_net()
     tx, step = chained(name)
@@ -67,7 +69,7 @@ def test_a_new_state_shares_no_buffers(name):
     assert len({id(x) for x in leaves}) == len(leaves)
 
 
-@every_method
+@every_kind
 def test_vmap_over_seeds_equals_each_seed(name):
     nets = [tanh_net(seed=seed) for seed in range(2)]
     tx, step = chained(name)

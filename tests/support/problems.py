@@ -5,13 +5,14 @@ combinators. Each entry is a function that makes the transformation. ``OPTIONS``
 options of ``value_and_grad_fn`` that an entry needs.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 import flatreg
 from tests.support.cases import CASES
@@ -51,6 +52,23 @@ METHODS: dict[str, Callable[[], optax.GradientTransformationExtraArgs]] = {
     "per_shard": lambda: flatreg.per_shard(flatreg.sam(ramp)),
 }
 OPTIONS: dict[str, dict[str, int]] = {"per_shard": {"shards": 2}}
+VARIANTS = {case.name for case in CASES if case.variant} | {
+    "sam_scheduled",
+    "gam_scheduled",
+    "gam_forward",
+    "gam_reverse",
+    "perturbed_normal",
+}
+
+every_method = pytest.mark.parametrize("name", METHODS)
+
+
+def every_kind_of(names: Iterable[str]) -> pytest.MarkDecorator:
+    """Parametrizes an expensive test over methods. Variants of another method are slow tests."""
+    slow = pytest.mark.slow
+    return pytest.mark.parametrize(
+        "name", [pytest.param(n, marks=[slow] if n in VARIANTS else []) for n in names]
+    )
 
 
 def loss_fn(params: Any, batch: Any) -> jax.Array:
