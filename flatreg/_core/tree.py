@@ -105,7 +105,17 @@ def inner(x: Grads, y: Grads) -> jax.Array:
 
 def named_leaves(tree: Params) -> dict[str, Any]:
     """A dictionary from paths, such as ``"params/Dense_0/kernel"``, to leaves."""
-    return {path_name(path): x for path, x in jax.tree_util.tree_leaves_with_path(tree)}
+    leaves: dict[str, Any] = {}
+    for path, x in jax.tree_util.tree_leaves_with_path(tree):
+        name = path_name(path)
+        if name in leaves:
+            raise ValueError(
+                f"two leaves have the path {name!r}, because one of their keys contains '/': "
+                "rename that key, for example to "
+                f"{name.replace('/', '_')!r}."
+            )
+        leaves[name] = x
+    return leaves
 
 
 def path_name(path: tuple[Any, ...]) -> str:
@@ -113,6 +123,11 @@ def path_name(path: tuple[Any, ...]) -> str:
     if path and path[-1] == jax.tree_util.GetAttrKey("value"):
         path = path[:-1]
     return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def is_bias_or_scale(path: str) -> bool:
+    """Whether a leaf is a bias or the scale of a normalization layer, according to its name."""
+    return path.rpartition("/")[2] in ("bias", "b", "scale", "offset", "beta", "gamma")
 
 
 def map_named(function: Callable[..., Any], tree: Params, *trees: Params) -> Params:

@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 
 from flatreg._core.tree import named_leaves
-from flatreg.lipschitz import Operators, PowerState, linear_maps, spectral_normalize
+from flatreg.lipschitz import Operators, PowerState, spectral_normalize
 from flatreg.lipschitz.control.kernels import is_kernel
+from flatreg.lipschitz.operators.linear_maps import Kernels, find_kernels
 from flatreg.typing import Params
 
 ByPath: TypeAlias = dict[str, jax.Array]
@@ -39,8 +40,14 @@ def linear_maps_of_layer(
 ) -> Operators:
     """Returns the linear map of every kernel in ``call(params, x)``; raises if one is missing."""
     example = jax.ShapeDtypeStruct(x.shape, x.dtype)
-    maps = linear_maps(call, params, example) if jax.tree.leaves(params) else {}
-    missing = [path for path in named_leaves(params) if is_kernel(path) and path not in maps]
+    maps, unmapped = Kernels({}, {})
+    if jax.tree.leaves(params):
+        maps, unmapped = find_kernels(call, params, example)
+    missing = [
+        path
+        for path in named_leaves(params)
+        if path in unmapped or (is_kernel(path) and path not in maps)
+    ]
     if missing or not maps:
         kernel = f"no linear map of the input for {', '.join(missing)}" if missing else "no kernel"
         raise ValueError(
@@ -80,7 +87,7 @@ def normalized_layer(
                 "['batch_stats'] in Linen, SpectralNorm(layer, x, rngs=rngs) in NNX."
             )
     wide = {path: jnp.promote_types(leaves[path].dtype, jnp.float32) for path in operators}
-    has_begun = jnp.stack([sigma[path] > 0 for path in operators]).all()
+    has_begun = jnp.stack([jnp.all(sigma[path] > 0) for path in operators]).all()
     state = PowerState(
         has_begun.astype(jnp.int32),
         {path: u[path].astype(dtype) for path, dtype in wide.items()},

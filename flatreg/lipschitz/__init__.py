@@ -55,8 +55,11 @@ from flatreg.lipschitz.norms.spectral_norm import Interval, spectral_norm
 from flatreg.lipschitz.norms.upper_bounds import spectral_norm_upper_bound
 from flatreg.lipschitz.operators.convolution import Convolution
 from flatreg.lipschitz.operators.dense import Dense
-from flatreg.lipschitz.operators.linear import Linear, LinearMap
+from flatreg.lipschitz.operators.function import Linear
+from flatreg.lipschitz.operators.linear import LinearMap
 from flatreg.lipschitz.operators.linear_maps import linear_maps
+from flatreg.lipschitz.operators.masked import Masked
+from flatreg.lipschitz.operators.stacked import Stacked
 
 __all__ = [
     "BatchFn",
@@ -68,8 +71,10 @@ __all__ = [
     "LinearMap",
     "LipschitzBound",
     "LipschitzLowerBound",
+    "Masked",
     "Operators",
     "PowerState",
+    "Stacked",
     "Where",
     "certified_accuracy",
     "certified_radius",

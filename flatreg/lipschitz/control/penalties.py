@@ -19,9 +19,16 @@ import optax
 
 from flatreg._core.checks import check_nonnegative, check_scalars
 from flatreg._core.tree import map_named, matmul
-from flatreg.lipschitz.control.kernels import Operators, Where, choose_kernels
+from flatreg.lipschitz.control.kernels import (
+    LayerMap,
+    Operators,
+    Where,
+    choose_kernels,
+    linear_map_of,
+    matrices,
+    per_layer,
+)
 from flatreg.lipschitz.control.power_state import PowerState, advance, increment, start, value_at
-from flatreg.lipschitz.operators.dense import Dense
 from flatreg.lipschitz.operators.linear import float_kernel
 from flatreg.typing import Grads, Params, ScalarOrSchedule
 
@@ -46,11 +53,9 @@ def spectral_norm_penalty(
       key: the random key for the start of the power iteration.
       operators: the linear map of each kernel, as returned by ``linear_maps(f, params, x)`` for the
         tree that is trained. In Linen, ``f = lambda params, x: model.apply({"params": params},
-        x)``. The kernels in ``operators`` are penalized. If None, the leaves called ``kernel`` are
-        penalized: those with two axes as dense kernels, all others as convolutions with stride 1
-        and circular padding on a grid of at least 16 places per axis. The norm of such a
-        convolution is the maximum of its symbol on that grid, whatever the stride and the padding
-        of the layer are.
+        x)``. The kernels in ``operators`` are penalized, and each layer of a stack has its own
+        norm. If None, the leaves called ``kernel`` are penalized as dense kernels, and a kernel
+        that does not have two axes raises an error.
       where: a predicate on the path of a leaf. With ``operators``, it selects some of their
         kernels. Without, it selects the kernels among all leaves. To penalize several groups of
         layers differently, chain several penalties.
@@ -61,7 +66,8 @@ def spectral_norm_penalty(
       ``optax.chain(flatreg.sam(0.05), spectral_norm_penalty(0.01, key), optax.sgd(0.1))``.
 
     Raises:
-      ValueError: if λ is a negative number; in ``init``, if no kernel is found.
+      ValueError: if λ is a negative number; in ``init``, if no kernel is found, or if it is not
+        clear what a kernel does.
 
     Examples:
       >>> import jax, jax.numpy as jnp, optax
@@ -92,8 +98,8 @@ def spectral_norm_penalty(
         def penalized(path: str, g: jax.Array, kernel: jax.Array) -> jax.Array:
             if path not in norms:
                 return g
-            sigma, slope = jax.value_and_grad(norms[path])(float_kernel(kernel))
-            penalized: jax.Array = g + weight * sigma * slope  # g + λσ∇σ
+            sigma, pullback = jax.vjp(norms[path], float_kernel(kernel))
+            penalized: jax.Array = g + weight * pullback(sigma)[0]  # g + λσ∇σ
             return penalized.astype(g.dtype)
 
         return map_named(penalized, updates, params), state
@@ -102,26 +108,34 @@ def spectral_norm_penalty(
 
 
 def orthogonality_penalty(
-    penalty: ScalarOrSchedule, *, where: Where | None = None
+    penalty: ScalarOrSchedule,
+    *,
+    operators: Operators | None = None,
+    where: Where | None = None,
 ) -> optax.GradientTransformation:
     r"""Parseval regularization: descends L + (λ/2) Σ ‖WᵀW − 1‖_F² over the kernels.
 
     W is the kernel as a matrix (inputs, outputs), transposed if it has fewer inputs than outputs,
     so that WᵀW = 1 is possible. If WᵀW = 1, all singular values are 1. For a convolution, W is the
-    reshaped kernel (window·in, out). An orthogonal W is a tight frame for single patches. It does
-    not make the convolution orthogonal, because several patches read each input.
+    reshaped kernel (window·in, out), or one such matrix per group. An orthogonal W is a tight frame
+    for single patches. It does not make the convolution orthogonal, because several patches read
+    each input. A stack of layers has one W per layer.
 
     Args:
       penalty: λ ≥ 0, a number or a schedule.
-      where: a predicate on the path of a leaf, which selects the kernels. If None, the leaves
-        called ``kernel``.
+      operators: the linear map of each kernel, as returned by ``linear_maps(f, params, x)``. The
+        kernels in ``operators`` are penalized. If None, the leaves called ``kernel`` are penalized
+        as dense kernels, and a kernel that does not have two axes raises an error.
+      where: a predicate on the path of a leaf. With ``operators``, it selects some of their
+        kernels. Without, it selects the kernels among all leaves.
 
     Returns:
       A gradient transformation. In a chain, put it between the method and the optimizer:
       ``optax.chain(flatreg.sam(0.05), orthogonality_penalty(0.01), optax.sgd(0.1))``.
 
     Raises:
-      ValueError: if λ is a negative number; in ``init``, if no kernel is found.
+      ValueError: if λ is a negative number; in ``init``, if no kernel is found, or if it is not
+        clear what a kernel does.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -140,18 +154,27 @@ def orthogonality_penalty(
     check_scalars(penalty=penalty)
     check_nonnegative(penalty=penalty)
 
+    name = "orthogonality_penalty"
+
+    def distance(path: str, kernel: jax.Array) -> jax.Array:
+        def of_layer(kernel: jax.Array, linear_map: LayerMap) -> jax.Array:
+            return _distance_from_orthogonal(matrices(name, path, kernel, linear_map))
+
+        return jnp.sum(per_layer(of_layer, kernel, linear_map_of(path, operators)))
+
     def init(params: Params) -> optax.ScaleByScheduleState:
-        choose_kernels("orthogonality_penalty", params, None, where)
+        for path, kernel in choose_kernels(name, params, operators, where).items():
+            jax.eval_shape(lambda kernel, path=path: distance(path, kernel), kernel)
         return optax.ScaleByScheduleState(jnp.zeros((), jnp.int32))
 
     def update(updates: Grads, state: Any, params: Any = None) -> tuple[Grads, Any]:
-        chosen = choose_kernels("orthogonality_penalty", params, None, where)
+        chosen = choose_kernels(name, params, operators, where)
         weight = value_at(penalty, state.count)
 
         def penalized(path: str, g: jax.Array, kernel: jax.Array) -> jax.Array:
             if path not in chosen:
                 return g
-            slope = jax.grad(_distance_from_orthogonal)(float_kernel(kernel))
+            slope = jax.grad(lambda kernel: distance(path, kernel))(float_kernel(kernel))
             penalized: jax.Array = g + weight * slope
             return penalized.astype(g.dtype)
 
@@ -161,9 +184,9 @@ def orthogonality_penalty(
     return optax.GradientTransformation(init, update)
 
 
-def _distance_from_orthogonal(kernel: jax.Array) -> jax.Array:
-    matrix = Dense().matrix(kernel)
-    if matrix.shape[0] < matrix.shape[1]:
-        matrix = matrix.T
-    gram = matmul(matrix.T, matrix)
-    return jnp.sum((gram - jnp.eye(len(gram), dtype=gram.dtype)) ** 2) / 2  # ½‖WᵀW − 1‖²
+def _distance_from_orthogonal(matrix: jax.Array) -> jax.Array:
+    """Returns ½‖WᵀW − 1‖², summed over matrices of shape (…, inputs, outputs)."""
+    if matrix.shape[-2] < matrix.shape[-1]:
+        matrix = matrix.mT
+    gram = matmul(matrix.mT, matrix)
+    return jnp.sum((gram - jnp.eye(gram.shape[-1], dtype=gram.dtype)) ** 2) / 2

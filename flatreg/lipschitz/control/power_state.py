@@ -8,15 +8,16 @@ import jax.numpy as jnp
 import optax
 
 from flatreg._core.tree import inner
-from flatreg.lipschitz.control.kernels import Operators, linear_map_of
+from flatreg.lipschitz.control.kernels import Operators, linear_map_of, opened
 from flatreg.lipschitz.norms.power_iteration import power_iteration
-from flatreg.lipschitz.operators.linear import float_kernel
+from flatreg.lipschitz.operators.linear import LinearMap, float_kernel
+from flatreg.lipschitz.operators.stacked import Stacked
 from flatreg.typing import ScalarOrSchedule
 
 WARM_UP = 50  # additional iterations in the first update
 
 NormFn: TypeAlias = Callable[[jax.Array], jax.Array]
-"""The norm of a linear map as a function of its kernel."""
+"""The norm of a linear map, or the norms of a stack of layers, as a function of the kernel."""
 
 
 class PowerState(NamedTuple):
@@ -25,9 +26,9 @@ class PowerState(NamedTuple):
     Attributes:
       count: the number of steps so far.
       inputs: the vector u of every kernel by its path. It approximates the input that the linear
-        map stretches most.
+        map stretches most. A stack of layers has one vector per layer.
       norms: σ of every kernel by its path, from the most recent step. It is a lower bound on the
-        norm, and zero before the first step.
+        norm, and zero before the first step. A stack of layers has one norm per layer.
     """
 
     count: jax.Array  # type: ignore[assignment]  # hides tuple.count, as in Optax
@@ -39,12 +40,13 @@ def start(key: jax.Array, chosen: dict[str, jax.Array], operators: Operators | N
     """Returns a state with random inputs; the values of the kernels are not read."""
 
     def draw(i: int, path: str, kernel: Any) -> jax.Array:
-        shape = linear_map_of(path, kernel, operators).input_shape_of(kernel)
+        shape = linear_map_of(path, operators).input_shape_of(kernel)
         dtype = jnp.promote_types(kernel.dtype, jnp.float32)
         return jax.random.normal(jax.random.fold_in(key, i), shape, dtype)
 
     inputs = {path: draw(i, path, kernel) for i, (path, kernel) in enumerate(chosen.items())}
-    norms = {path: jnp.zeros((), u.dtype) for path, u in inputs.items()}
+    stacks = {path: _is_stacked(linear_map_of(path, operators)) for path in chosen}
+    norms = {path: jnp.zeros(u.shape[: stacks[path]], u.dtype) for path, u in inputs.items()}
     return PowerState(jnp.zeros((), jnp.int32), inputs, norms)
 
 
@@ -55,7 +57,7 @@ def advance(
 
     Args:
       chosen: the kernels by path.
-      operators: the linear maps of the kernels by path, or None for the default maps.
+      operators: the linear maps of the kernels by path, or None if all kernels are dense.
       state: the state of the iterations.
 
     Returns:
@@ -63,22 +65,21 @@ def advance(
       held constant, whose value and gradient at the kernel are σ and ∇σ; and the new state.
     """
     fixed = {path: jax.lax.stop_gradient(float_kernel(kernel)) for path, kernel in chosen.items()}
-    maps = {path: linear_map_of(path, kernel, operators) for path, kernel in chosen.items()}
+    maps = {path: linear_map_of(path, operators) for path in chosen}
 
     def warm_up(inputs: dict[str, jax.Array]) -> dict[str, jax.Array]:
         return {
-            path: power_iteration(kernel, maps[path], inputs[path], WARM_UP)[1]
+            path: _iterated(kernel, maps[path], inputs[path], WARM_UP)[1]
             for path, kernel in fixed.items()
         }
 
     inputs = jax.lax.cond(state.count == 0, warm_up, lambda inputs: inputs, state.inputs)
-    found = {
-        path: power_iteration(kernel, maps[path], inputs[path]) for path, kernel in fixed.items()
-    }
+    found = {path: _iterated(kernel, maps[path], inputs[path], 1) for path, kernel in fixed.items()}
 
     def norm_fn(path: str) -> NormFn:
         _, u, v = found[path]
-        return lambda kernel: inner(v, maps[path].apply(float_kernel(kernel), u)).astype(u.dtype)
+        product = jax.vmap(inner) if _is_stacked(maps[path]) else inner
+        return lambda kernel: product(v, maps[path].apply(float_kernel(kernel), u)).astype(u.dtype)
 
     state = PowerState(
         increment(state.count),
@@ -86,6 +87,26 @@ def advance(
         {path: sigma for path, (sigma, _, _) in found.items()},
     )
     return {path: norm_fn(path) for path in chosen}, state
+
+
+def _is_stacked(linear_map: LinearMap) -> bool:
+    """Whether the map has one norm per layer of a stack."""
+    return isinstance(linear_map, Stacked) or isinstance(
+        getattr(linear_map, "linear_map", None), Stacked
+    )
+
+
+def _iterated(
+    kernel: jax.Array, linear_map: LinearMap, u: jax.Array, steps: int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Does some steps of power iteration, for every layer of a stack by itself."""
+    kernel, layers = opened(kernel, linear_map)
+    if not isinstance(layers, Stacked):
+        return power_iteration(kernel, layers, u, steps)
+    one = layers.linear_map
+    iterate: Any = jax.vmap(lambda kernel, u: power_iteration(kernel, one, u, steps))
+    found: tuple[jax.Array, jax.Array, jax.Array] = iterate(layers.unstacked(kernel), u)
+    return found
 
 
 def increment(count: jax.Array) -> jax.Array:

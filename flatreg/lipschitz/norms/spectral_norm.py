@@ -22,6 +22,7 @@ from flatreg.lipschitz.norms.upper_bounds import (
 )
 from flatreg.lipschitz.operators.convolution import Convolution
 from flatreg.lipschitz.operators.linear import LinearMap, float_kernel
+from flatreg.lipschitz.operators.masked import Masked
 
 TOLERANCE = 0.02  # of the bound by the symbol, which determines the grid of frequencies
 SMALL = 2**20  # A map with at most this many matrix entries is also bounded by its matrix.
@@ -58,8 +59,8 @@ def spectral_norm(
 
     Args:
       kernel: the kernel. The computation is in at least float32.
-      linear_map: the linear map of the layer: :class:`Dense`, :class:`Convolution` or
-        :class:`Linear`. :func:`linear_maps` finds the maps of a model. If None, a kernel with two
+      linear_map: the linear map of the layer, :data:`LinearMap`. :func:`linear_maps` finds the
+        maps of a model. If None, a kernel with two
         axes is treated as dense, and a kernel with three to five axes is treated as a convolution
         with stride 1 on an infinite grid, whose norm is the supremum of its symbol. In the latter
         case, ``lower`` is the largest σ of the symbol at some frequencies, and only ``upper`` is
@@ -96,6 +97,8 @@ def spectral_norm(
         raise ValueError(f"steps must be at least 1, got {steps}: write steps=50.")
     kernel = float_kernel(kernel)
     linear_map = default_map(kernel) if linear_map is None else linear_map
+    if isinstance(linear_map, Masked):
+        kernel, linear_map = linear_map.masked(kernel), linear_map.linear_map
     upper = spectral_norm_upper_bound(kernel, linear_map, tolerance=TOLERANCE)
     if linear_map is None:
         return Interval(symbol_maximum(*blocks_and_axes(kernel, None), TOLERANCE), upper)

@@ -21,6 +21,8 @@ from flatreg.lipschitz.norms.symbol import symbol_bound
 from flatreg.lipschitz.operators.convolution import Axis, Convolution
 from flatreg.lipschitz.operators.dense import Dense
 from flatreg.lipschitz.operators.linear import LinearMap, float_kernel
+from flatreg.lipschitz.operators.masked import Masked
+from flatreg.lipschitz.operators.stacked import Stacked
 
 MOST_ENTRIES = 2**24  # the largest size of a matrix that is computed to bound a map
 MOST_SPATIAL_AXES = 3
@@ -31,7 +33,8 @@ def spectral_norm_upper_bound(
 ) -> jax.Array:
     r"""Returns a certified upper bound on σ(A) that is cheap enough for a training step.
 
-    The bound is never below σ(A) apart from rounding.
+    The bound is never below σ(A) apart from rounding. For a stack of layers, it is the largest
+    bound of the layers.
 
     For dense kernels it comes from Gram iteration and is at most 0.1% above σ(A).
 
@@ -90,6 +93,15 @@ def spectral_norm_upper_bound(
         raise ValueError(f"tolerance must be positive, got {tolerance}: write tolerance=0.05.")
     kernel = float_kernel(kernel)
     linear_map = default_map(kernel) if linear_map is None else linear_map
+    if isinstance(linear_map, Masked):
+        kernel, linear_map = linear_map.masked(kernel), linear_map.linear_map
+    if isinstance(linear_map, Stacked):
+        one = linear_map.linear_map
+        bounds = jax.lax.map(
+            lambda layer: spectral_norm_upper_bound(layer, one, tolerance=tolerance),
+            linear_map.unstacked(kernel),
+        )
+        return jnp.max(bounds, initial=0)
     if isinstance(linear_map, Dense):
         return gram_bound(linear_map.matrix(kernel))
     if linear_map is None or isinstance(linear_map, Convolution):

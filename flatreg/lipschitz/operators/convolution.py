@@ -111,6 +111,10 @@ class Convolution:
         del kernel
         return self.input_shape
 
+    def input_axes(self, kernel: Any) -> tuple[int, ...]:
+        """Returns the axes of the kernel that are summed over for one output."""
+        return tuple(range(kernel.ndim) if self.kernel_axes is None else self.kernel_axes)[:-1]
+
     def oriented(self, kernel: jax.Array) -> jax.Array:
         """Returns the kernel as (*window, in / groups, out) after checking that it fits."""
         spatial, channels = len(self.input_shape) - 1, self.input_shape[-1]

@@ -37,6 +37,10 @@ class Dense:
             )
         return axes
 
+    def input_axes(self, kernel: Any) -> tuple[int, ...]:
+        """Returns the axes of the kernel that are summed over for one output."""
+        return self.axes(kernel)
+
     def apply(self, kernel: jax.Array, x: jax.Array) -> jax.Array:
         """Applies the map to one example."""
         axes = tuple(range(x.ndim)), self.axes(kernel)

@@ -1,14 +1,12 @@
 """Finds the linear map of every kernel of a model in the jaxpr of a call.
 
-Each parameter is followed through casts, transpositions and reversals to the convolution or the
-product in which it is used. In addition, the entries of every intermediate array are tracked as
-long as operations only rearrange them: the array is ``source[np.ix_(i₁, i₂, …)]`` with known
-indices. In this way, the wrapped padding of a circular convolution is recognized, regardless of the
-slices and concatenations that produced it.
+Each parameter is followed to the convolutions and the products in which it meets the input
+(``traced.py``). Loops and conditionals are entered. A parameter that multiplies the input in any
+other way is never left out in silence: :func:`linear_maps` names it in an error.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -18,74 +16,69 @@ from flatreg._core.tree import named_leaves
 from flatreg.lipschitz.operators.convolution import Convolution
 from flatreg.lipschitz.operators.dense import Dense
 from flatreg.lipschitz.operators.linear import LinearMap
+from flatreg.lipschitz.operators.masked import Masked
+from flatreg.lipschitz.operators.stacked import Stacked
+from flatreg.lipschitz.operators.traced import (
+    IDENTITIES,
+    PADDING,
+    Data,
+    Derived,
+    Factor,
+    Tracked,
+    Weight,
+    constant,
+    derived,
+    folded,
+    moved_factors,
+    new_data,
+    paths_of,
+    rearranged,
+    shape_of,
+)
 from flatreg.lipschitz.programs import walk
 from flatreg.typing import Params
 
-# Operations that keep every entry where it is.
-_IDENTITIES = {
-    *("convert_element_type", "copy", "copy_p", "reduce_precision", "sharding_constraint"),
+PRODUCTS = ("dot_general", "conv_general_dilated")
+# Operations in which each entry of the output depends on one entry of every operand. A parameter
+# that meets the input in one of them is a bias, a scale or a table, not a kernel.
+_ENTRYWISE = {
+    *("add", "sub", "add_any", "mul", "div", "max", "min", "rem", "pow", "atan2", "select_n"),
+    *("clamp", "eq", "ne", "lt", "le", "gt", "ge", "and", "or", "xor", "nextafter"),
+    *("concatenate", "dynamic_update_slice"),
 }
 
 
-class Weight(NamedTuple):
-    """A parameter with its axes in some order, some of them reversed.
-
-    Attributes:
-      path: the path of the parameter.
-      axes: the axes of the parameter, in the order of the array's axes.
-      reversed_axes: the axes of the parameter that are reversed.
-    """
-
-    path: str
-    axes: tuple[int, ...]
-    reversed_axes: frozenset[int] = frozenset()
-
-
-class Data(NamedTuple):
-    """An array that depends on the inputs: ``source[np.ix_(*indices)]``.
-
-    Attributes:
-      source: identifies the array whose entries these are.
-      shape: the shape of the source.
-      indices: the selected indices along each axis of the source.
-      producer: the path of the convolution kernel that produced the array, as long as the array has
-        only been padded or reshaped since then.
-      is_split: whether a reshape has increased the number of axes since then.
-    """
-
-    source: object
-    shape: tuple[int, ...]
-    indices: tuple[np.ndarray[Any, Any], ...]
-    producer: str | None = None
-    is_split: bool = False
-
-
-Tracked: TypeAlias = Weight | Data | None
-"""What is known about an array. None: it depends on no input and is not just one parameter."""
-
-
-def linear_maps(function: Callable[..., Any], params: Params, *args: Any) -> dict[str, LinearMap]:
+def linear_maps(
+    function: Callable[..., Any],
+    params: Params,
+    *args: Any,
+    where: Callable[[str], bool] | None = None,
+) -> dict[str, LinearMap]:
     r"""Finds the linear map of every kernel by tracing ``function(params, *args)``.
 
-    A kernel is a parameter that is used as the kernel of a convolution of the input, or as one
-    factor of a product with the input. Strides, padding, dilations, groups and input sizes are
-    those of the traced operation. Casts, transpositions and reversals of the kernel before this
-    operation are taken into account. Operations inside ``jit``, ``checkpoint`` and functions with
-    custom derivatives are found, too. The circular padding of Flax's ``Conv`` is recognized.
+    A kernel is a parameter that multiplies the input: the kernel of a convolution of the input, or
+    one factor of a product with the input. Strides, padding, dilations, groups and input sizes are
+    those of the traced operation. Operations inside ``jit``, ``checkpoint``, loops, conditionals
+    and functions with custom derivatives are found, too.
 
-    The following parameters are not listed, because no single linear map of the input describes
-    them:
+    * Casts, transpositions and reversals of a parameter before its use are taken into account.
+    * The layers of a stack (``scan``, ``nn.scan``, ``nnx.scan``, ``w[i]``, products with a batch
+      axis such as those of ``vmap``) are listed as :class:`Stacked`, with one map per layer.
+    * A parameter that is multiplied by a constant array, such as a mask, is listed as
+      :class:`Masked`.
+    * A parameter that is used several times in the same map, for example in a recurrent cell, is
+      listed with this map. If it is used in a dense map and in its transpose, the first of them is
+      listed, because both have the same norm. This includes the table of an embedding that is also
+      the output layer.
+    * If the input of a convolution is padded with zeros or other constants, or circularly, the
+      padding is part of the map.
+    * Biases, scales and tables of embeddings do not multiply the input as kernels and are not
+      listed.
 
-    * biases, scales and embeddings;
-    * parameters that are used in two different ways, that are changed before their use by an
-      operation other than casts, transpositions and reversals, or that are used inside a loop
-      (``scan``, recurrent cells);
-    * kernels of convolutions whose input is padded with copies of its own entries in a way other
-      than the circular padding of ``Conv``, such as reflected padding;
-    * kernels of ``ConvTranspose`` with circular padding, which adds up parts of its output.
-
-    If the input of a convolution is padded with zeros by a separate operation, the padded array
-    counts as the input.
+    Any other parameter that multiplies the input raises an error that names it, because a
+    projection with the returned maps would leave it unbounded. Examples are parameters that are
+    changed before their use (weight standardization, ``w + a @ b``), kernels that are used in
+    several different maps, convolutions with reflected padding, and masks that are inputs.
 
     Args:
       function: ``function(params, *args)``, for example a Linen ``model.apply`` or, in NNX,
@@ -94,10 +87,16 @@ def linear_maps(function: Callable[..., Any], params: Params, *args: Any) -> dic
       params: the parameters, or a tree of objects with the same shapes and dtypes.
       *args: example inputs, or objects with the same shapes and dtypes. The first axis is the
         batch.
+      where: a predicate on the path of a leaf. Leaves for which it is false are left out. If None,
+        no kernel is left out.
 
     Returns:
       The linear maps by the paths of their kernels, such as ``"params/Conv_0/kernel"``, in the
       order of the leaves of ``params``.
+
+    Raises:
+      ValueError: if a parameter multiplies the input, but not by a single linear map; or if two
+        leaves have the same path, such as ``{"a/b": …, "a": {"b": …}}``.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -107,44 +106,139 @@ def linear_maps(function: Callable[..., Any], params: Params, *args: Any) -> dic
       >>> lipschitz.linear_maps(model, params, jnp.ones((8, 4)))
       {'kernel': Dense(contracting=None)}
     """
+    found = find_kernels(function, params, *args)
+    keep = where or (lambda path: True)
+    unmapped = {path: reason for path, reason in found.unmapped.items() if keep(path)}
+    if unmapped:
+        reasons = "; ".join(f"{path} {reason}" for path, reason in unmapped.items())
+        paths = ", ".join(map(repr, unmapped))
+        raise ValueError(
+            f"linear_maps finds no single linear map for: {reasons}. To leave them out, write "
+            f"maps = linear_maps(function, params, x, where=lambda path: path not in [{paths}]). "
+            "To describe one by hand, add it: maps | {path: flatreg.lipschitz.Dense()}."
+        )
+    return {path: linear_map for path, linear_map in found.maps.items() if keep(path)}
+
+
+class Kernels(NamedTuple):
+    """The kernels of a model.
+
+    Attributes:
+      maps: the linear maps by the paths of their kernels.
+      unmapped: the parameters that multiply the input, but not by a single linear map, by path,
+        and the reason.
+    """
+
+    maps: dict[str, LinearMap]
+    unmapped: dict[str, str]
+
+
+def find_kernels(function: Callable[..., Any], params: Params, *args: Any) -> Kernels:
+    """Returns what :func:`linear_maps` finds, without raising."""
     program = jax.make_jaxpr(function)(params, *args)
-    paths = list(named_leaves(params))
+    leaves = named_leaves(params)
     variables = program.jaxpr.invars
     weights: list[Tracked] = [
-        Weight(path, tuple(range(len(_shape(variable)))))
-        for path, variable in zip(paths, variables, strict=False)
+        Weight(path, tuple(range(len(shape_of(variable)))))
+        for path, variable in zip(leaves, variables, strict=False)
     ]
-    inputs: list[Tracked] = [_new_data(variable) for variable in variables[len(paths) :]]
-    finder = _Finder(paths)
-    walk(program, [*weights, *inputs], finder.visit, constant=lambda _: None)
-    return finder.unique_maps()
+    inputs: list[Tracked] = [new_data(variable) for variable in variables[len(leaves) :]]
+    finder = _Finder()
+    walk(program, [*weights, *inputs], finder.visit, constant)
+    ranks = {path: len(leaf.shape) for path, leaf in leaves.items()}
+    return finder.kernels(ranks)
 
 
 class _Finder:
     """Records how the operations of a program use each parameter."""
 
-    def __init__(self, paths: Sequence[str]) -> None:
-        self._uses: dict[str, list[LinearMap | None]] = {path: [] for path in paths}
+    def __init__(self) -> None:
+        self._uses: dict[str, list[LinearMap]] = {}
+        self._unmapped: dict[str, str] = {}
 
-    def unique_maps(self) -> dict[str, LinearMap]:
-        """Returns the linear map of each parameter that is always used in the same one."""
-        first = {path: uses[0] for path, uses in self._uses.items() if len(set(uses)) == 1}
-        return {path: linear_map for path, linear_map in first.items() if linear_map is not None}
+    def kernels(self, ranks: dict[str, int]) -> Kernels:
+        """Returns the linear map of each kernel, given the number of axes of each parameter."""
+        found = Kernels({}, {})
+        for path, rank in ranks.items():
+            uses = list(dict.fromkeys(self._uses.get(path, ())))
+            if path in self._unmapped:
+                found.unmapped[path] = self._unmapped[path]
+            elif uses and all(_same_norm(uses[0], use, rank) for use in uses[1:]):
+                found.maps[path] = uses[0]
+            elif uses:
+                found.unmapped[path] = f"is used in {len(uses)} different linear maps"
+        return found
 
     def visit(self, equation: JaxprEqn, operands: list[Tracked], path: str) -> list[Tracked]:
         """Records the parameters that an operation uses and returns what its outputs are."""
-        del path
-        outputs: list[Tracked] = [None] * len(equation.outvars)
-        rearranged = _rearranged(equation, operands)
-        if rearranged is not None:
-            return [rearranged, *outputs[1:]]
+        name = equation.primitive.name
+        if name in _CONTROL_FLOW:
+            return _CONTROL_FLOW[name](self, equation, operands, path)
+        if not any(isinstance(x, Data | Weight | Derived) for x in operands):
+            return folded(equation, operands)
+        moved = rearranged(equation, operands)
+        if moved is not None:
+            return [moved, *[None] * (len(equation.outvars) - 1)]
+        if not any(isinstance(x, Data) for x in operands):
+            return derived(equation, operands)
+        if name in PRODUCTS:
+            self._record_product(equation, operands)
+        elif name in ("gather", "dynamic_slice") and not isinstance(operands[0], Data):
+            return self._looked_up(equation, operands)
+        elif name not in _ENTRYWISE and name not in IDENTITIES:
+            for changed, reason in _changes(operands, name):
+                self._fail(changed, f"is used in {reason!r}")
+        first, *others = map(new_data, equation.outvars)
+        factors = self._factors(equation, operands)
+        return [self._with_producer(equation, operands, first)._replace(factors=factors), *others]
+
+    def _fail(self, path: str, reason: str) -> None:
+        self._unmapped.setdefault(path, reason)
+
+    def _record_product(self, equation: JaxprEqn, operands: list[Tracked]) -> None:
+        name = equation.primitive.name
         for i, operand in enumerate(operands):
-            if isinstance(operand, Weight):
-                self._uses[operand.path].append(_linear_map(equation, i, operand, operands))
-        if not any(isinstance(operand, Data) for operand in operands):
-            return outputs
-        first, *others = map(_new_data, equation.outvars)
-        return [self._with_producer(equation, operands, first), *others]
+            other = operands[1 - i]
+            if isinstance(operand, Weight) and isinstance(other, Data):
+                found = _linear_map(equation, i, operand, other)
+                if isinstance(found, str):
+                    self._fail(operand.path, found)
+                else:
+                    self._uses.setdefault(operand.path, []).append(found)
+            for path, change in operand.changes if isinstance(operand, Derived) else ():
+                self._fail(path, f"is changed by {change!r} before it multiplies the input")
+            if isinstance(operand, Data) and isinstance(other, Data):
+                contracted = _contracted(equation, i)
+                for factor in operand.factors:
+                    if len(factor.axes) > 1 and not factor.axes.isdisjoint(contracted):
+                        use = "looked up" if factor.is_lookup else "multiplied by the input"
+                        self._fail(factor.path, f"is {use} before it is used in {name!r}")
+
+    def _looked_up(self, equation: JaxprEqn, operands: list[Tracked]) -> list[Tracked]:
+        """Returns entries of parameters at places that depend on the input."""
+        output = equation.outvars[0]
+        axes = frozenset(range(len(shape_of(output))))
+        factors = [Factor(path, axes, True) for path, _ in paths_of(operands[0], "gather")]
+        return [new_data(output)._replace(factors=tuple(factors))]
+
+    def _factors(self, equation: JaxprEqn, operands: list[Tracked]) -> tuple[Factor, ...]:
+        """Returns the factors of an output, and records sums of products, which are kernels."""
+        name, data = equation.primitive.name, [x for x in operands if isinstance(x, Data)]
+        known = [factor for x in data for factor in x.factors]
+        if name in ("reduce_sum", "cumsum", "fft"):
+            axes = equation.params.get("axes", None)
+            axes = range(len(shape_of(equation.invars[0]))) if axes is None else axes
+            for factor in known:
+                if not factor.is_lookup and not factor.axes.isdisjoint(axes):
+                    self._fail(factor.path, f"multiplies the input by 'mul' and {name!r}")
+            return ()
+        if name in ("mul", "div") or (known and name in ("add", "sub", "add_any", "select_n")):
+            varies = frozenset(range(len(shape_of(equation.outvars[0]))))
+            for x in operands:
+                axes = x.axes if isinstance(x, Derived) else varies
+                known += [Factor(path, axes) for path, _ in paths_of(x, name)]
+            return tuple(dict.fromkeys(known))
+        return moved_factors(equation, *data)
 
     def _with_producer(self, equation: JaxprEqn, operands: list[Tracked], output: Data) -> Data:
         """Records which convolution made an output, and omits its kernel if parts are added up.
@@ -157,140 +251,307 @@ class _Finder:
             return output._replace(producer=operands[1].path)
         if not isinstance(first, Data) or first.producer is None:
             return output
-        if name in ("pad", "reshape"):
-            more_axes = len(_shape(equation.outvars[0])) > len(_shape(equation.invars[0]))
+        if name == "reshape":
+            more_axes = len(shape_of(equation.outvars[0])) > len(shape_of(equation.invars[0]))
             return output._replace(producer=first.producer, is_split=first.is_split or more_axes)
         if name == "reduce_sum" and first.is_split:
-            self._uses[first.producer].append(None)
+            self._fail(
+                first.producer,
+                "is the kernel of a convolution whose outputs are added up (circular transposed "
+                "convolution)",
+            )
         return output
 
+    def _scan(self, equation: JaxprEqn, operands: list[Tracked], path: str) -> list[Tracked]:
+        """Enters a loop over stacked arrays."""
+        p = equation.params
+        body, fixed, carried = p["jaxpr"], p["num_consts"], p["num_carry"]
+        constants, carry = operands[:fixed], operands[fixed : fixed + carried]
+        inside = body.jaxpr.invars[fixed + carried :]
+        stacks = zip(operands[fixed + carried :], inside, strict=True)
+        slices = [_one_of(stack, variable) for stack, variable in stacks]
+        outputs = self._looped(body, constants, carry, slices, path)
+        stacked = equation.outvars[carried:]
+        return [
+            *_outputs(equation.outvars[:carried], outputs[:carried], "scan", keep=True),
+            *_outputs(stacked, outputs[carried:], "scan", keep=False),
+        ]
 
-def _shape(variable: Any) -> tuple[int, ...]:
-    shape: tuple[int, ...] = variable.aval.shape
-    return shape
+    def _while(self, equation: JaxprEqn, operands: list[Tracked], path: str) -> list[Tracked]:
+        """Enters a loop without stacked arrays."""
+        p = equation.params
+        condition, fixed = p["cond_nconsts"], p["body_nconsts"]
+        constants = operands[condition : condition + fixed]
+        carry = operands[condition + fixed :]
+        outputs = self._looped(p["body_jaxpr"], constants, carry, [], path)
+        return _outputs(equation.outvars, outputs, "while", keep=True)
+
+    def _looped(
+        self,
+        body: Any,
+        constants: list[Tracked],
+        carry: list[Tracked],
+        slices: list[Tracked],
+        path: str,
+    ) -> list[Tracked]:
+        """Walks through the body of a loop until what is known about the carry is stable."""
+        inside = body.jaxpr.invars[len(constants) : len(constants) + len(carry)]
+        pairs = zip(carry, inside, body.jaxpr.outvars[: len(carry)], strict=True)
+        # A value that the body returns unchanged is the same in every iteration.
+        fixed = [before is after for _, before, after in pairs]
+        carry = [
+            x if same else _after_first("the loop", x) for x, same in zip(carry, fixed, strict=True)
+        ]
+        while True:
+            trial = _Finder()
+            outputs = walk(body, [*constants, *carry, *slices], trial.visit, constant, path)
+            joined = [
+                before if same else _joined(before, after, variable, "the loop")
+                for before, after, variable, same in zip(
+                    carry, outputs[: len(carry)], inside, fixed, strict=True
+                )
+            ]
+            if [_kind(x) for x in joined] == [_kind(x) for x in carry]:
+                self._merge(trial)
+                return [*joined, *outputs[len(carry) :]]
+            carry = joined
+
+    def _merge(self, other: "_Finder") -> None:
+        for path, uses in other._uses.items():
+            self._uses.setdefault(path, []).extend(uses)
+        for path, reason in other._unmapped.items():
+            self._fail(path, reason)
+
+    def _cond(self, equation: JaxprEqn, operands: list[Tracked], path: str) -> list[Tracked]:
+        """Enters every branch of a conditional."""
+        chosen, *arguments = operands
+        branches = [
+            walk(branch, arguments, self.visit, constant, path)
+            for branch in equation.params["branches"]
+        ]
+        outputs = list(branches[0])
+        for branch in branches[1:]:
+            pairs = zip(outputs, branch, equation.outvars, strict=True)
+            outputs = [x if x == y else _joined(x, y, v, "cond") for x, y, v in pairs]
+        if isinstance(chosen, Data):
+            outputs = [new_data(variable) for variable in equation.outvars]
+        return _outputs(equation.outvars, outputs, "cond", keep=True)
 
 
-def _new_data(variable: Any) -> Data:
-    """Returns an array of which only the shape is known."""
-    shape = _shape(variable)
-    return Data(object(), shape, tuple(np.arange(n) for n in shape))
+_CONTROL_FLOW = {"scan": _Finder._scan, "while": _Finder._while, "cond": _Finder._cond}
 
 
-def _rearranged(equation: JaxprEqn, operands: list[Tracked]) -> Tracked:
-    """Returns the output of an operation that only rearranges entries, else None."""
-    name, params = equation.primitive.name, equation.params
-    first = operands[0] if operands else None
-    if name in _IDENTITIES:
-        return first
-    if isinstance(first, Weight) and len(operands) == 1:
-        return _rearranged_weight(name, params, first)
-    if isinstance(first, Data):
-        return _rearranged_data(name, params, first, operands)
-    return None
+def _changes(operands: Sequence[Tracked], name: str) -> list[tuple[str, str]]:
+    """Returns the parameters among the operands of an operation, with the operation's name."""
+    return [(path, name) for operand in operands for path, _ in paths_of(operand, name)]
 
 
-def _rearranged_weight(name: str, params: dict[str, Any], weight: Weight) -> Weight | None:
-    if name == "transpose":
-        return weight._replace(axes=tuple(weight.axes[i] for i in params["permutation"]))
-    if name == "rev":
-        flipped = frozenset(weight.axes[i] for i in params["dimensions"])
-        return weight._replace(reversed_axes=weight.reversed_axes ^ flipped)
-    return None
+def _kind(x: Tracked) -> Any:
+    """Returns what a loop must find again in its next iteration: the kind, and the parameters."""
+    if isinstance(x, Data):
+        return Data
+    return frozenset(path for path, _ in paths_of(x, ""))
 
 
-def _rearranged_data(
-    name: str, params: dict[str, Any], data: Data, operands: list[Tracked]
-) -> Data | None:
-    indices = list(data.indices)
-    if name == "slice":
-        steps = params["strides"] or (1,) * len(indices)
-        cuts = zip(params["start_indices"], params["limit_indices"], steps, strict=True)
-        indices = [i[slice(*cut)] for i, cut in zip(indices, cuts, strict=True)]
-    elif name == "rev":
-        for axis in params["dimensions"]:
-            indices[axis] = indices[axis][::-1]
-    elif name == "concatenate":
-        axis = params["dimension"]
-        parts = [part for part in operands if isinstance(part, Data)]
-        if len(parts) < len(operands) or not all(_joins(data, part, axis) for part in parts):
-            return None
-        indices[axis] = np.concatenate([part.indices[axis] for part in parts])
-    else:
-        return None
-    return data._replace(indices=tuple(indices))
+def _after_first(operation: str, x: Tracked) -> Tracked:
+    """Returns a value that changes from one iteration of a loop to the next."""
+    if isinstance(x, Data):
+        return x._replace(source=object(), factors=(), producer=None)
+    changes = paths_of(x, operation)
+    return Derived(changes, frozenset()) if changes else None
 
 
-def _joins(first: Data, part: Data, axis: int) -> bool:
-    """Whether both arrays select the same entries of the same source except along ``axis``."""
-    pairs = enumerate(zip(first.indices, part.indices, strict=True))
-    same = all(i == axis or np.array_equal(x, y) for i, (x, y) in pairs)
-    return first.source == part.source and same
+def _joined(before: Tracked, after: Tracked, variable: Any, operation: str) -> Tracked:
+    """Returns what is known about an array that is one of two."""
+    if isinstance(before, Data) or isinstance(after, Data):
+        return new_data(variable)
+    changes = dict([*paths_of(after, operation), *paths_of(before, operation)])
+    axes = frozenset(range(len(shape_of(variable))))
+    return Derived(tuple(changes.items()), axes) if changes else None
 
 
-def _linear_map(
-    equation: JaxprEqn, position: int, weight: Weight, operands: list[Tracked]
-) -> LinearMap | None:
-    """Returns the linear map with which an operation applies a weight to the input, if any."""
-    other = operands[1 - position] if len(operands) == 2 else None
-    if not isinstance(other, Data):
-        return None
+def _one_of(stack: Tracked, variable: Any) -> Tracked:
+    """Returns one layer of a stack along its first axis."""
+    if isinstance(stack, Weight):
+        if stack.mask is None and stack.axes[0] not in stack.reversed_axes:
+            return stack._replace(axes=stack.axes[1:], layers=stack.layers | {stack.axes[0]})
+        return Derived(((stack.path, "mul"),), frozenset())
+    if isinstance(stack, Data):
+        return new_data(variable)
+    return stack if isinstance(stack, Derived) else None
+
+
+def _outputs(
+    variables: Sequence[Any], values: Sequence[Tracked], operation: str, keep: bool
+) -> list[Tracked]:
+    """Returns the outputs of a loop or a conditional."""
+    outputs: list[Tracked] = []
+    for variable, x in zip(variables, values, strict=True):
+        if isinstance(x, Data):
+            outputs.append(new_data(variable))
+        elif keep:
+            outputs.append(x)
+        else:
+            changes = paths_of(x, operation)
+            outputs.append(Derived(changes, frozenset()) if changes else None)
+    return outputs
+
+
+def _same_norm(first: LinearMap, other: LinearMap, rank: int) -> bool:
+    """Whether two maps of a parameter are equal or adjoint."""
+    if isinstance(first, Masked) and isinstance(other, Masked):
+        same_mask = np.array_equal(first.mask, other.mask)
+        return same_mask and _same_norm(first.linear_map, other.linear_map, rank)
+    if isinstance(first, Stacked) and isinstance(other, Stacked):
+        rest = rank - len(first.axes)
+        return first.axes == other.axes and _same_norm(first.linear_map, other.linear_map, rest)
+    if isinstance(first, Dense) and isinstance(other, Dense):
+        axes = [
+            set(range(rank - 1) if x.contracting is None else x.contracting) for x in (first, other)
+        ]
+        return axes[0] == axes[1] or axes[0] == set(range(rank)) - axes[1]
+    return first == other
+
+
+def _contracted(equation: JaxprEqn, position: int) -> set[int]:
+    """Returns the axes of an operand that a product sums over."""
     if equation.primitive.name == "dot_general":
-        return _dense(equation, position, weight)
-    if equation.primitive.name == "conv_general_dilated" and position == 1:
-        return _convolution(equation, weight, other)
-    return None
+        return set(equation.params["dimension_numbers"][0][position])
+    return set(range(len(shape_of(equation.invars[position]))))
 
 
-def _dense(equation: JaxprEqn, position: int, weight: Weight) -> Dense | None:
+def _linear_map(equation: JaxprEqn, position: int, weight: Weight, data: Data) -> LinearMap | str:
+    """Returns the linear map with which an operation applies a weight to data, or what is wrong."""
+    if not weight.layers.isdisjoint(weight.axes):
+        return "is sliced before it multiplies the input"
+    if equation.primitive.name == "dot_general":
+        found = _dense(equation, position, weight, data)
+    elif position == 1:
+        found = _convolution(equation, weight, data)
+    else:
+        return "is the input of a convolution"
+    if isinstance(found, str) or weight.mask is None:
+        return found
+    mask = np.asarray(weight.mask())
+    if isinstance(found, Masked):
+        return Masked(found.linear_map, mask * found.mask)
+    return Masked(found, mask)
+
+
+def _of_layer(weight: Weight, stack: frozenset[int]) -> dict[int, int]:
+    """Returns the axes of the kernel of one layer, by the axes of the parameter."""
+    others = sorted(axis for axis in weight.axes if axis not in stack)
+    return {axis: i for i, axis in enumerate(others)}
+
+
+def _stacked(found: Dense | Convolution, stack: frozenset[int]) -> LinearMap:
+    return Stacked(found, tuple(sorted(stack))) if stack else found
+
+
+def _dense(equation: JaxprEqn, position: int, weight: Weight, data: Data) -> LinearMap | str:
     contracted, batch = equation.params["dimension_numbers"]
-    if batch[0] or not contracted[0] or weight.reversed_axes:
-        return None
+    if not contracted[0]:
+        return "multiplies the input without a sum (outer product)"
+    if weight.reversed_axes:
+        return "is reversed before it multiplies the input"
+    stack = weight.layers | {weight.axes[i] for i in batch[position]}
+    place = _of_layer(weight, stack)
     # Contracted axes in the order of the input's axes.
     pairs = sorted(zip(contracted[1 - position], contracted[position], strict=True))
-    axes = tuple(weight.axes[i] for _, i in pairs)
-    return Dense(None if axes == tuple(range(len(weight.axes) - 1)) else axes)
+    axes = tuple(place[weight.axes[i]] for _, i in pairs)
+    dense = Dense(None if axes == tuple(range(len(place) - 1)) else axes)
+    found = _stacked(dense, stack)
+    reads = {weight.axes[k]: data.indices[d] != PADDING for d, k in pairs}
+    return _restricted(found, reads, len(weight.axes) + len(weight.layers))
 
 
-def _convolution(equation: JaxprEqn, weight: Weight, data: Data) -> Convolution | None:
+def _restricted(found: LinearMap, reads: dict[int, Any], rank: int) -> LinearMap:
+    """Masks the entries of a kernel that multiply constants instead of the input."""
+    mask = np.ones((1,) * rank)
+    for axis, read in reads.items():
+        if not read.all():
+            mask = mask * read.reshape([-1 if i == axis else 1 for i in range(rank)])
+    return found if mask.all() else Masked(found, mask)  # type: ignore[arg-type]
+
+
+def _convolution(equation: JaxprEqn, weight: Weight, data: Data) -> LinearMap | str:
     p = equation.params
     layout = p["dimension_numbers"]
     _, channels, *spatial = layout.lhs_spec
+    flipped, groups = weight.reversed_axes, p["feature_group_count"]
+    place = _of_layer(weight, weight.layers)
     out, into, *window = (weight.axes[i] for i in layout.rhs_spec)
-    flipped = weight.reversed_axes
-    if p["batch_group_count"] != 1 or flipped not in (frozenset(), frozenset(window)):
+    if p["batch_group_count"] != 1:
+        return "is the kernel of a convolution with groups of examples"
+    if flipped not in (frozenset(), frozenset(window)):
+        return "is reversed along some of its axes"
+    axes = tuple(place[axis] for axis in (*window, into, out))
+    sizes = shape_of(equation.invars[0])
+    settings = {
+        "strides": tuple(p["window_strides"]),
+        "kernel_dilation": tuple(p["rhs_dilation"]),
+        "feature_group_count": groups,
+        "kernel_axes": None if axes == tuple(range(len(axes))) else axes,
+        "reverse": bool(flipped),
+    }
+    spaced = [_spaced(data.indices[i]) for i in spatial]
+    inputs = [x for x in spaced if x is not None]
+    reads = data.indices[channels] != PADDING
+    if len(inputs) < len(spaced):
+        shape = tuple(data.shape[i] for i in spatial)
+        found = Convolution((*shape, sizes[channels]), padding="CIRCULAR", **settings)
+        taps = tuple(shape_of(equation.invars[1])[i] for i in layout.rhs_spec[2:])
+        plain = all(pair == (0, 0) for pair in p["padding"]) and set(p["lhs_dilation"]) == {1}
+        if not plain or not _is_wrapped(data, found, spatial, taps):
+            return (
+                "is the kernel of a convolution whose input is padded with its own entries, but "
+                "not circularly"
+            )
+    else:
+        # Padding by a separate operation is part of the convolution's padding.
+        dilation, padding = [], []
+        for x, d, (low, high) in zip(inputs, p["lhs_dilation"], p["padding"], strict=True):
+            dilation.append(int(d) * x.step)
+            padding.append((int(low) + int(d) * x.low, int(high) + int(d) * x.high))
+        shape = tuple(x.size for x in inputs)
+        found = Convolution(
+            (*shape, sizes[channels]),
+            padding=tuple(padding),
+            input_dilation=tuple(dilation),
+            **settings,
+        )
+    if groups > 1 and not reads.all():
+        return "is the kernel of a grouped convolution of constant channels"
+    stacked = _stacked(found, weight.layers)
+    return _restricted(stacked, {into: reads}, len(weight.axes) + len(weight.layers))
+
+
+class _Spaced(NamedTuple):
+    """Entries of the input at equal distances, between padding."""
+
+    low: int
+    size: int
+    step: int
+    high: int
+
+
+def _spaced(indices: Any) -> _Spaced | None:
+    """Describes the padding of an axis, if the other entries are different ones."""
+    places = np.flatnonzero(indices != PADDING)
+    steps = np.unique(np.diff(places))
+    if not len(places) or len(np.unique(indices[places])) < len(places) or len(steps) > 1:
         return None
-    axes = (*window, into, out)
-    shape = _shape(equation.invars[0])
-    padding: Any = tuple((int(low), int(high)) for low, high in p["padding"])
-    if any(len(np.unique(i)) < len(i) for i in data.indices):  # some inputs are repeated
-        shape, padding = data.shape, "CIRCULAR"
-    found = Convolution(
-        tuple(shape[i] for i in (*spatial, channels)),
-        tuple(p["window_strides"]),
-        padding,
-        tuple(p["lhs_dilation"]),
-        tuple(p["rhs_dilation"]),
-        p["feature_group_count"],
-        kernel_axes=None if axes == tuple(range(len(axes))) else axes,
-        reverse=bool(flipped),
-    )
-    if padding != "CIRCULAR":
-        return found
-    taps = tuple(_shape(equation.invars[1])[i] for i in layout.rhs_spec[2:])
-    plain = all(pair == (0, 0) for pair in p["padding"]) and set(p["lhs_dilation"]) == {1}
-    return found if plain and _is_wrapped(data, found, spatial, taps) else None
+    step = int(steps[0]) if len(steps) else 1
+    return _Spaced(int(places[0]), len(places), step, len(indices) - 1 - int(places[-1]))
 
 
 def _is_wrapped(
     data: Data, convolution: Convolution, spatial: Sequence[int], window: tuple[int, ...]
 ) -> bool:
     """Whether the data is its source, padded circularly as the convolution needs it."""
-    axes = dict(zip(spatial, convolution.axes(window), strict=True))
-    for i, indices in enumerate(data.indices):
-        low, extent = 0, 1
-        if i in axes:
-            low, extent = axes[i].low, (axes[i].window - 1) * axes[i].kernel_dilation + 1
-        expected = np.arange(-low, data.shape[i] - low + extent - 1) % data.shape[i]
-        if not np.array_equal(indices, expected):
+    for i, axis in zip(spatial, convolution.axes(window), strict=True):
+        extent = (axis.window - 1) * axis.kernel_dilation + 1
+        expected = np.arange(-axis.low, data.shape[i] - axis.low + extent - 1) % data.shape[i]
+        if not np.array_equal(data.indices[i], expected):
             return False
     return True
