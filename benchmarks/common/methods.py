@@ -20,6 +20,7 @@ import optax
 
 import flatreg
 from benchmarks.common.cli import UsageError
+from benchmarks.common.models import kernels
 from flatreg import lipschitz
 
 
@@ -50,7 +51,15 @@ def _spectral(penalty: float = 0.03) -> optax.GradientTransformation:
     """A spectral norm penalty with one power iteration per step, and one key for all seeds."""
     with jax.ensure_compile_time_eval():
         key = jax.random.key(0)
-    return lipschitz.spectral_norm_penalty(penalty, key)
+
+    def penalty_for(params: Any) -> optax.GradientTransformation:
+        operators = kernels.operators(params)
+        return lipschitz.spectral_norm_penalty(penalty, key, operators=operators)
+
+    def update(updates: Any, state: Any, params: Any = None) -> Any:
+        return penalty_for(params).update(updates, state, params)
+
+    return optax.GradientTransformation(lambda params: penalty_for(params).init(params), update)
 
 
 # An exact Hessian-vector product counts as two gradients: its cost on a large network.
@@ -78,7 +87,7 @@ METHODS = {
     "scaled_perturbed_gradient": Entry(
         partial(_perturbed, flatreg.CurvatureScale(interval=10)), 1.6, {"sigma": 0.01}
     ),
-    # Not given the linear maps of the layers, it treats convolutions as circular with stride 1.
+    # It treats convolutions as circular with stride 1.
     "spectral_norm_penalty": Entry(_spectral, 1, {"penalty": 0.03}),
 }
 

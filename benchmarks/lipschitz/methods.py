@@ -135,7 +135,7 @@ def _projection(norm: Literal["power", "upper_bound"]) -> Any:
 
 
 def _orthogonality(strength: float, operators: Operators) -> Parts:
-    return Parts(before=lipschitz.orthogonality_penalty(strength))
+    return Parts(before=lipschitz.orthogonality_penalty(strength, operators=operators))
 
 
 PENALTIES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3)

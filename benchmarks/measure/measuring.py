@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from benchmarks.common.models import kernels
 from flatreg import measures
 
 SIGMAS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)  # standard deviations of the noise, per |weight|
@@ -105,7 +106,8 @@ def _slices(loss_fn: measures.LossFn, params: Any, key: jax.Array) -> dict[str, 
     keys = jax.random.split(key, 3)
     vectors = measures.top_eigenpairs(loss_fn, params, keys[0]).vectors
     top = jax.tree.map(lambda v: v[0] * optax.tree.norm(params) / 10, vectors)
-    first, second = (measures.filter_normalized(params, key) for key in keys[1:])
+    maps = kernels.operators(params)
+    first, second = (measures.filter_normalized(params, k, operators=maps) for k in keys[1:])
     along, side = jnp.asarray(POSITIONS), jnp.asarray(GRID)
     return {
         "top eigenvector": measures.loss_slice(loss_fn, params, (top, along)),

@@ -4,16 +4,18 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 from flax import core
 
 from flatreg._flax.spectral_norm import linear_maps_of_layer, normalized_layer
-from flatreg.lipschitz import spectral_normalization_state
+from flatreg.lipschitz import PowerState, spectral_normalization_state
 from flatreg.typing import Params
 
 
 class SpectralNorm(nn.Module):
     r"""Spectral normalization of a layer: every kernel is used as W · bound/σ(A_W).
+
+    The norm is ``bound`` approximately, and not at most ``bound``: σ is approached from below, and
+    the kernel is rounded to its dtype.
 
     A_W is the linear map of the layer for inputs of this size, with its strides, padding, dilation
     and groups. ``flax.linen.SpectralNorm`` uses the norm of the reshaped kernel instead, which is
@@ -22,15 +24,14 @@ class SpectralNorm(nn.Module):
 
     A call does one power iteration, which continues from the statistics ``u`` and ``sigma`` in
     ``batch_stats``. The first call that updates the statistics, and every call before it, does 50
-    more iterations. σ is approached from below. Under ``nn.vmap`` over layers, every call costs as
-    much as the first.
+    more iterations. Under ``nn.vmap`` over layers, every call costs as much as the first.
 
     If the layer has several kernels, each of them gets the norm ``bound``. To use ``nn.remat``,
     apply it to the block around this module, so that its argument ``train`` can be static.
 
     Attributes:
       layer: a module of dense layers and convolutions, which is called as ``layer(x)``.
-      bound: the norm of the normalized kernels, > 0.
+      bound: the norm that the normalized kernels have approximately, > 0.
 
     Raises:
       ValueError: if the layer lacks a kernel or a kernel lacks a linear map; if the input has a
@@ -83,16 +84,11 @@ class SpectralNorm(nn.Module):
 
         operators = linear_maps_of_layer(call, params, x, self.layer)
 
-        def start() -> dict[str, jax.Array]:
-            key = self.make_rng("params")
-            return spectral_normalization_state(params, key, operators=operators).inputs
+        def start(key: jax.Array) -> PowerState:
+            return spectral_normalization_state(params, key, operators=operators)
 
-        u = self.variable("batch_stats", "u", start)
-        sigma = self.variable(
-            "batch_stats",
-            "sigma",
-            lambda: {path: jnp.zeros((), x.dtype) for path, x in u.value.items()},
-        )
+        u = self.variable("batch_stats", "u", lambda: start(self.make_rng("params")).inputs)
+        sigma = self.variable("batch_stats", "sigma", lambda: start(jax.random.key(0)).norms)
         new = normalized_layer(params, u.value, sigma.value, self.bound, operators)
         if update_stats and not self.is_initializing():
             u.value, sigma.value = new.u, new.sigma

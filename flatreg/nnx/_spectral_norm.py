@@ -16,6 +16,9 @@ from flatreg.typing import Params
 class SpectralNorm(nnx.Module):
     r"""Spectral normalization of a layer: every kernel is used as W · bound/σ(A_W).
 
+    The norm is ``bound`` approximately, and not at most ``bound``: σ is approached from below, and
+    the kernel is rounded to its dtype.
+
     A_W is the linear map of the layer for inputs of this size, with its strides, padding, dilation
     and groups. ``nnx.SpectralNorm`` uses the norm of the reshaped kernel instead, which is not the
     norm of a convolution, and overwrites the kernel. Here, the stored kernels and biases are not
@@ -23,14 +26,14 @@ class SpectralNorm(nnx.Module):
 
     A call does one power iteration, which continues from the statistics ``u`` and ``sigma``. Calls
     update the statistics after ``model.train()``, but not after ``model.eval()``. The first call
-    that updates the statistics, and every call before it, does 50 more iterations. σ is approached
-    from below. Under ``nnx.vmap`` over layers, every call costs as much as the first.
+    that updates the statistics, and every call before it, does 50 more iterations. Under
+    ``nnx.vmap`` over layers, every call costs as much as the first.
 
     Args:
       layer: a module of dense layers and convolutions, which is called as ``layer(x)``.
       x: an example input, or anything with its shape and dtype.
-      bound: the norm of the normalized kernels, > 0. If the layer has several kernels, each of them
-        gets this norm.
+      bound: the norm that the normalized kernels have approximately, > 0. If the layer has
+        several kernels, each of them gets this norm.
       use_running_average: whether to start in evaluation mode, as in ``nnx.BatchNorm``.
       rngs: the random streams; ``params`` provides the key for the start of the power iteration.
 

@@ -8,7 +8,9 @@ import pytest
 from flax import nnx
 
 from flatreg import lipschitz
-from flatreg.lipschitz import Convolution, Dense
+from flatreg._core.tree import named_leaves
+from flatreg.lipschitz import Convolution, Dense, Masked
+from tests.support.kernels import exact_norm
 
 KEY = jax.random.key(0)
 LAYERS = {
@@ -82,17 +84,36 @@ def test_an_nnx_model_is_traced_by_merging_it():
 
 
 W, X = {"w": jnp.ones((4, 4))}, jnp.ones((2, 4))
+MASK = np.tri(4, 4, 1)
 USES = {
     "product": (lambda p, x: x @ p["w"], Dense()),
     "transposed": (lambda p, x: x @ p["w"].T, Dense((1,))),
     "used twice": (lambda p, x: jnp.tanh(x @ p["w"]) @ p["w"], Dense()),
     "inside vmap": (lambda p, x: jax.vmap(lambda x: p["w"].T @ x)(x), Dense()),
-    "used in two ways": (lambda p, x: x @ p["w"] @ p["w"].T, None),
-    "scaled before": (lambda p, x: x @ (2 * p["w"]), None),
-    "also in a penalty": (lambda p, x: x @ p["w"] + jnp.sum(p["w"] ** 2), None),
+    "and its transpose": (lambda p, x: x @ p["w"] @ p["w"].T, Dense()),
+    "scaled": (lambda p, x: x @ (2 * p["w"]), Masked(Dense(), np.array(2.0))),
+    "masked": (lambda p, x: x @ (p["w"] * MASK), Masked(Dense(), MASK)),
+    "masked in a jit": (
+        lambda p, x: jax.jit(lambda w: x @ (w.T * jnp.tril(jnp.ones((4, 4)))))(p["w"]),
+        Masked(Dense((1,)), np.triu(np.ones((4, 4)))),
+    ),
+    "input and constants": (
+        lambda p, x: jnp.concatenate([x[:, :3], jnp.ones((2, 1))], 1) @ p["w"],
+        Masked(Dense(), np.array([[1.0], [1], [1], [0]])),
+    ),
+    "also in a penalty": (lambda p, x: x @ p["w"] + jnp.sum(p["w"] ** 2), Dense()),
+    "in a loop": (lambda p, x: jax.lax.fori_loop(0, 3, lambda _, x: x @ p["w"], x), Dense()),
+    "in a conditional": (
+        lambda p, x: jax.lax.cond(x[0, 0] > 0, lambda x: x @ p["w"], lambda x: x, x),
+        Dense(),
+    ),
+    "table and output layer": (
+        lambda p, x: p["w"][jnp.int32(x[:, 0])] @ p["w"].T,
+        Dense((1,)),
+    ),
     "scale": (lambda p, x: x * p["w"][0], None),
     "embedding": (lambda p, x: p["w"][jnp.int32(x[:, 0])], None),
-    "in a loop": (lambda p, x: jax.lax.fori_loop(0, 3, lambda _, x: x @ p["w"], x), None),
+    "pooled embedding": (lambda p, x: p["w"][jnp.int32(x)].sum(1), None),
     "without the input": (lambda p, x: p["w"] @ p["w"] + jnp.sum(x), None),
 }
 
@@ -102,15 +123,125 @@ def test_a_weight_is_listed_if_all_its_uses_are_one_map(function, found):
     assert lipschitz.linear_maps(function, W, X).get("w") == found
 
 
+def lstm(params, x):
+    """A cell that joins its kernels into one, as Flax's OptimizedLSTMCell does."""
+    return x @ jnp.concatenate([params["a"], params["b"]], axis=1)
+
+
+TWO = {"a": jnp.ones((4, 2)), "b": jnp.ones((4, 2))}
+UNMAPPED = {
+    "low-rank change": (lambda p, x: x @ (jnp.ones((4, 4)) + p["a"] @ p["b"].T), TWO, X, "ab"),
+    "standardized": (lambda p, x: x @ (p["w"] - p["w"].mean(0)), W, X, "w"),
+    "joined": (lstm, TWO, X, "ab"),
+    "part": (lambda p, x: x @ p["w"][:, :2], W, X, "w"),
+    "mask that is a parameter": (lambda p, x: x @ (p["a"] * p["b"]), TWO, X, "ab"),
+    "mask that is an input": (lambda p, x: x @ (p["w"] * x[:1]), W, X, "w"),
+    "chosen by the input": (
+        lambda p, x: jnp.einsum("bi,bio->bo", x, p["w"][jnp.int32(x[:, 0])]),
+        {"w": jnp.ones((3, 4, 4))},
+        X,
+        "w",
+    ),
+    "sum of products": (lambda p, x: jnp.sum(x[:, :, None] * p["w"], 1), W, X, "w"),
+    "changed in a loop": (
+        lambda p, x: jax.lax.scan(lambda w, x: (w / 2, x @ w), p["w"], x)[1],
+        W,
+        X,
+        "w",
+    ),
+    "two sizes": (
+        lambda p, x: [jax.lax.conv(x, p["w"], (s, s), "SAME") for s in (1, 2)],
+        {"w": jnp.ones((2, 2, 3, 3))},
+        jnp.ones((1, 2, 6, 6)),
+        "w",
+    ),
+}
+
+
+@pytest.mark.parametrize(("function", "params", "x", "names"), UNMAPPED.values(), ids=UNMAPPED)
+def test_a_weight_without_single_map_is_named(function, params, x, names):
+    with pytest.raises(ValueError, match="no single linear map") as caught:
+        lipschitz.linear_maps(function, params, x)
+    for name in names:
+        assert f" {name} " in str(caught.value)
+    assert lipschitz.linear_maps(function, params, x, where=lambda path: path not in names) == {}
+
+
 @pytest.mark.parametrize(
     "layer",
     [
         nn.Conv(4, (3, 3), padding="REFLECT"),
         nn.ConvTranspose(4, (3, 3), strides=(2, 2), padding="CIRCULAR"),
-        nn.RNN(nn.SimpleCell(4)),
+        nn.WeightNorm(nn.Dense(4)),
+        nn.RNN(nn.OptimizedLSTMCell(4)),
     ],
-    ids=["reflected", "circular transposed", "recurrent"],
+    ids=["reflected", "circular transposed", "weight norm", "LSTM"],
 )
-def test_layers_without_a_single_linear_map_are_not_listed(layer):
+def test_layers_without_a_single_linear_map_are_named(layer):
     x = example(None)[:, :, 0] if isinstance(layer, nn.RNN) else example(None)
-    assert lipschitz.linear_maps(layer.apply, layer.init(KEY, x), x) == {}
+    variables = layer.init(KEY, x)
+    kernels = [path for path in named_leaves(variables) if path.endswith("kernel")]
+    with pytest.raises(ValueError, match="no single linear map") as caught:
+        lipschitz.linear_maps(layer.apply, variables, x)
+    assert all(path in str(caught.value) for path in kernels)
+
+
+def test_paths_that_collide_are_an_error():
+    params = {"a/b": jnp.ones((4, 4)), "a": {"b": jnp.ones((4, 4))}}
+    with pytest.raises(ValueError, match=r"'a/b'.*'a_b'"):
+        lipschitz.linear_maps(lambda p, x: x @ p["a/b"] @ p["a"]["b"], params, X)
+    tx = lipschitz.project_spectral_norm(1.0, where=lambda path: True)
+    with pytest.raises(ValueError, match=r"'a/b'.*'a_b'"):
+        tx.init(params)
+
+
+class TestPaddingByAnotherOperation:
+    """The zeros in front of a causal convolution are not inputs."""
+
+    @pytest.mark.parametrize(
+        ("stride", "taps", "dilation", "length"), [(2, 3, 1, 9), (3, 4, 1, 11), (2, 3, 2, 8)]
+    )
+    def test_causal(self, stride, taps, dilation, length):
+        layer = nn.Conv(2, (taps,), stride, "CAUSAL", kernel_dilation=dilation, use_bias=False)
+        x = jax.random.normal(KEY, (1, length, 3))
+        self.check(layer.apply, layer.init(KEY, x), x)
+
+    def test_the_interval_of_a_causal_layer_contains_its_norm(self):
+        layer = nn.Conv(2, (3,), 2, "CAUSAL", use_bias=False)
+        x = jax.random.normal(KEY, (1, 6, 2))
+        expected, *layer = self.check(layer.apply, layer.init(KEY, x), x)
+        lower, upper = jax.jit(lipschitz.spectral_norm, static_argnums=1)(*layer)
+        assert lower <= expected * (1 + 1e-6)
+        assert expected * (1 - 1e-6) <= upper <= 1.05 * expected
+
+    def test_zeros_on_several_sides_and_between_entries(self):
+        def padded(params, x):
+            zero = jnp.zeros((), x.dtype)
+            x = jax.lax.pad(x, zero, [(0, 0, 0), (2, 1, 1), (0, 2, 0), (0, 0, 0)])
+            x = jnp.concatenate([x, jnp.ones((1, x.shape[1], 1, 2))], 2)
+            return jax.lax.conv_general_dilated(
+                x, params["w"], (2, 2), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+            )
+
+        params = {"w": jax.random.normal(KEY, (3, 2, 2, 3))}
+        self.check(padded, params, jax.random.normal(KEY, (1, 4, 5, 2)))
+
+    def test_constant_channels(self):
+        def with_place(params, x):
+            place = jnp.broadcast_to(jnp.linspace(-1, 1, x.shape[1])[:, None], (*x.shape[:2], 1))
+            x = jnp.concatenate([place, x], 2)
+            return jax.lax.conv_general_dilated(
+                x, params["w"], (1,), "SAME", dimension_numbers=("NHC", "HIO", "NHC")
+            )
+
+        params = {"w": jax.random.normal(KEY, (3, 3, 2)).at[:, 0].multiply(9)}
+        self.check(with_place, params, jax.random.normal(KEY, (1, 6, 2)))
+
+    def check(self, function, params, x):
+        """The map has the norm of the Jacobian of the layer by itself."""
+        jacobian = jax.jit(jax.jacobian(lambda x: function(params, x)))(x)
+        expected = np.linalg.norm(np.asarray(jacobian, np.float64).reshape(-1, x.size), 2)
+        (linear_map,) = lipschitz.linear_maps(function, params, x).values()
+        (kernel,) = jax.tree.leaves(params)
+        assert exact_norm(linear_map, kernel) == pytest.approx(expected, rel=1e-5)
+        return expected, kernel, linear_map

@@ -89,16 +89,19 @@ class TestPenalty:
         inner = float(jnp.vdot(updates["kernel"], params["kernel"]))  # of σ∇σ
         assert inner == pytest.approx(25, rel=1e-6)
 
-    def test_without_operators_a_convolution_gets_its_symbol(self):
+    def test_a_circular_convolution_gets_its_symbol(self):
         params = {"kernel": jnp.ones((3, 3, 1, 1))}
-        tx = lipschitz.spectral_norm_penalty(1.0, KEY)
+        circle = lipschitz.Convolution((16, 16, 1), padding="CIRCULAR")
+        tx = lipschitz.spectral_norm_penalty(1.0, KEY, operators={"kernel": circle})
         _, state = first_update(tx, params)
         assert 8.9 < state.norms["kernel"] <= 9 * (1 + 1e-6)  # after 51 iterations
 
     def test_the_orthogonality_penalty_adds_its_gradient(self):
         """2λW(WᵀW − 1), which is zero for orthogonal kernels."""
-        tx = lipschitz.orthogonality_penalty(0.3)
+        convolution = {"kernel": lipschitz.Convolution((6, 6, 1))}
         for shape in ((5, 3), (3, 5), (3, 3, 1, 4)):
+            operators = convolution if len(shape) > 2 else None
+            tx = lipschitz.orthogonality_penalty(0.3, operators=operators)
             kernel = jax.random.normal(KEY, shape)
             matrix = kernel.reshape(-1, shape[-1])
             tall = matrix if matrix.shape[0] >= matrix.shape[1] else matrix.T
@@ -108,9 +111,55 @@ class TestPenalty:
             params = {"kernel": kernel}
             update, _ = first_update(tx, params)
             np.testing.assert_allclose(update["kernel"], slope.reshape(shape), rtol=1e-4, atol=1e-5)
+        tx = lipschitz.orthogonality_penalty(0.3)
         orthogonal = {"kernel": jnp.linalg.qr(jax.random.normal(KEY, (5, 3)))[0]}
         update, _ = first_update(tx, orthogonal)
         np.testing.assert_allclose(update["kernel"], 0, atol=1e-6)
+
+
+class TestBeforeConvergence:
+    """u and v are constants for differentiation, also when they are not singular vectors yet."""
+
+    KERNEL = np.random.default_rng(3).normal(size=(5, 4))
+    START = np.random.default_rng(4).normal(size=5)
+
+    def state(self):
+        """A state after the warm-up, whose vector is far from the singular vector."""
+        zero = jnp.zeros(())
+        return lipschitz.PowerState(
+            jnp.ones((), jnp.int32), {"kernel": jnp.asarray(self.START)}, {"kernel": zero}
+        )
+
+    def vectors(self):
+        """One iteration: v ∝ uW, u ∝ Wv, with σ = uᵀWv."""
+        v = self.START @ self.KERNEL
+        v /= np.linalg.norm(v)
+        u = self.KERNEL @ v
+        sigma = np.linalg.norm(u)
+        assert sigma < 0.99 * np.linalg.norm(self.KERNEL, 2)
+        return sigma, u / sigma, v
+
+    def test_the_slope_of_the_penalty_is_σuv(self):
+        params = {"kernel": jnp.asarray(self.KERNEL)}
+        tx = lipschitz.spectral_norm_penalty(1.0, KEY)
+        updates, state = tx.update(optax.tree.zeros_like(params), self.state(), params)
+        sigma, u, v = self.vectors()
+        np.testing.assert_allclose(state.norms["kernel"], sigma, rtol=1e-5)
+        np.testing.assert_allclose(updates["kernel"], sigma * np.outer(u, v), rtol=1e-4, atol=1e-5)
+
+    def test_the_slope_of_a_normalized_loss_holds_u_and_v_constant(self):
+        """∇⟨C, W/σ⟩ = C/σ − ⟨C, W⟩uvᵀ/σ², with σ = uᵀWv."""
+        weights = np.cos(np.arange(20.0)).reshape(5, 4)
+
+        def loss(kernel):
+            params, state = lipschitz.spectral_normalize({"kernel": kernel}, self.state())
+            return jnp.vdot(weights, params["kernel"]), state
+
+        slope, _ = jax.grad(loss, has_aux=True)(jnp.asarray(self.KERNEL))
+        sigma, u, v = self.vectors()
+        inner = np.sum(weights * self.KERNEL)
+        expected = weights / sigma - inner * np.outer(u, v) / sigma**2
+        np.testing.assert_allclose(slope, expected, rtol=1e-4, atol=1e-5)
 
 
 class TestProjection:

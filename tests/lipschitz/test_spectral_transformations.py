@@ -1,5 +1,7 @@
 """Properties of all transformations of kernels: dtypes, sharding, checkpoints, cost, errors."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 from flatreg import checkpoint, lipschitz, measures
+from flatreg.lipschitz import Convolution, Dense
 from flatreg.nnx import make_train_step
 from tests.support.kernels import first_update
 
@@ -17,11 +20,12 @@ PARAMS = {
     "dense": {"kernel": jax.random.normal(KEY, (9, 4)), "bias": jnp.ones(4)},
     "conv": {"kernel": jax.random.normal(KEY, (3, 3, 2, 3))},
 }
+OPERATORS = {"dense/kernel": Dense(), "conv/kernel": Convolution((6, 6, 2))}
 TRANSFORMATIONS = {
-    "penalty": lipschitz.spectral_norm_penalty(0.1, KEY),
-    "orthogonality": lipschitz.orthogonality_penalty(0.1),
-    "power": lipschitz.project_spectral_norm(1.0),
-    "upper_bound": lipschitz.project_spectral_norm(1.0, norm="upper_bound"),
+    "penalty": functools.partial(lipschitz.spectral_norm_penalty, 0.1, KEY),
+    "orthogonality": functools.partial(lipschitz.orthogonality_penalty, 0.1),
+    "power": functools.partial(lipschitz.project_spectral_norm, 1.0),
+    "upper_bound": functools.partial(lipschitz.project_spectral_norm, 1.0, norm="upper_bound"),
 }
 every_transformation = pytest.mark.parametrize("name", TRANSFORMATIONS)
 KERNELS = {
@@ -32,13 +36,19 @@ KERNELS = {
     "equal singular values": jnp.eye(4),
     "zero matrix": jnp.zeros((3, 4)),
 }
+MAPS = {
+    f"{case}/kernel": Dense()
+    if x.ndim == 2
+    else Convolution((16,) * (x.ndim - 2) + x.shape[-2:-1], padding="CIRCULAR")
+    for case, x in KERNELS.items()
+}
 
 
 @every_transformation
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_degenerate_kernels_stay_finite_and_keep_dtypes(name, dtype):
     params = {case: {"kernel": kernel.astype(dtype)} for case, kernel in KERNELS.items()}
-    tx = TRANSFORMATIONS[name]
+    tx = TRANSFORMATIONS[name](operators=MAPS)
 
     def step(carry, _):
         params, state = carry
@@ -53,13 +63,14 @@ def test_degenerate_kernels_stay_finite_and_keep_dtypes(name, dtype):
     if name in ("power", "upper_bound"):
         eps = float(jnp.finfo(dtype).eps)
         for case in ("equal singular values", "1×1", "rank one"):
-            sigma = lipschitz.spectral_norm_upper_bound(params[case]["kernel"])
+            linear_map = MAPS[f"{case}/kernel"]
+            sigma = lipschitz.spectral_norm_upper_bound(params[case]["kernel"], linear_map)
             assert sigma <= 1.05 * (1 + 4 * eps)
 
 
 @every_transformation
 def test_init_reads_only_shapes_and_checkpoints_round_trip(name, tmp_path):
-    tx, params = TRANSFORMATIONS[name], PARAMS
+    tx, params = TRANSFORMATIONS[name](operators=OPERATORS), PARAMS
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
     state = tx.init(shapes)
     assert jax.tree.map(jnp.shape, state) == jax.tree.map(jnp.shape, tx.init(params))
@@ -72,7 +83,7 @@ def test_init_reads_only_shapes_and_checkpoints_round_trip(name, tmp_path):
 
 @every_transformation
 def test_sharded_kernels_give_the_same_updates(name):
-    tx, params = TRANSFORMATIONS[name], {"kernel": jax.random.normal(KEY, (16, 8))}
+    tx, params = TRANSFORMATIONS[name](), {"kernel": jax.random.normal(KEY, (16, 8))}
 
     @jax.jit
     def update(params):
@@ -185,8 +196,24 @@ def test_a_step_of_a_cnn_costs_at_most_5_percent_more(name):
         (lambda: lipschitz.project_spectral_norm(-1.0), "bound must be"),
         (lambda: lipschitz.project_spectral_norm(0), "a positive bound"),
         (lambda: lipschitz.project_spectral_norm(1.0, norm="exact"), "'power' or 'upper_bound'"),
-        (lambda: lipschitz.project_norm(1, 1.0).init(PARAMS), "takes a dense kernel"),
-        (lambda: lipschitz.project_norm(2, 1.0).init(PARAMS), "ord must be 1 or jnp.inf"),
+        (
+            lambda: lipschitz.project_norm(1, 1.0, operators=OPERATORS).init(PARAMS),
+            "takes a dense kernel, but conv/kernel",
+        ),
+        (
+            lambda: lipschitz.project_norm(2, 1.0).init({"kernel": jnp.ones((2, 2))}),
+            "ord must be 1 or jnp.inf",
+        ),
+        (
+            lambda: lipschitz.project_spectral_norm(1.0, operators={}).init(PARAMS),
+            "operators is empty. linear_maps.*there are none",
+        ),
+        (
+            lambda: lipschitz.orthogonality_penalty(
+                1.0, operators={"conv/kernel": lipschitz.Linear(jnp.multiply, (3, 3, 2, 3))}
+            ).init(PARAMS),
+            "orthogonality_penalty cannot treat conv/kernel as a matrix",
+        ),
         (
             lambda: lipschitz.project_spectral_norm(1.0).init({"w": jnp.ones((2, 2))}),
             "where=lambda path",
@@ -204,8 +231,8 @@ def test_a_step_of_a_cnn_costs_at_most_5_percent_more(name):
             "dense/bias has shape",
         ),
         (
-            lambda: lipschitz.spectral_norm_penalty(1.0, KEY).update(
-                PARAMS, lipschitz.spectral_norm_penalty(1.0, KEY).init(PARAMS)
+            lambda: lipschitz.spectral_norm_penalty(1.0, KEY, operators=OPERATORS).update(
+                PARAMS, None
             ),
             "tx.update",
         ),

@@ -80,7 +80,7 @@ def spectral_normalize(
       params: a tree that contains the kernels.
       state: in the first call, the result of :func:`spectral_normalization_state`. In later calls,
         the state that this function returned, for example as an auxiliary output of the loss.
-      bound: the norm of the normalized kernels, > 0.
+      bound: the norm that the normalized kernels have approximately, > 0.
       operators: the linear map of each kernel, as returned by ``linear_maps(f, params, x)`` and as
         passed to :func:`spectral_normalization_state`. Each layer of a stack is normalized by its
         own norm. If None, the leaves called ``kernel`` are normalized as dense kernels, and a

@@ -174,6 +174,8 @@ class _Finder:
         name = equation.primitive.name
         if name in _CONTROL_FLOW:
             return _CONTROL_FLOW[name](self, equation, operands, path)
+        if name == "optimization_barrier":
+            return operands
         if not any(isinstance(x, Data | Weight | Derived) for x in operands):
             return folded(equation, operands)
         moved = rearranged(equation, operands)

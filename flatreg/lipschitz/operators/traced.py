@@ -20,6 +20,7 @@ PADDING = -1  # the index of an entry that does not depend on the input
 # Operations that keep every entry where it is.
 IDENTITIES = {
     *("convert_element_type", "copy", "copy_p", "reduce_precision", "sharding_constraint"),
+    *("reshard", "pvary", "name"),
 }
 # Operations that move entries, after which an array is still a multiple of its factors.
 _MOVES = {

@@ -1,31 +1,58 @@
 """The loss along lines and planes through weight space."""
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Protocol, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from flatreg._core.checks import alike
+from flatreg._core.tree import is_bias_or_scale, map_named, named_leaves
 from flatreg.measures.checks import check_loss, check_sequence
 from flatreg.measures.dataset import LossFn
 from flatreg.measures.weights import in_float32_or_wider
 from flatreg.typing import Grads, Params
 
 
-def filter_normalized(params: Params, key: jax.Array) -> Grads:
+class KernelMap(Protocol):
+    """The part of a linear map of ``flatreg.lipschitz`` that tells which weights form a filter."""
+
+    def input_axes(self, kernel: Any) -> tuple[int, ...]:
+        """Returns the axes of the kernel that are summed over for one output."""
+
+
+def filter_normalized(
+    params: Params, key: jax.Array, *, operators: Mapping[str, KernelMap] | None = None
+) -> Grads:
     """A random direction in which every filter has the same norm as that filter of the weights.
 
-    A filter consists of the weights of one output. As in Flax, the last axis of a leaf is the
-    output axis. Leaves with fewer than two axes (biases, normalization) get a zero direction. This
-    makes slices of networks comparable if the networks differ only by a rescaling of their filters.
+    A filter consists of the weights of one output of one layer. Biases and the scales of
+    normalization layers get a zero direction. This makes slices of networks comparable if the
+    networks differ only by a rescaling of their filters.
+
+    Without ``operators``, the names and shapes of the leaves decide:
+
+    * Leaves with fewer than two axes, and leaves called ``bias``, ``scale``, ``b``, ``offset``,
+      ``beta`` or ``gamma``, do not move, also if they are stacks with several axes.
+    * In a leaf with two axes (in, out), the last axis is the output, as in Flax.
+    * In a leaf with more axes, the axes of the bias next to it are the outputs and the layers of a
+      stack: in Flax, a bias has one entry per output. Without a bias, or if its shape fits in
+      several ways, an error is raised.
 
     Args:
       params: the trained weights.
       key: the random key for the direction.
+      operators: the linear map of each kernel, as returned by ``flatreg.lipschitz.linear_maps(f,
+        params, x)``. If given, only its kernels move. To move the table of an embedding as well,
+        add it: ``maps | {"embedding": flatreg.lipschitz.Dense()}``.
 
     Returns:
       A direction for :func:`loss_slice`, a tree like ``params``.
+
+    Raises:
+      ValueError: if it is not clear which weights form a filter, or if ``operators`` is empty or
+        contains an unknown path.
 
     Examples:
       >>> import jax, jax.numpy as jnp
@@ -40,16 +67,77 @@ def filter_normalized(params: Params, key: jax.Array) -> Grads:
       <https://arxiv.org/abs/1712.09913>`_, NeurIPS 2018.
     """
     params = in_float32_or_wider(params)
+    leaves = named_leaves(params)
+    axes = _filters(leaves) if operators is None else _traced_filters(leaves, operators)
 
-    def normalized(d: jax.Array, w: jax.Array) -> jax.Array:
-        if w.ndim < 2:
+    def normalized(path: str, d: jax.Array, w: jax.Array) -> jax.Array:
+        if path not in axes:
             return jnp.zeros_like(w)
-        axes = tuple(range(w.ndim - 1))
-        lengths = [jnp.sqrt(jnp.sum(x**2, axis=axes, keepdims=True)) for x in (w, d)]
+        lengths = [jnp.sqrt(jnp.sum(x**2, axis=axes[path], keepdims=True)) for x in (w, d)]
         return d * lengths[0] / lengths[1]
 
-    direction: Grads = jax.tree.map(normalized, optax.tree.random_like(key, params), params)
+    direction: Grads = map_named(normalized, optax.tree.random_like(key, params), params)
     return direction
+
+
+Axes: TypeAlias = dict[str, tuple[int, ...]]
+"""The axes over which the weights of a filter extend, by the paths of the leaves."""
+
+
+def _traced_filters(leaves: dict[str, Any], operators: Mapping[str, KernelMap]) -> Axes:
+    """Returns the axes of the filters of the kernels in ``operators``."""
+    unknown = operators.keys() - leaves.keys()
+    if unknown or not operators:
+        found = f"contains the paths {', '.join(sorted(unknown))}" if unknown else "is empty"
+        raise ValueError(
+            f"filter_normalized: operators {found}, but the paths of the parameters are "
+            f"{', '.join(leaves)}. Trace the same tree: write operators=flatreg.lipschitz."
+            "linear_maps(lambda params, x: …, params, x)."
+        )
+    return {path: kernel_map.input_axes(leaves[path]) for path, kernel_map in operators.items()}
+
+
+def _filters(leaves: dict[str, Any]) -> Axes:
+    """Returns the axes of the filters, according to names and to the shapes of biases."""
+    axes: Axes = {}
+    unclear = []
+    for path, w in leaves.items():
+        if w.ndim < 2 or is_bias_or_scale(path):
+            continue
+        found = {(0,)} if w.ndim == 2 else _axes_beside_bias(w, _bias_beside(path, leaves))
+        if len(found) == 1:
+            axes[path] = found.pop()
+        else:
+            unclear.append(f"{path} has shape {w.shape}")
+    if unclear:
+        raise ValueError(
+            "filter_normalized cannot tell which axes are the outputs, and which are the layers of "
+            f"a stack: {', '.join(unclear)}. Write operators=flatreg.lipschitz.linear_maps("
+            "function, params, x)."
+        )
+    return axes
+
+
+def _bias_beside(path: str, leaves: dict[str, Any]) -> Any:
+    """Returns the bias in the same subtree as a leaf, or None."""
+    parent = path.rpartition("/")[0]
+    beside = (f"{parent}/{name}".lstrip("/") for name in ("bias", "b"))
+    return next((leaves[name] for name in beside if name in leaves), None)
+
+
+def _axes_beside_bias(w: Any, bias: Any) -> set[tuple[int, ...]]:
+    """Returns all possible axes of the filters: those that the bias does not have.
+
+    The bias of a stack of layers begins with the axes of the stack and ends with those of the
+    outputs.
+    """
+    found = set()
+    for stack in range(0 if bias is None else bias.ndim):
+        outputs = bias.ndim - stack
+        shape = w.shape[:stack] + w.shape[w.ndim - outputs :]
+        if bias.ndim < w.ndim and shape == bias.shape:
+            found.add(tuple(range(stack, w.ndim - outputs)))
+    return found
 
 
 def loss_slice(loss_fn: LossFn, params: Params, *axes: tuple[Grads, Any]) -> jax.Array:

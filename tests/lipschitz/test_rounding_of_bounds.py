@@ -1,0 +1,142 @@
+"""Guaranteed bounds hold for the kernels as they are stored, checked in float64."""
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import optax
+import pytest
+
+from flatreg import lipschitz
+from flatreg.lipschitz.control.rounding import applied, rounded
+from tests.support.kernels import first_update
+
+KEY = jax.random.key(0)
+SHAPES = {"dense": (40, 24), "wide": (5, 60), "heads": (12, 3, 4), "stack": (2, 7, 7)}
+OPERATORS = {
+    "dense": lipschitz.Dense(),
+    "wide": lipschitz.Dense(),
+    "heads": lipschitz.Dense((0,)),
+    "stack": lipschitz.Stacked(lipschitz.Dense()),
+}
+CONVOLUTION = {"conv": lipschitz.Convolution((7, 2), strides=2, padding=[(3, 1)])}
+
+
+def matrices(params):
+    """The matrix (inputs, outputs) of every kernel in float64, and that of each layer."""
+    for name, kernel in params.items():
+        kernel = np.asarray(kernel, np.float64)
+        if name == "conv":
+            yield name, strided(kernel)
+        else:
+            layers = kernel if name == "stack" else [kernel.reshape(kernel.shape[0], -1)]
+            yield from ((name, layer) for layer in layers)
+
+
+def strided(kernel):
+    """The matrix of the convolution in CONVOLUTION, tap by tap."""
+    matrix = np.zeros((7, 2, 5, kernel.shape[2]))
+    for output in range(5):
+        for tap in range(kernel.shape[0]):
+            place = 2 * output + tap - 3
+            if 0 <= place < 7:
+                matrix[place, :, output] += kernel[tap]
+    return matrix.reshape(14, -1)
+
+
+def draw(rng, dtype, scale, shapes=SHAPES):
+    return {
+        name: jnp.asarray(scale * rng.normal(size=shape) / np.sqrt(shape[0]), dtype)
+        for name, shape in shapes.items()
+    }
+
+
+NORMS = {
+    "2": (
+        lambda bound: lipschitz.project_spectral_norm(
+            bound, norm="upper_bound", operators=OPERATORS | CONVOLUTION
+        ),
+        lambda matrix: np.linalg.norm(matrix, 2),
+    ),
+    "1": (
+        lambda bound: lipschitz.project_norm(1, bound, operators=OPERATORS),
+        lambda matrix: np.linalg.norm(matrix.T, 1),
+    ),
+    "inf": (
+        lambda bound: lipschitz.project_norm(jnp.inf, bound, operators=OPERATORS),
+        lambda matrix: np.linalg.norm(matrix.T, np.inf),
+    ),
+}
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
+def test_no_stored_kernel_exceeds_the_bound(dtype, norm):
+    """Random kernels of several sizes and scales, over several steps from each start."""
+    factory, exact = NORMS[norm]
+    tx = factory(0.7)
+    shapes = SHAPES | ({"conv": (4, 2, 3)} if norm == "2" else {})
+
+    @jax.jit
+    def step(params, updates):
+        updates, _ = tx.update(updates, tx.init(params), params)
+        return optax.apply_updates(params, updates)
+
+    rng = np.random.default_rng(0)
+    least = 1.0
+    for scale in (0.3, 1, 3, 20):
+        params = draw(rng, dtype, scale, shapes)
+        for change in (0.5, 0.05, 0.01):
+            params = step(params, draw(rng, dtype, change, shapes))
+            assert {x.dtype for x in params.values()} == {np.dtype(dtype)}
+            for name, matrix in matrices(params):
+                found = exact(matrix)
+                assert found <= 0.7, (name, scale, change)
+                least = min(least, found / 0.7) if (scale, change) == (3, 0.5) else least
+    # The kernels are not shrunk more than their dtype requires.
+    assert least >= (0.95 if norm == "2" else 1) - 1e-5 - 12 * float(jnp.finfo(dtype).eps)
+
+
+def test_a_change_of_dtype_is_part_of_the_guarantee():
+    """float32 updates of bfloat16 kernels, and the other way around."""
+    tx = NORMS["2"][0](1.0)
+    shapes = SHAPES | {"conv": (4, 2, 3)}
+    rng = np.random.default_rng(1)
+    for own, other in ((jnp.bfloat16, jnp.float32), (jnp.float32, jnp.bfloat16)):
+        params, updates = draw(rng, own, 2, shapes), draw(rng, other, 0.1, shapes)
+        new, _ = jax.jit(tx.update)(updates, tx.init(params), params)
+        assert {x.dtype for x in new.values()} == {np.dtype(other)}
+        for _, matrix in matrices(optax.apply_updates(params, new)):
+            assert np.linalg.norm(matrix, 2) <= 1
+
+
+def test_a_kernel_far_above_the_bound_becomes_small_or_zero():
+    """bfloat16 cannot hold the difference of 1000 and 1, so the kernel may become zero."""
+    params = {
+        "kernel": jnp.asarray(np.random.default_rng(0).normal(size=(8, 6)) * 1e3).astype("bfloat16")
+    }
+    tx = lipschitz.project_spectral_norm(1e-3, norm="upper_bound")
+    projected = optax.apply_updates(params, first_update(tx, params)[0])["kernel"]
+    assert np.linalg.norm(np.float64(projected), 2) <= 1e-3
+
+
+@pytest.mark.parametrize("norm", ["power", "upper_bound"])
+def test_not_a_number_reaches_the_parameters(norm):
+    params = {"kernel": jnp.eye(3)}
+    tx = lipschitz.project_spectral_norm(1.0, norm=norm)
+    updates = {"kernel": jnp.full((3, 3), jnp.nan)}
+    new, _ = tx.update(updates, tx.init(params), params)
+    assert jnp.isnan(optax.apply_updates(params, new)["kernel"]).all()
+
+
+@pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float16])
+def test_rounding_is_that_of_numpy(dtype):
+    """Also for subnormal numbers, which reduce_precision turns into zero."""
+    rng = np.random.default_rng(0)
+    x = np.float32(rng.normal(size=2000) * 10.0 ** rng.uniform(-8, 2, 2000))
+    np.testing.assert_array_equal(
+        jax.jit(rounded, static_argnums=1)(x, dtype), np.float32(x.astype(dtype))
+    )
+    small = np.float32(x * 1e-3).astype(dtype)
+    total = jax.jit(applied)(x.astype(dtype), small)
+    np.testing.assert_array_equal(total, np.float32(optax.apply_updates(x.astype(dtype), small)))
