@@ -177,6 +177,8 @@ def rearranged(equation: JaxprEqn, operands: Sequence[Tracked]) -> Tracked:
         return _rearranged_weight(equation, first, operands)
     if name == "mul" and isinstance(operands[1], Weight):
         return _times(operands[1], first, shape_of(equation.invars[0]))
+    if name == "select_n" and isinstance(first, Constant) and len(operands) == 3:
+        return _selected(equation, operands)
     if name == "concatenate" or isinstance(first, Data):
         return _rearranged_data(name, params, operands, equation)
     return None
@@ -216,6 +218,19 @@ def _rearranged_weight(
         if all(whole[axis] == taken[axis] for axis in kept):
             return weight._replace(axes=kept, layers=weight.layers | gone)
     return None
+
+
+def _selected(equation: JaxprEqn, operands: Sequence[Tracked]) -> Weight | None:
+    """Returns ``jnp.where(mask, parameter, 0)`` as the product of a parameter and a mask."""
+    chosen, *cases = operands
+    which = [i for i, case in enumerate(cases) if isinstance(case, Weight)]
+    if len(which) != 1 or not isinstance(chosen, Constant):
+        return None
+    weight, other, condition = cases[which[0]], cases[1 - which[0]], chosen.value
+    if not isinstance(weight, Weight) or not isinstance(other, Constant) or np.any(other.value()):
+        return None
+    mask = Constant(lambda: np.asarray(condition()) == bool(which[0]))
+    return _times(weight, mask, shape_of(equation.invars[0]))
 
 
 def _times(weight: Weight, factor: Tracked, shape: tuple[int, ...]) -> Weight | None:
