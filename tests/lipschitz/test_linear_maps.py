@@ -206,6 +206,7 @@ class TestPaddingByAnotherOperation:
         x = jax.random.normal(KEY, (1, length, 3))
         self.check(layer.apply, layer.init(KEY, x), x)
 
+    @pytest.mark.slow
     def test_the_interval_of_a_causal_layer_contains_its_norm(self):
         layer = nn.Conv(2, (3,), 2, "CAUSAL", use_bias=False)
         x = jax.random.normal(KEY, (1, 6, 2))

@@ -10,6 +10,7 @@ from flatreg import lipschitz, measures
 KEY = jax.random.key(0)
 W, X = jnp.ones(4), jnp.ones((2, 4))
 KERNELS = {"kernel": jnp.ones((3, 3, 2, 4)), "other": {"kernel": jnp.ones((4, 3))}}
+MAPS = {"kernel": lipschitz.Convolution((8, 8, 2)), "other/kernel": lipschitz.Dense()}
 
 
 def f(x):
@@ -26,8 +27,9 @@ def deflated_trace(w):
     return measures.trace(loss_fn, w, KEY, deflate=pairs)
 
 
-def updated(tx, kernels):
-    return tx.update(kernels, tx.init(kernels), kernels)
+def updated(factory, *args):
+    tx = factory(*args, operators=MAPS)
+    return tx.update(KERNELS, tx.init(KERNELS), KERNELS)
 
 
 PRODUCTS = {
@@ -42,9 +44,9 @@ PRODUCTS = {
     "spectral_norm of a convolution": lambda: lipschitz.spectral_norm(
         KERNELS["kernel"], lipschitz.Convolution((8, 8, 2), 2)
     ),
-    "spectral_norm_penalty": lambda: updated(lipschitz.spectral_norm_penalty(1.0, KEY), KERNELS),
-    "orthogonality_penalty": lambda: updated(lipschitz.orthogonality_penalty(1.0), KERNELS),
-    "project_spectral_norm": lambda: updated(lipschitz.project_spectral_norm(1.0), KERNELS),
+    "spectral_norm_penalty": lambda: updated(lipschitz.spectral_norm_penalty, 1.0, KEY),
+    "orthogonality_penalty": lambda: updated(lipschitz.orthogonality_penalty, 1.0),
+    "project_spectral_norm": lambda: updated(lipschitz.project_spectral_norm, 1.0),
     "lipschitz_lower_bound": lambda: lipschitz.lipschitz_lower_bound(lambda _, x: f(x), (), X, KEY),
     "input_sensitivity": lambda: lipschitz.input_sensitivity(f, X),
 }

@@ -105,7 +105,7 @@ def _choose_dense(
             "which have different norms, and biases and scales are not kernels. Write "
             "operators=flatreg.lipschitz.linear_maps(function, params, x), or describe each kernel "
             f"by hand: operators={{{unclear[0]!r}: flatreg.lipschitz.Dense(contracting=…), …}}. To "
-            "leave leaves out, select the others: where=lambda path: path.endswith('/kernel') and "
+            "leave leaves out, select the others: where=lambda path: path.endswith('kernel') and "
             f"path not in {unclear}."
         )
     return chosen

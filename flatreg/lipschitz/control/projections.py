@@ -13,12 +13,11 @@ import jax.numpy as jnp
 import optax
 
 from flatreg._core.checks import check_nonnegative, check_scalars
-from flatreg._core.tree import map_named
+from flatreg._core.tree import map_named, named_leaves
 from flatreg.lipschitz.control.kernels import (
     LayerMap,
     Operators,
     Where,
-    check_params,
     choose_kernels,
     linear_map_of,
     per_layer,
@@ -319,11 +318,10 @@ def _projection(
         return init_kernels(choose_kernels(name, params, operators, where))
 
     def update(updates: Grads, state: Any, params: Any = None) -> tuple[Grads, Any]:
-        check_params(name, params)
-        ahead = jax.tree.map(applied, params, updates)
-        chosen = choose_kernels(name, ahead, operators, where)
+        chosen, changes = choose_kernels(name, params, operators, where), named_leaves(updates)
+        ahead = {path: applied(kernel, changes[path]) for path, kernel in chosen.items()}
         largest = value_at(bound, state.count)
-        norms, state = norms_of(chosen, state)
+        norms, state = norms_of(ahead, state)
 
         def projected(path: str, u: jax.Array, w: jax.Array) -> jax.Array:
             if path not in norms:

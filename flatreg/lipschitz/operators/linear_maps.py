@@ -145,7 +145,9 @@ def find_kernels(function: Callable[..., Any], params: Params, *args: Any) -> Ke
     inputs: list[Tracked] = [new_data(variable) for variable in variables[len(leaves) :]]
     finder = _Finder()
     walk(program, [*weights, *inputs], finder.visit, constant)
-    ranks = {path: len(leaf.shape) for path, leaf in leaves.items()}
+    ranks = {
+        path: len(shape_of(variable)) for path, variable in zip(leaves, variables, strict=False)
+    }
     return finder.kernels(ranks)
 
 
