@@ -112,6 +112,10 @@ USES = {
         Dense((1,)),
     ),
     "scale": (lambda p, x: x * p["w"][0], None),
+    "scale of a residual branch": (
+        lambda p, x: jax.nn.standardize(x + jnp.tanh(x) * p["w"][0]) * p["w"][1],
+        None,
+    ),
     "embedding": (lambda p, x: p["w"][jnp.int32(x[:, 0])], None),
     "pooled embedding": (lambda p, x: p["w"][jnp.int32(x)].sum(1), None),
     "without the input": (lambda p, x: p["w"] @ p["w"] + jnp.sum(x), None),

@@ -236,6 +236,9 @@ class _Finder:
                 if not factor.is_lookup and not factor.axes.isdisjoint(axes):
                     self._fail(factor.path, f"multiplies the input by 'mul' and {name!r}")
             return ()
+        if name not in ("mul", "div") or len(data) > 1:
+            # A sum of what follows is no longer a product of the input with a scale.
+            known = [factor for factor in known if len(factor.axes) > 1]
         if name in ("mul", "div") or (known and name in ("add", "sub", "add_any", "select_n")):
             varies = frozenset(range(len(shape_of(equation.outvars[0]))))
             for x in operands:
