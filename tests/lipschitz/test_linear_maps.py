@@ -107,6 +107,10 @@ USES = {
         lambda p, x: jax.lax.cond(x[0, 0] > 0, lambda x: x @ p["w"], lambda x: x, x),
         Dense(),
     ),
+    "after a conditional": (
+        lambda p, x: jax.lax.cond(x[0, 0] > 0, lambda x: x[::-1], lambda x: x[:2], x) @ p["w"],
+        Dense(),
+    ),
     "table and output layer": (
         lambda p, x: p["w"][jnp.int32(x[:, 0])] @ p["w"].T,
         Dense((1,)),
@@ -230,6 +234,23 @@ class TestPaddingByAnotherOperation:
 
         params = {"w": jax.random.normal(KEY, (3, 2, 2, 3))}
         self.check(padded, params, jax.random.normal(KEY, (1, 4, 5, 2)))
+
+    def test_padding_before_a_loop_is_an_input_of_the_loop(self):
+        """After the first iteration, the places that were padded hold other values."""
+
+        def scanned(params, x):
+            def layer(x, kernel):
+                layout = ("NHC", "HIO", "NHC")
+                return jax.lax.conv_general_dilated(
+                    x, kernel, (1,), "SAME", dimension_numbers=layout
+                ), None
+
+            return jax.lax.scan(layer, jnp.pad(x, ((0, 0), (2, 1), (0, 0))), params["w"])[0]
+
+        params = {"w": jnp.ones((2, 3, 2, 2))}
+        one = Convolution((7, 2), padding=[(1, 1)])
+        maps = lipschitz.linear_maps(scanned, params, jnp.ones((1, 4, 2)))
+        assert maps == {"w": lipschitz.Stacked(one)}
 
     def test_constant_channels(self):
         def with_place(params, x):

@@ -303,11 +303,11 @@ class _Finder:
     ) -> list[Tracked]:
         """Walks through the body of a loop until what is known about the carry is stable."""
         inside = body.jaxpr.invars[len(constants) : len(constants) + len(carry)]
-        pairs = zip(carry, inside, body.jaxpr.outvars[: len(carry)], strict=True)
         # A value that the body returns unchanged is the same in every iteration.
-        fixed = [before is after for _, before, after in pairs]
+        fixed = [x is y for x, y in zip(inside, body.jaxpr.outvars[: len(carry)], strict=True)]
         carry = [
-            x if same else _after_first("the loop", x) for x, same in zip(carry, fixed, strict=True)
+            x if same else _joined(x, x, variable, "the loop")
+            for x, variable, same in zip(carry, inside, fixed, strict=True)
         ]
         while True:
             trial = _Finder()
@@ -339,7 +339,7 @@ class _Finder:
         outputs = list(branches[0])
         for branch in branches[1:]:
             pairs = zip(outputs, branch, equation.outvars, strict=True)
-            outputs = [x if x == y else _joined(x, y, v, "cond") for x, y, v in pairs]
+            outputs = [x if _same(x, y) else _joined(x, y, v, "cond") for x, y, v in pairs]
         if isinstance(chosen, Data):
             outputs = [new_data(variable) for variable in equation.outvars]
         return _outputs(equation.outvars, outputs, "cond", keep=True)
@@ -360,12 +360,9 @@ def _kind(x: Tracked) -> Any:
     return frozenset(path for path, _ in paths_of(x, ""))
 
 
-def _after_first(operation: str, x: Tracked) -> Tracked:
-    """Returns a value that changes from one iteration of a loop to the next."""
-    if isinstance(x, Data):
-        return x._replace(source=object(), factors=(), producer=None)
-    changes = paths_of(x, operation)
-    return Derived(changes, frozenset()) if changes else None
+def _same(x: Tracked, y: Tracked) -> bool:
+    """Whether two branches of a conditional return the same array."""
+    return x is y or (isinstance(x, Weight) and x == y)
 
 
 def _joined(before: Tracked, after: Tracked, variable: Any, operation: str) -> Tracked:
