@@ -60,11 +60,12 @@ def spectral_norm(
     Args:
       kernel: the kernel. The computation is in at least float32.
       linear_map: the linear map of the layer, :data:`LinearMap`. :func:`linear_maps` finds the
-        maps of a model. If None, a kernel with two
-        axes is treated as dense, and a kernel with three to five axes is treated as a convolution
-        with stride 1 on an infinite grid, whose norm is the supremum of its symbol. In the latter
-        case, ``lower`` is the largest σ of the symbol at some frequencies, and only ``upper`` is
-        also valid for the convolution with other strides, paddings and input sizes.
+        maps of a model. If None, a kernel with two axes is treated as dense, and a kernel with
+        three to five axes is treated as a convolution with stride 1 on an infinite grid, whose norm
+        is the supremum of its symbol. In the latter case, ``lower`` is the largest σ of the symbol
+        at some frequencies, and only ``upper`` is also valid for the convolution with other
+        strides, paddings and input sizes. For attention kernels, stacks of layers and other kernels
+        that are not convolutions, always pass their linear map.
       steps: the number of Lanczos steps, at least 1. Each step keeps one input and one output in
         memory.
       key: the random key for the start. If None, ``jax.random.key(0)``, so that the result is

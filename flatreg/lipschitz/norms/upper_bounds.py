@@ -58,8 +58,8 @@ def spectral_norm_upper_bound(
         and a kernel with three to five axes is treated as a convolution. In the latter case, the
         bound is computed from the symbol at stride 1 and holds for every input size, zero or
         circular padding, stride, dilation and grouping. It does not hold for reflected padding,
-        which reads the input in several directions, or for a dense kernel with more than two axes,
-        which needs ``Dense()``.
+        which reads the input in several directions, or for attention kernels, stacks of layers and
+        other kernels that are not convolutions: always pass their linear map.
       tolerance: the largest relative amount by which the bound by the symbol may exceed the
         supremum of the symbol.
 
