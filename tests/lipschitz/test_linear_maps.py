@@ -151,6 +151,12 @@ UNMAPPED = {
         "w",
     ),
     "sum of products": (lambda p, x: jnp.sum(x[:, :, None] * p["w"], 1), W, X, "w"),
+    "two maps that are not adjoint": (
+        lambda p, x: [jnp.einsum(f, x, p["w"]) for f in ("bi,ijk->bjk", "bj,ijk->bik")],
+        {"w": jnp.ones((4, 4, 4))},
+        X,
+        "w",
+    ),
     "changed in a loop": (
         lambda p, x: jax.lax.scan(lambda w, x: (w / 2, x @ w), p["w"], x)[1],
         W,
@@ -192,6 +198,15 @@ def test_layers_without_a_single_linear_map_are_named(layer):
     with pytest.raises(ValueError, match="no single linear map") as caught:
         lipschitz.linear_maps(layer.apply, variables, x)
     assert all(path in str(caught.value) for path in kernels)
+
+
+def test_a_kernel_with_three_axes_and_its_adjoint_have_one_map():
+    def there_and_back(params, x):
+        y = jnp.tanh(jnp.einsum("bi,ijk->bjk", x, params["w"]))
+        return jnp.einsum("bjk,ijk->bi", y, params["w"])
+
+    maps = lipschitz.linear_maps(there_and_back, {"w": jnp.ones((4, 2, 3))}, X)
+    assert maps == {"w": Dense((0,))}
 
 
 def test_paths_that_collide_are_an_error():
