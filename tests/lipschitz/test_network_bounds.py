@@ -24,6 +24,11 @@ def normal(*shape):
     return np.random.default_rng(0).normal(size=shape)
 
 
+def divisors(*shape):
+    """Numbers from 0.1 to 10, which vary along every axis."""
+    return 10 ** np.random.default_rng(1).uniform(-1, 1, size=shape)
+
+
 def pool(window, strides, padding="VALID", max=True):
     pooling = nn.max_pool if max else nn.avg_pool
     return lambda x: pooling(x, window, strides=strides, padding=padding)
@@ -63,6 +68,16 @@ LINEAR = {
         1.3,
     ),
     "scaled dense": (lambda x: (x @ normal(4, 3) + 1) * np.array([10.0, 1.0, 0.1]), 1),
+    "dense, divided per place and channel": (lambda x: (x @ normal(4, 3)) / divisors(6, 3), 20),
+    "convolution, divided per row and channel": (
+        lambda x: (convolve(normal(3, 3, 4, 2))(x) + 1) / divisors(6, 1, 2),
+        20,
+    ),
+    "dense, multiplied per place and channel": (lambda x: x @ normal(4, 3) * divisors(6, 3), 20),
+    "dense, divided and multiplied": (
+        lambda x: (x @ normal(4, 3)) / np.array([1.0, 0.1, 10.0]) * np.array([1.0, 0.1, 10.0]),
+        1,
+    ),
     "circular convolution": (
         lambda x: nn.Conv(2, (3, 3), padding="CIRCULAR").apply(
             {"params": {"kernel": normal(3, 3, 4, 2), "bias": np.ones(2)}}, x

@@ -14,15 +14,9 @@ import jax.numpy as jnp
 
 from flatreg._core.tree import path_name
 from flatreg.lipschitz.batch_functions import check_inputs
-from flatreg.lipschitz.networks.interpreter import Interpreter, explain
-from flatreg.lipschitz.networks.values import (
-    Dependent,
-    Known,
-    Value,
-    known,
-    numbers_in,
-    propagate,
-)
+from flatreg.lipschitz.networks.explanations import explain
+from flatreg.lipschitz.networks.interpreter import Interpreter
+from flatreg.lipschitz.networks.values import Known, Value, known, propagate
 from flatreg.typing import Params
 
 
@@ -37,7 +31,9 @@ class LipschitzBound(NamedTuple):
         z. None if the output of f is not (batch, outputs).
       layers: the factors in ``upper`` other than 1, in order. The keys are the names of the layers,
         activations or poolings that they come from. The factors of parallel residual branches are
-        listed one branch after the other.
+        listed one branch after the other. If the output of a layer is scaled per channel, as by
+        BatchNorm, the factor of the layer is its norm with the scales relative to the largest one,
+        and the largest scale is a factor of its own.
     """
 
     upper: jax.Array
@@ -55,15 +51,22 @@ def lipschitz_bound(
     * dense layers, and convolutions with any stride, padding, dilation and groups;
     * BatchNorm with fixed statistics;
     * pooling; overlapping max-pooling contributes √∏⌈k/s⌉ for windows k and strides s;
-    * residual sums, concatenations, reshapes and reductions;
-    * the activations of ``jax.nn`` (GELU 1.129, SiLU 1.100, softmax ½).
+    * residual sums, concatenations, stacks, tiles, reshapes and reductions;
+    * the activations of ``jax.nn`` (GELU 1.129, SiLU 1.100), softmax (½), log_softmax (√n for n
+      classes) and logsumexp (1), along any axes;
+    * sorting (GroupSort) and MaxMin (1);
+    * ``jnp.where(z > 0, z, a * z)`` and other functions of single entries that consist of pieces,
+      with a condition that compares two affine functions. The pieces must agree, up to rounding,
+      where the condition changes;
+    * ``scan`` over layers, and loops and conditionals whose condition is known.
 
     The product of two values that depend on x cannot be bounded, which excludes attention and
     LayerNorm. Such products raise an error, as do operations for which there is no rule. The bound
-    holds for exact arithmetic and does not account for rounding in the network's dtype.
+    holds for the network in exact arithmetic and does not account for rounding in the network's
+    dtype. The computation of the bound itself rounds up.
 
     The function can be jitted and differentiated with respect to ``params``. It reads only the
-    shape and the dtype of ``x``.
+    shape and the dtype of ``x``. Layers of the same shape share one loop, which is compiled once.
 
     Args:
       function: the network in evaluation mode, which maps the parameters and a batch to the
@@ -117,25 +120,42 @@ def lipschitz_bound(
             f"lipschitz_bound needs a function that returns one array, got {outputs}: for example, "
             "write lambda params, x: function(params, x)[0]."
         )
-    interpreter = Interpreter(numbers_in(program))
+    interpreter = Interpreter()
     arguments: list[Value] = [known(leaf, path_name(path) or "params") for path, leaf in named]
     arguments.append(interpreter.start(example))
     (result,) = propagate(program, arguments, interpreter.visit)
     if isinstance(result, Known):
-        result = Dependent(outputs.shape, outputs.dtype, "0", jnp.zeros(()))
+        return LipschitzBound(jnp.zeros(()), _pairs(outputs.shape, jnp.zeros(()), None), {})
     if result.unbounded is not None:
         raise ValueError(explain(result.unbounded))
-    return LipschitzBound(result.bound, _pairs(result), interpreter.layers(result))
-
-
-def _pairs(result: Dependent) -> jax.Array | None:
-    """Returns bounds on the Lipschitz constants of the differences of two outputs."""
-    if len(result.shape) != 2:
-        return None
-    outputs = result.shape[1]
-    plain: jax.Array = jnp.sqrt(2) * result.bound * (1 - jnp.eye(outputs))
     if result.head is None:
+        (upper,), layers = interpreter.results(result)
+        return LipschitzBound(upper, _pairs(result.shape, upper, None), layers)
+    of_features, rows = result.head
+    (upper, features), layers = interpreter.results(result, of_features)
+    return LipschitzBound(upper, _pairs(result.shape, upper, (features, rows)), layers)
+
+
+def _pairs(
+    shape: tuple[int, ...], upper: jax.Array, head: tuple[jax.Array, jax.Array] | None
+) -> jax.Array | None:
+    """Returns bounds on the Lipschitz constants of the differences of two outputs.
+
+    Args:
+      shape: the shape of the outputs.
+      upper: the bound of the outputs.
+      head: (B, W) if the outputs are Wz + c and z has the bound B.
+    """
+    if len(shape) != 2:
+        return None
+    plain: jax.Array = jnp.sqrt(2) * upper * (1 - jnp.eye(shape[1]))
+    if head is None:
         return plain
-    features, rows = result.head
-    apart = jax.lax.map(lambda row: jnp.linalg.norm(rows - row, axis=1), rows)
+    features, rows = head
+    _, apart = jax.lax.scan(_distances, rows, rows)
     return jnp.minimum(plain, features * apart)
+
+
+def _distances(rows: jax.Array, row: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns ‖Wᵢ − w‖ for all rows of W. A function with a name is compiled once per shape."""
+    return rows, jnp.linalg.norm(rows - row, axis=1)

@@ -1,9 +1,7 @@
-"""Rules for how much a single operation can stretch differences of values, in the 2-norm.
+"""Rules for how much an operation on one value can stretch its differences, in the 2-norm.
 
-:func:`gain` covers operations on one value z that depends on x, with
-‖op(z) − op(z′)‖ ≤ gain · ‖z − z′‖. :func:`combined` covers operations on several such values. Both
-return None for operations without a bound. For example, the product of two values that depend on x
-is unbounded unless the values themselves are bounded.
+:func:`gain` returns a number with ‖op(z) − op(z′)‖ ≤ gain · ‖z − z′‖ for all z and z′, or None for
+operations without a bound.
 """
 
 import math
@@ -14,9 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flatreg._core.tree import widened
-from flatreg.lipschitz.networks.values import Dependent, Known, Operation
-from flatreg.lipschitz.norms.upper_bounds import spectral_norm_upper_bound
+from flatreg.lipschitz.networks.deferred import Norm
+from flatreg.lipschitz.networks.values import Dependent, Known, Operation, array_module, wide
 from flatreg.lipschitz.operators.convolution import Convolution
 
 # Operations with gain 1: they move entries, drop entries or add constant entries, or apply a
@@ -25,6 +22,7 @@ _GAIN_ONE = """
     reshape squeeze expand_dims transpose rev slice dynamic_slice split copy copy_p stop_gradient
     reduce_precision device_put sharding_constraint pad dynamic_update_slice concatenate
     add add_any sub neg abs max min clamp select_n tanh sin cos atan asinh reduce_max reduce_min
+    stack unstack scatter scatter-add
 """
 GAIN_ONE = set(_GAIN_ONE.split())
 # Elementwise operations, whose operands may be broadcast.
@@ -37,44 +35,27 @@ OPERANDS = {
     "div": {0},
     "pad": {0},
     "gather": {0},
+    "scatter": {0},
+    "scatter-add": {0},
 }
 
 
 def gain(operation: Operation) -> Any:
-    """Returns the gain of an operation on one value that depends on x, or None."""
+    """Returns the gain of an operation on one value that depends on x: a number, a norm or None."""
     name, position = operation.name, operation.position
     if position not in OPERANDS.get(name, {position}):
         return None
-    broadcast = math.sqrt(_copies(operation)) if name in ELEMENTWISE else 1.0
+    broadcast = math.sqrt(copies(operation)) if name in ELEMENTWISE else 1.0
     if name in GAIN_ONE:
         return broadcast
     rule = RULES.get(name)
     own = None if rule is None else rule(operation)
-    return None if own is None else broadcast * own
-
-
-def combined(operation: Operation) -> Any:
-    """Returns the bound of x ↦ op(z₁, z₂, …) from the bounds of x ↦ zᵢ, or None."""
-    name = operation.name
-    allowed = OPERANDS.get(name)
-    bounds = []
-    for i, operand in enumerate(operation.operands):
-        if isinstance(operand, Dependent):
-            if allowed is not None and i not in allowed:
-                return None
-            copies = _copies(operation, operand) if name in ELEMENTWISE else 1.0
-            bounds.append(math.sqrt(copies) * operand.bound)
-    if name in {"add", "add_any", "sub"}:
-        return sum(bounds)
-    # Each entry of the output changes at most as much as one entry of one of the operands.
-    if name in {"max", "min", "select_n", "concatenate", "dynamic_update_slice"}:
-        return jnp.sqrt(sum(bound**2 for bound in bounds))
-    return None
+    return own if own is None or isinstance(own, Norm) else broadcast * own
 
 
 def matrices(kernel: Any, contracting: Sequence[int], batch: Sequence[int] = ()) -> jax.Array:
     """Returns a kernel of ``dot_general`` with shape (batches, outputs, inputs)."""
-    kernel = widened(kernel)
+    kernel = wide(kernel)
     shape = np.shape(kernel)
     free = [i for i in range(kernel.ndim) if i not in (*contracting, *batch)]
     moved: jax.Array = kernel.transpose((*batch, *free, *contracting))
@@ -107,11 +88,11 @@ def convolution_of(operation: Operation) -> Convolution | None:
     )
 
 
-def _copies(operation: Operation, operand: Dependent | None = None) -> float:
+def copies(operation: Operation, operand: Dependent | None = None) -> float:
     """Returns the size of the output over that of an operand, by default the dependent operand."""
     operand = operation.dependent[0] if operand is None else operand
-    copies: float = math.prod(operation.output.shape) / max(math.prod(operand.shape), 1)
-    return copies
+    ratio: float = math.prod(operation.output.shape) / max(math.prod(operand.shape), 1)
+    return ratio
 
 
 def _other(operation: Operation) -> Any:
@@ -123,23 +104,26 @@ def _other(operation: Operation) -> Any:
 
 def _cast(operation: Operation) -> float | None:
     """Returns 1 for a cast to a floating-point dtype. Rounding to integers cannot be bounded."""
-    return 1.0 if jnp.issubdtype(operation.output.dtype, jnp.floating) else None
+    return 1.0 if jnp.issubdtype(operation.output.dtype, jnp.inexact) else None
 
 
-def _multiply(operation: Operation) -> jax.Array:
-    return jnp.max(jnp.abs(widened(_other(operation))))
+def _multiply(operation: Operation) -> Any:
+    other = wide(_other(operation))
+    return array_module(other).max(abs(other), initial=0)
 
 
-def _divide(operation: Operation) -> jax.Array:
-    return 1 / jnp.min(jnp.abs(widened(_other(operation))))
+def _divide(operation: Operation) -> Any:
+    other = wide(_other(operation))
+    with np.errstate(divide="ignore"):
+        return 1 / array_module(other).min(abs(other), initial=math.inf)
 
 
 def _broadcast(operation: Operation) -> float:
-    return math.sqrt(_copies(operation))
+    return math.sqrt(copies(operation))
 
 
 def _sum(operation: Operation) -> float:
-    return 1 / math.sqrt(_copies(operation))  # √n for n summands
+    return 1 / math.sqrt(copies(operation))  # √n for n summands
 
 
 def _gather(operation: Operation) -> jax.Array:
@@ -154,20 +138,51 @@ def _gather(operation: Operation) -> jax.Array:
     return jnp.sqrt(copies.max())
 
 
-def _dense(operation: Operation) -> jax.Array:
+def _sort(operation: Operation) -> float | None:
+    """Returns 1 for sorted values, and for values in the order of known keys.
+
+    Sorting permutes the entries of each z, and the permutation only changes where entries are
+    equal. Positions (``argsort``) and other values in the order of z jump there.
+    """
+    is_sorted = (
+        operation.position == operation.output_index == 0 and operation.params["num_keys"] == 1
+    )
+    by_known_keys = operation.position >= operation.params["num_keys"]
+    return 1.0 if is_sorted or by_known_keys else None
+
+
+def _top_k(operation: Operation) -> float | None:
+    """Returns 1 for the largest values. Their positions jump."""
+    return 1.0 if operation.output_index == 0 else None
+
+
+def _length(operation: Operation) -> int:
+    """Returns the number of entries along the axis of a cumulative operation."""
+    length: int = operation.output.shape[operation.params["axis"]]
+    return length
+
+
+def _cumulative_sum(operation: Operation) -> float:
+    """Returns the largest singular value of the triangular matrix of ones."""
+    return 1 / (2 * math.sin(math.pi / (4 * _length(operation) + 2)))
+
+
+def _dense(operation: Operation) -> Norm:
     """Returns the largest singular value of the known factor, over all batch entries."""
     other = 1 - operation.position
     contracting, batch = operation.params["dimension_numbers"]
-    factor = matrices(_other(operation), contracting[other], batch[other])
-    return jnp.max(jnp.linalg.svd(factor, compute_uv=False))
+    known = operation.operands[other]
+    assert isinstance(known, Known)
+    key = "dense", known.key, tuple(contracting[other]), tuple(batch[other])
+    return Norm(matrices(known.value, contracting[other], batch[other]), key=key)
 
 
-def _convolution(operation: Operation) -> jax.Array | None:
+def _convolution(operation: Operation) -> Norm | None:
     """Returns the certified upper bound on the norm of the convolution at this input size."""
     linear_map, kernel = convolution_of(operation), operation.operands[1]
     if linear_map is None or not isinstance(kernel, Known):
         return None
-    return spectral_norm_upper_bound(kernel.value, linear_map)
+    return Norm(wide(kernel.value), linear_map, ("convolution", kernel.key, linear_map))
 
 
 def _windows(operation: Operation) -> list[np.ndarray[Any, Any]]:
@@ -205,6 +220,12 @@ RULES: dict[str, Callable[[Operation], Any]] = {
     "mul": _multiply,
     "div": _divide,
     "broadcast_in_dim": _broadcast,
+    "tile": _broadcast,
+    "sort": _sort,
+    "top_k": _top_k,
+    "cumsum": _cumulative_sum,
+    "cummax": lambda operation: math.sqrt(_length(operation)),
+    "cummin": lambda operation: math.sqrt(_length(operation)),
     "reduce_sum": _sum,
     "gather": _gather,
     "dot_general": _dense,

@@ -6,15 +6,17 @@ of a value are recognized.
 """
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, TypeGuard
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, jaxpr_as_fun
 
-from flatreg.lipschitz.programs import all_equations, walk
+from flatreg.lipschitz.networks.deferred import Norm
+from flatreg.lipschitz.programs import walk
 
 
 class Known(NamedTuple):
@@ -39,25 +41,48 @@ class Unbounded(NamedTuple):
       layer: the name scopes around the operation.
       after: the last parameter used before the operation.
       before: the first parameter used after the operation.
+      factors: how many operands of the operation depend on x.
+      detail: what is wrong, in a sentence, if more is known than the name of the operation.
     """
 
     operation: str
     layer: str
     after: str
     before: str = ""
+    factors: int = 1
+    detail: str = ""
+
+
+class Factor(NamedTuple):
+    """A factor in a bound.
+
+    Attributes:
+      position: the position among the factors of a bound, in the order of the program.
+      name: the layer or operation that the factor comes from.
+      number: the index of the factor among the deferred numbers.
+    """
+
+    position: int
+    name: str
+    number: int
 
 
 class ScaledLayer(NamedTuple):
     """A layer with a known kernel whose output was scaled per channel and shifted.
 
     Attributes:
+      input_bound: the bound of the layer's input, as an index of a deferred number.
       axis: the channel axis of the value.
-      bound: ``bound(scale)`` bounds the Lipschitz constant of x ↦ scale ⊙ value, for one further
-        factor per channel.
+      norm: ``norm(scale)`` is the norm of the layer with its output multiplied by ``scale``.
+      factor: the factor of the layer in the bound of the value.
+      scale: the absolute factor per channel until now, or None before the first one.
     """
 
+    input_bound: int
     axis: int
-    bound: Callable[[jax.Array], jax.Array]
+    norm: Callable[[jax.Array], Norm]
+    factor: Factor
+    scale: jax.Array | None = None
 
 
 class Dependent(NamedTuple):
@@ -66,26 +91,30 @@ class Dependent(NamedTuple):
     Attributes:
       shape: the shape of the value.
       dtype: the dtype of the value.
-      key: an identifier, which is the same for values that are known to be equal.
-      bound: a bound on the Lipschitz constant of x ↦ value, or None.
+      key: an identifier, which is the same for values that are known to be equal, and larger than
+        those of the operands.
+      bound: a bound on the Lipschitz constant of x ↦ value, as an index of a deferred number, or
+        None.
       unbounded: the reason why ``bound`` is None.
       layer_name: the layer that the value comes from.
       parameter: the last parameter used to compute the value.
-      factors: the factors in the bound, as indices into the interpreter's list of all factors.
+      factors: the factors in the bound.
       head: (B, W) if the value is Wz + c, where z has the bound B. W has shape (outputs, features).
       layer: the layer whose scaled and shifted output the value is, if there is one.
+      operation: the operation that computed the value. None for x.
     """
 
     shape: tuple[int, ...]
     dtype: Any
-    key: Any
-    bound: Any = None
+    key: int
+    bound: int | None = None
     unbounded: Unbounded | None = None
     layer_name: str = ""
     parameter: str = ""
-    factors: frozenset[int] = frozenset()
-    head: tuple[Any, jax.Array] | None = None
+    factors: frozenset[Factor] = frozenset()
+    head: tuple[int, jax.Array] | None = None
     layer: ScaledLayer | None = None
+    operation: "Operation | None" = None
 
 
 Value: TypeAlias = Known | Dependent
@@ -98,11 +127,13 @@ class Operation(NamedTuple):
       equation: the operation in the jaxpr.
       operands: its operands.
       path: the name scopes around it.
+      output_index: which of its outputs is asked for.
     """
 
     equation: JaxprEqn
     operands: Sequence[Value]
     path: str = ""
+    output_index: int = 0
 
     @property
     def name(self) -> str:
@@ -116,8 +147,8 @@ class Operation(NamedTuple):
 
     @property
     def output(self) -> Any:
-        """The shape and the dtype of the first output."""
-        return self.equation.outvars[0].aval
+        """The shape and the dtype of the output."""
+        return self.equation.outvars[self.output_index].aval
 
     @property
     def dependent(self) -> list[Dependent]:
@@ -145,14 +176,20 @@ VisitOperation: TypeAlias = Callable[[Operation], Sequence[Dependent]]
 
 
 def propagate(
-    program: Jaxpr | ClosedJaxpr, arguments: Sequence[Value], visit: VisitOperation
+    program: Jaxpr | ClosedJaxpr,
+    arguments: Sequence[Value],
+    visit: VisitOperation,
+    path: str = "",
 ) -> list[Value]:
     """Carries values through a program and computes the operations on known values.
+
+    Loops and conditionals are entered if the number of iterations and the condition are known.
 
     Args:
       program: the jaxpr.
       arguments: one value per input.
       visit: returns the outputs of an operation on a value that depends on x.
+      path: the name scopes around the program.
 
     Returns:
       One value per output.
@@ -162,9 +199,97 @@ def propagate(
         known_operands = [operand for operand in operands if isinstance(operand, Known)]
         if len(known_operands) == len(operands):
             return _computed(equation, known_operands)
-        return visit(Operation(equation, operands, path))
+        followed = FOLLOWED.get(equation.primitive.name)
+        results = None if followed is None else followed(equation, operands, visit, path)
+        return visit(Operation(equation, operands, path)) if results is None else results
 
-    return walk(program, arguments, visit_any, known)
+    return walk(program, arguments, visit_any, known, path)
+
+
+def _scan(
+    equation: JaxprEqn, operands: list[Value], visit: VisitOperation, path: str
+) -> list[Value]:
+    """Carries values through the iterations of ``scan``, for example over stacked layers."""
+    program = jax.make_jaxpr(functools.partial(_unrolled, equation.params))(
+        *(variable.aval for variable in equation.invars)
+    )
+    return propagate(program, operands, visit, path)
+
+
+def _unrolled(params: dict[str, Any], *operands: Any) -> list[Any]:
+    """Runs the iterations of ``scan`` one after the other."""
+    body, length = jaxpr_as_fun(params["jaxpr"]), params["length"]
+    of_constants, of_carry = params["num_consts"], params["num_carry"]
+    constants, carry = operands[:of_constants], operands[of_constants:][:of_carry]
+    sequences = operands[of_constants + of_carry :]
+    rows: list[Any] = [None] * length
+    for i in reversed(range(length)) if params["reverse"] else range(length):
+        entries = (_entry(sequence, i) for sequence in sequences)
+        results = body(*constants, *carry, *entries)
+        carry, rows[i] = results[:of_carry], results[of_carry:]
+    if not rows:
+        empty = params["jaxpr"].out_avals[of_carry:]
+        return [*carry, *(jnp.zeros((0, *aval.shape), aval.dtype) for aval in empty)]
+    return [*carry, *(jnp.stack(column) for column in zip(*rows, strict=True))]
+
+
+def _entry(sequence: jax.Array, i: int) -> jax.Array:
+    """Returns ``sequence[i]``, with one operation for all i, which is compiled once."""
+    start = (i, *(0 for _ in sequence.shape[1:]))
+    entry = jax.lax.dynamic_slice(sequence, start, (1, *sequence.shape[1:]))
+    return jax.lax.squeeze(entry, (0,))
+
+
+def _while(
+    equation: JaxprEqn, operands: list[Value], visit: VisitOperation, path: str
+) -> list[Value] | None:
+    """Carries values through a loop as long as its condition is known."""
+    params = equation.params
+    of_condition, of_body = params["cond_nconsts"], params["body_nconsts"]
+    condition, body = operands[:of_condition], operands[of_condition:][:of_body]
+    carry = operands[of_condition + of_body :]
+    while True:
+        (goes_on,) = propagate(params["cond_jaxpr"], [*condition, *carry], visit, path)
+        if not is_concrete(goes_on):
+            return None
+        if not goes_on.value:
+            return carry
+        carry = propagate(params["body_jaxpr"], [*body, *carry], visit, path)
+
+
+def _cond(
+    equation: JaxprEqn, operands: list[Value], visit: VisitOperation, path: str
+) -> list[Value] | None:
+    """Carries values through the branch that is taken, if that is known."""
+    index, *arguments = operands
+    branches = equation.params["branches"]
+    if not is_concrete(index):
+        return None
+    taken = branches[int(np.clip(index.value, 0, len(branches) - 1))]
+    return propagate(taken, arguments, visit, path)
+
+
+FOLLOWED: dict[str, Callable[..., list[Value] | None]] = {
+    "scan": _scan,
+    "while": _while,
+    "cond": _cond,
+}
+
+
+def is_concrete(value: Value) -> TypeGuard[Known]:
+    """Whether a value is known as numbers, not only as a formula of traced parameters."""
+    return isinstance(value, Known) and not isinstance(value.value, jax.core.Tracer)
+
+
+def array_module(*numbers: Any) -> Any:
+    """Returns ``jax.numpy`` if a number is traced, else ``numpy``, which compiles nothing."""
+    return jnp if any(isinstance(number, jax.core.Tracer) for number in numbers) else np
+
+
+def wide(value: Any) -> Any:
+    """Returns an array in at least float32, as a NumPy array if it is concrete."""
+    xp, dtype = array_module(value), jnp.result_type(value, jnp.float32)
+    return xp.asarray(value).astype(dtype)
 
 
 def known(value: Any, name: str = "") -> Known:
@@ -187,27 +312,23 @@ def uniform(value: Any) -> float | None:
     return float(np.real(entries[0])) if is_uniform and not np.iscomplexobj(entries) else None
 
 
-def numbers_in(program: Jaxpr | ClosedJaxpr) -> set[float]:
-    """Returns the finite numbers that are literals in a program or in a program that it calls."""
-    literals = (
-        uniform(atom.val)
-        for equation in all_equations(program)
-        for atom in equation.invars
-        if isinstance(atom, Literal)
-    )
-    return {number for number in literals if number is not None and np.isfinite(number)}
-
-
 def numbered(operation: Operation, keys: dict[Any, int]) -> Iterator[Dependent]:
     """Yields the outputs of an operation with their keys, which are remembered in ``keys``."""
-    equation = operation.equation
-    settings = operation.name, repr(sorted(operation.params.items()))
-    for i, output in enumerate(equation.outvars):
+    settings = operation.name, _text(sorted(operation.params.items()))
+    for i, output in enumerate(operation.equation.outvars):
         aval: Any = output.aval
         shape, dtype = aval.shape, aval.dtype
         operand_keys = (operand.key for operand in operation.operands)
         expression = (*settings, i, shape, str(dtype), *operand_keys)
-        yield Dependent(shape, dtype, keys.setdefault(expression, len(keys)))
+        key = keys.setdefault(expression, len(keys))
+        yield Dependent(shape, dtype, key, operation=operation._replace(output_index=i))
+
+
+def _text(setting: Any) -> str:
+    """Returns a text for a setting, the same for integers of Python and of NumPy."""
+    if isinstance(setting, list | tuple):
+        return f"({','.join(map(_text, setting))})"
+    return repr(int(setting)) if isinstance(setting, np.integer) else repr(setting)
 
 
 def _computed(equation: JaxprEqn, operands: Sequence[Known]) -> list[Value]:

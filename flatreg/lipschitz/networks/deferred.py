@@ -1,0 +1,132 @@
+"""Numbers that are computed at the end, when it is known which of them are needed.
+
+The interpreter of a network describes each bound as a formula of earlier ones. The norms of the
+layers are the only expensive numbers. They are computed last, and only those on which the result
+depends. Layers of equal shape share one loop, which is compiled once.
+"""
+
+import functools
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from flatreg.lipschitz.norms.upper_bounds import spectral_norm_upper_bound
+from flatreg.lipschitz.operators.convolution import Convolution
+
+
+class Norm(NamedTuple):
+    """The norm of a layer.
+
+    Attributes:
+      kernel: the kernel of a convolution, or matrices with shape (batches, outputs, inputs), of
+        which the largest norm counts.
+      linear_map: the linear map of the convolution, or None for matrices.
+      key: equal for norms that are known to be equal, or None.
+    """
+
+    kernel: jax.Array
+    linear_map: Convolution | None = None
+    key: Hashable = None
+
+
+class Formula(NamedTuple):
+    """A number that is computed from earlier ones, whose indices are ``operands``.
+
+    The operands are NumPy scalars if they are concrete, which compiles nothing.
+    """
+
+    function: Callable[..., Any]
+    operands: tuple[int, ...]
+
+
+class Deferred:
+    """A list of numbers; each is a value, a norm or a formula of earlier numbers."""
+
+    def __init__(self) -> None:
+        self._numbers: list[Any] = []
+        self._of_key: dict[Hashable, int] = {}
+
+    def number(self, value: Any) -> int:
+        """Adds a number or the norm of a layer and returns its index."""
+        key = value.key if isinstance(value, Norm) else None
+        if key is not None and key in self._of_key:
+            return self._of_key[key]
+        self._numbers.append(value)
+        if key is not None:
+            self._of_key[key] = len(self._numbers) - 1
+        return len(self._numbers) - 1
+
+    def formula(self, function: Callable[..., Any], *operands: int) -> int:
+        """Adds ``function(*operands)`` and returns its index."""
+        return self.number(Formula(function, operands))
+
+    def evaluate(self, indices: Sequence[int]) -> list[jax.Array]:
+        """Returns the values of some of the numbers, rounded up.
+
+        Each operation, of which there are at most as many as numbers on which the result depends,
+        has a relative rounding error of at most ε. The results are increased accordingly.
+        """
+        needed = self._needed(indices)
+        values = self._norms([i for i in needed if isinstance(self._numbers[i], Norm)])
+        for i in needed:
+            number = self._numbers[i]
+            if isinstance(number, Formula):
+                values[i] = number.function(*(values[j] for j in number.operands))
+            elif i not in values:
+                values[i] = number
+        results = [jnp.asarray(values[i], _dtype_of(values[i])) for i in indices]
+        return [x * (1 + len(needed) * float(np.finfo(x.dtype).eps)) for x in results]
+
+    def _needed(self, indices: Sequence[int]) -> list[int]:
+        """Returns the indices of the numbers on which some numbers depend, in order."""
+        needed, remaining = set[int](), set(indices)
+        while remaining:
+            i = remaining.pop()
+            needed.add(i)
+            if isinstance(self._numbers[i], Formula):
+                remaining |= set(self._numbers[i].operands) - needed
+        return sorted(needed)
+
+    def _norms(self, indices: Sequence[int]) -> dict[int, Any]:
+        """Returns the norms of layers, computed in one loop for all layers of the same shape."""
+        groups: dict[tuple[Any, Any, Convolution | None], list[int]] = {}
+        for i in indices:
+            kernel, linear_map, _ = self._numbers[i]
+            groups.setdefault((kernel.shape, kernel.dtype, linear_map), []).append(i)
+        values: dict[int, Any] = {}
+        for (_, _, linear_map), group in groups.items():
+            kernels = [self._numbers[i].kernel for i in group]
+            traced = any(isinstance(kernel, jax.core.Tracer) for kernel in kernels)
+            # The body is the same object in every call, so that calls outside jit share the loop.
+            loop: Any = functools.partial(jax.lax.scan, _body(linear_map), None)
+            if traced:
+                norms = loop(jnp.stack(kernels))[1]
+            else:
+                with jax.ensure_compile_time_eval():
+                    norms = np.asarray(loop(np.stack(kernels))[1])
+            values.update(zip(group, norms, strict=True))
+        return values
+
+
+def _dtype_of(value: Any) -> Any:
+    """Returns the dtype of a result: at least float32, and float64 for numbers of Python in x64."""
+    is_array = isinstance(value, jax.Array | np.ndarray | np.generic)
+    return jnp.result_type(value, jnp.float32) if is_array else jnp.result_type(float)
+
+
+@functools.cache
+def _body(linear_map: Convolution | None) -> Callable[[None, jax.Array], tuple[None, jax.Array]]:
+    """Returns the body of a loop over kernels that computes the norms of their layers."""
+
+    def body(_: None, kernel: jax.Array) -> tuple[None, jax.Array]:
+        if linear_map is not None:
+            return None, spectral_norm_upper_bound(kernel, linear_map)
+        largest = jnp.max(jnp.linalg.svd(kernel, compute_uv=False), initial=0)
+        # The computed singular values have errors of a few ε times the largest one.
+        rounding = 4 * float(np.finfo(kernel.dtype).eps)
+        return None, largest * (1 + rounding)
+
+    return body

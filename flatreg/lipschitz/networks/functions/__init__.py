@@ -1,0 +1,1 @@
+"""Functions that are bounded as a whole, not operation by operation."""
