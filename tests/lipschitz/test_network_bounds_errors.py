@@ -96,6 +96,29 @@ class TestErrors:
         with pytest.raises(ValueError, match=f"no bound for `({operation})`.*right after x"):
             bound_of(f, 3)
 
+    def test_errors_say_why_and_show_what_to_write(self):
+        """The text is about the operation: only products mention attention."""
+        product = "attention, LayerNorm"
+        for f, reason, remedy in (
+            (lambda x: x @ x.T, product, "multiply the bounds"),
+            (lambda x: x * jnp.cumsum(x), product, "lipschitz_bound"),
+            (lambda x: jnp.exp(3 * x), "slope is unbounded", "jnp.exp(jnp.clip(z, -5, 5))"),
+            (lambda x: x**4, "slope is unbounded", "jnp.clip(z, -1, 1) ** 2"),
+            (lambda x: 2 / x, "close to zero", "1 / jnp.maximum(z, 0.1)"),
+            (jnp.round, "jumps", "jnp.clip(z, 0, 1)"),
+            (lambda x: x[:, jnp.argsort(x[0])], "two values are equal", "jnp.sort(z) instead"),
+            (lambda x: x[:, (x[0] > 0).astype(int)], "jumps", "jnp.clip"),
+            (lambda x: lax.while_loop(lambda x: x[0, 0] < 1, jnp.exp, x), "loop", "fori_loop(0, 3"),
+            (lambda x: jnp.where(x > 0, x, 2.0), "between 0 and 2", "jnp.maximum(z, b)"),
+            (lambda x: jnp.abs(jnp.fft.fft(x)), "no rule", "lipschitz_bound(part, params, z)"),
+        ):
+            with pytest.raises(ValueError, match="no bound for") as caught:
+                bound_of(f, 3)
+            text = str(caught.value)
+            assert reason in text, text
+            assert remedy in text, text
+            assert ("attention" in text) == (reason in (product, "slope is unbounded"))
+
     def test_a_missing_batch_axis_is_pointed_out(self):
         class Cnn(nn.Module):
             @nn.compact

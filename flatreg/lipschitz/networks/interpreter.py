@@ -16,8 +16,9 @@ from flatreg.lipschitz.networks.functions.activations import Pattern, patterns
 from flatreg.lipschitz.networks.functions.softmax import Softmaxes
 from flatreg.lipschitz.networks.rearrangements import (
     MOVES,
+    Array,
     Rearrangements,
-    copies_of_entries,
+    entry_counts,
     is_identity,
     largest_or_smallest,
     plain,
@@ -232,7 +233,7 @@ class Interpreter:
             return None
         if len({source.base.key for source in found}) > 1:
             return None
-        return KnownFunction("", base, copies_of_entries(found))
+        return KnownFunction("", base, float(entry_counts(base, found).max(initial=0)))
 
     def _one_argument(self, values: Sequence[Dependent]) -> KnownFunction | None:
         """Returns the value of which the values are functions entry by entry.
@@ -245,8 +246,8 @@ class Interpreter:
             return None
         bases = {source.base.key: source.base for source in found}
         used = {
-            key: copies_of_entries([source for source in found if source.base.key == key])
-            for key in bases
+            key: entry_counts(base, [source for source in found if source.base.key == key])
+            for key, base in bases.items()
         }
         for z, between in elementwise.arguments(list(bases.values())):
             if z.bound is None:
@@ -255,19 +256,20 @@ class Interpreter:
                 constant = elementwise.constant(z, between, list(bases.values()))
             except elementwise.Unverified:
                 break
-            return KnownFunction("", z, max(used.values()) * constant**2)
+            most = max(counts.max(initial=0) for counts in used.values())
+            return KnownFunction("", z, float(most) * constant**2)
         return self._parts_of_one(bases, used)
 
     def _parts_of_one(
-        self, bases: dict[int, Dependent], used: dict[int, float]
+        self, bases: dict[int, Dependent], used: dict[int, Array]
     ) -> KnownFunction | None:
         """Returns the value of whose parts the values are functions entry by entry.
 
         Args:
           bases: the functions of parts.
-          used: how often an entry of each function is used.
+          used: how often each entry of the functions is used.
         """
-        weights: list[Any] = []
+        squares: Any = 0.0  # of the slopes with which each entry of the whole is used
         whole: Dependent | None = None
         for key, base in bases.items():
             slope, part = self._slope_of_part(base)
@@ -277,12 +279,10 @@ class Interpreter:
             if whole is not None and source.base.key != whole.key:
                 return None
             whole = source.base
-            entries = source.entries[source.entries >= 0].ravel()
-            size = math.prod(whole.shape)
-            weights.append(used[key] * slope**2 * np.bincount(entries, minlength=size))
+            squares = squares + slope**2 * entry_counts(whole, [source], used[key])
         if whole is None:
             return None
-        return KnownFunction("", whole, float(np.max(sum(weights), initial=0)))
+        return KnownFunction("", whole, float(np.max(squares, initial=0)))
 
     def _slope_of_part(self, value: Dependent) -> tuple[Any, Dependent]:
         """Returns a constant of a value as a function of a part of another value, and the part."""

@@ -186,11 +186,18 @@ def largest_or_smallest(operation: Operation) -> tuple[str, list[Dependent]] | N
     return (name, pair) if len(pair) == 2 and pair[0].shape == pair[1].shape else None
 
 
-def copies_of_entries(sources: Sequence[Source]) -> float:
-    """Returns how often the most used entry occurs in values with the same base."""
+def entry_counts(base: Dependent, sources: Sequence[Source], weights: Array | float = 1.0) -> Array:
+    """Returns how often each entry of a value is used in others that come from it.
+
+    Args:
+      base: the value.
+      sources: where the entries of the others come from.
+      weights: how often the entries of the others are used themselves.
+    """
     entries = np.concatenate([source.entries.ravel() for source in sources])
-    used = entries[entries >= 0]
-    return float(np.bincount(used).max()) if used.size else 0.0
+    weights = np.broadcast_to(weights, entries.shape)
+    known = entries >= 0
+    return np.bincount(entries[known], weights[known], minlength=math.prod(base.shape))
 
 
 def unchanged(operation: Operation) -> Dependent:
