@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from flatreg.lipschitz.networks.deferred import Deferred
@@ -378,7 +379,8 @@ class Interpreter:
     ) -> Unbounded:
         """Returns the reason why an output has no bound."""
         by_x = isinstance(operation.operands[0], Dependent)
-        is_choice = operation.name in {"select_n", "cond"} and by_x
+        is_float = jnp.issubdtype(output.dtype, jnp.floating)  # not the choice of a position
+        is_choice = operation.name in {"select_n", "cond"} and by_x and is_float
         if inherited is not None and not (is_choice and inherited.operation in _CONDITIONS):
             return inherited
         parameter = operation.dependent[0].parameter
