@@ -169,7 +169,7 @@ def check_arrays(name: str, params: Params) -> None:
     if others:
         raise TypeError(
             f"{name} needs parameters that are arrays, but these leaves are not: "
-            f"{_listed(map(repr, others))}. {_PARTITION}"
+            f"{_listed(map(repr, others))}. {PARTITION}"
         )
 
 
@@ -189,11 +189,11 @@ def check_differentiable(name: str, params: Params) -> None:
     if others:
         raise TypeError(
             f"{name} needs floating-point parameters, but these leaves are not: "
-            f"{_listed(others)}. Pass them to the loss as another argument. {_PARTITION}"
+            f"{_listed(others)}. Pass them to the loss as another argument. {PARTITION}"
         )
 
 
-_PARTITION = (
+PARTITION = (
     "For an Equinox model, write params, static = eqx.partition(model, eqx.is_inexact_array), "
     "use params here, and write model = eqx.combine(params, static) inside the loss."
 )
@@ -218,7 +218,7 @@ def _about_none(tree: Any, params: Params) -> str:
         return ""
     return (
         f" It is None at {_listed(map(repr, missing))}, as eqx.filter_grad returns for leaves "
-        f"that cannot be differentiated. {_PARTITION}"
+        f"that cannot be differentiated. {PARTITION}"
     )
 
 
@@ -227,6 +227,15 @@ def alike(tree: Any, params: Params) -> bool:
     structures: Any = jax.tree.structure(tree), jax.tree.structure(params)
     shapes = [[np.shape(x) for x in jax.tree.leaves(t)] for t in (tree, params)]
     return bool(structures[0] == structures[1]) and shapes[0] == shapes[1]
+
+
+def check_like(name: str, tree: Any, params: Params) -> None:
+    """Checks that a tree has the structure and shapes of the parameters."""
+    if not alike(tree, params):
+        raise ValueError(
+            f"{name} must have the structure and shapes of params, but "
+            f"{_difference('params', params, 'the result', tree)}.{_about_none(tree, params)}"
+        )
 
 
 def _difference(

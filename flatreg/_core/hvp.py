@@ -20,6 +20,8 @@ from typing import Any
 
 import jax
 import optax
+from jax.extend.core import Jaxpr, subjaxprs
+from jax.interpreters.partial_eval import dce_jaxpr
 
 from flatreg._core.checks import OracleError, check_function, is_number, is_scalar, static_args
 from flatreg._core.tree import mix, norm, shift
@@ -47,6 +49,14 @@ def exact_hvp(grad_fn: GradFn, params: Params) -> tuple[Grads, Callable[[Grads],
     """Exact Hessian-vector products by :func:`jax.linearize`: g and v ↦ Hv.
 
     The gradient is linearized once, and every product reuses the stored residuals.
+
+    The product is exact for the program of the gradient, in which ``stop_gradient`` makes its
+    argument a constant. If the loss contains ``stop_gradient`` or a straight-through estimator,
+    ``grad_fn`` is not the gradient of any loss, and its change along v is not this product. The
+    two can even have opposite signs: for L(w) = ½(w − sg(2w))², where sg is ``stop_gradient``,
+    ``grad_fn(w)`` = w − 2w = −w, so finite differences give Hv = −v, whereas this function gives
+    Hv = +v. A method with exact products descends its penalty with the stopped parts held fixed;
+    :func:`finite_difference_hvp` follows the gradient that training uses.
 
     Args:
       grad_fn: the gradient oracle ``params -> ∇L(params)``.
@@ -194,23 +204,74 @@ def resolve_hvp(hvp: Hvp | None, name: str = "hvp") -> Hvp:
             f"{name}=flatreg.finite_difference_hvp(0.01)."
         )
     linearize = exact_hvp if hvp is None else hvp
+    explained = functools.partial(
+        explain_second_derivative,
+        reverse=f"pass {name}=flatreg.reverse_hvp to the method",
+        difference=f"pass {name}=flatreg.finite_difference_hvp(0.01)",
+    )
 
-    def explained(function: Callable[..., Any], *args: Any) -> Any:
+    def resolved(grad_fn: GradFn, params: Params) -> tuple[Grads, Callable[[Grads], Grads]]:
+        g, product = explained(linearize)(grad_fn, params)
+        product = explained(with_forward_mode(product))
+        return g, lambda v: product(optax.tree.cast_like(v, params))
+
+    return resolved
+
+
+def explain_second_derivative(
+    function: Callable[..., Any], *, reverse: str, difference: str
+) -> Callable[..., Any]:
+    """Adds a note to the errors of a function that differentiates the gradient of a loss.
+
+    Args:
+      function: the function, such as an hvp or the product that it returns.
+      reverse: what to write if the loss has only reverse-mode rules.
+      difference: what to write if the loss cannot be differentiated twice.
+    """
+    note = (
+        "If the loss lacks a forward-mode derivative (for example, because of flash attention), "
+        f"{reverse}. If it cannot be differentiated twice, {difference}, which works with every "
+        "loss."
+    )
+
+    def explained(*args: Any) -> Any:
         try:
             return function(*args)
         except OracleError:
             raise
-        except (TypeError, ValueError, NotImplementedError) as error:
-            error.add_note(
-                "If the loss lacks a forward-mode derivative (for example, because of flash "
-                f"attention), pass {name}=flatreg.reverse_hvp to the method. If it cannot be "
-                f"differentiated twice, pass {name}=flatreg.finite_difference_hvp(0.01), which "
-                "works with every loss."
-            )
+        except Exception as error:  # Solvers and callbacks inside a loss raise errors of any type.
+            if note not in getattr(error, "__notes__", []):
+                error.add_note(note)
             raise
 
-    def resolved(grad_fn: GradFn, params: Params) -> tuple[Grads, Callable[[Grads], Grads]]:
-        g, product = explained(linearize, grad_fn, params)
-        return g, lambda v: explained(product, optax.tree.cast_like(v, params))
+    return explained
 
-    return resolved
+
+def with_forward_mode(product: Callable[[Grads], Grads]) -> Callable[[Grads], Grads]:
+    """Adds an error to v ↦ Hv if the loss has no forward-mode derivative.
+
+    In a traced function, JAX reports this only when the whole program is compiled.
+    """
+
+    def checked(v: Grads) -> Grads:
+        if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(v)):
+            jaxpr = jax.make_jaxpr(product)(v).jaxpr
+            if _uses(_MISSING_RULE, dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[0]):
+                raise TypeError(
+                    "the loss contains a jax.custom_vjp function, which lacks a forward-mode "
+                    "derivative (jvp)."
+                )
+        return product(v)
+
+    return checked
+
+
+# The primitive that stands for the missing forward-mode derivative of a jax.custom_vjp function.
+_MISSING_RULE = "custom_lin"
+
+
+def _uses(name: str, jaxpr: Jaxpr) -> bool:
+    """Whether a program or one of its subprograms contains the primitive with this name."""
+    return any(eqn.primitive.name == name for eqn in jaxpr.eqns) or any(
+        _uses(name, inner) for inner in subjaxprs(jaxpr)
+    )

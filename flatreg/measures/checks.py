@@ -1,33 +1,35 @@
 """Argument validation of the measures. Each error shows a corrected call."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from flatreg._core.checks import check_nonnegative, is_scalar
-from flatreg._core.tree import widened
+from flatreg._core.checks import PARTITION, check_arrays, check_nonnegative, is_scalar
+from flatreg._core.tree import named_leaves, widened
 from flatreg.typing import Params
 
 
 def check_weights(params: Params) -> None:
     """Checks that ``params`` is a tree of floating-point arrays with at least one weight."""
+    check_arrays("a measure", params)
     if sum(jnp.size(x) for x in jax.tree.leaves(params)) == 0:
         raise ValueError("params contains no weights: pass the trained parameters of the model.")
-    for leaf in jax.tree.leaves(params):
+    for path, leaf in named_leaves(params).items():
         if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
             raise TypeError(
-                f"params contains a leaf of dtype {jnp.result_type(leaf)}, but measures need "
-                "floating-point weights: pass only the trained parameters, and let loss_fn close "
-                "over everything else."
+                f"params contains a leaf of dtype {jnp.result_type(leaf)}, {path!r}, but measures "
+                "need floating-point weights: pass only the trained parameters, and let loss_fn "
+                f"close over everything else. {PARTITION}"
             )
 
 
 def check_loss(name: str, loss_fn: Callable[[Params], object], params: Params) -> None:
     """Checks that ``params`` and the scalar ``loss_fn(params)`` are floating-point."""
     check_weights(params)
-    _check_scalar_loss(name, jax.eval_shape(loss_fn, params), "params")
+    _check_floating(name, checked_scalar(name, loss_fn, params))
 
 
 def check_batch_loss(
@@ -35,17 +37,74 @@ def check_batch_loss(
 ) -> None:
     """Checks that ``params`` and the scalar ``loss_fn(params, batch)`` are floating-point."""
     check_weights(params)
-    _check_scalar_loss(name, jax.eval_shape(loss_fn, params, batch), "params, batch")
+    _check_floating(name, checked_scalar(name, loss_fn, params, batch))
 
 
-def _check_scalar_loss(name: str, loss: Any, arguments: str) -> None:
-    if getattr(loss, "shape", None) != () or not jnp.issubdtype(loss.dtype, jnp.floating):
-        call = f"lambda {arguments}: loss_fn({arguments})"
+def checked_scalar(name: str, loss_fn: Callable[..., object], *args: Any) -> Any:
+    """Returns the shape and dtype of the loss, after checking that it is one number.
+
+    Args:
+      name: the public function, for error messages.
+      loss_fn: ``loss_fn(params)`` or ``loss_fn(params, batch)``.
+      *args: the arguments of the loss.
+    """
+    arguments = ", ".join(("params", "batch")[: len(args)])
+    if not callable(loss_fn):
+        raise TypeError(f"{name} needs a loss that is a function of {arguments}, got {loss_fn!r}.")
+    try:
+        loss = jax.eval_shape(loss_fn, *args)
+    except TypeError as error:
+        if signature := _other_signature(loss_fn, args):
+            raise TypeError(_about_arguments(name, signature, arguments)) from error
+        raise
+    call = f"lambda {arguments}: loss_fn({arguments})"
+    if isinstance(loss, tuple | list):
+        raise TypeError(
+            f"{name} needs a loss that returns one number, but it returns {loss}. A loss that "
+            "returns (loss, aux), as for has_aux=True, must return only the loss to a measure: "
+            f"write {call}[0]."
+        )
+    if getattr(loss, "shape", None) != ():
         raise TypeError(
             f"{name} needs a loss that returns one floating-point number, but it returns {loss}: "
-            f"if the loss returns (loss, aux), write {call}[0]; if it returns one loss per "
-            f"example, write {call}.mean()."
+            f"if it returns one loss per example, write {call}.mean()."
         )
+    return loss
+
+
+def _check_floating(name: str, loss: Any) -> None:
+    if not jnp.issubdtype(loss.dtype, jnp.floating):
+        raise TypeError(
+            f"{name} needs a loss that returns one floating-point number, but it returns {loss}: "
+            "convert it with jnp.float32(loss)."
+        )
+
+
+def _other_signature(loss_fn: Callable[..., object], args: tuple[Any, ...]) -> str:
+    """The arguments of the loss as text if it cannot be called with ``args``, else ''."""
+    try:
+        signature = inspect.signature(loss_fn)
+    except (TypeError, ValueError):  # The signature is unknown.
+        return ""
+    try:
+        signature.bind(*args)
+    except TypeError:
+        return str(signature)
+    return ""
+
+
+def _about_arguments(name: str, signature: str, arguments: str) -> str:
+    called = f"{name} calls loss_fn({arguments}), but the arguments of this loss are {signature}"
+    if arguments == "params":
+        return (
+            f"{called}. For a loss on a batch, write loss_fn = measures.dataset_loss(loss_fn, "
+            "dataset, batch_size=1000), or loss_fn = lambda params: loss_fn(params, batch) for "
+            "one batch."
+        )
+    return (
+        f"{called}. Pass everything else by closing over it: for example, write lambda params, "
+        "batch: loss_fn(params, batch, key)."
+    )
 
 
 def check_sequence(name: str, value: Any, example: str) -> None:

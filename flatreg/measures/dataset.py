@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from flatreg._core.batches import interleaved
 from flatreg._core.tree import widened
-from flatreg.measures.checks import checked_leading_axis
+from flatreg.measures.checks import checked_leading_axis, checked_scalar
 from flatreg.typing import Params
 
 LossFn: TypeAlias = Callable[[Params], jax.Array]
@@ -87,6 +87,10 @@ class _DatasetLoss:
 
     def __call__(self, params: Params) -> jax.Array:
         """Returns the loss L(params)."""
+        first = self.rest
+        if self.batches is not None:
+            first = jax.tree.map(lambda x: x[0], self.batches)
+        checked_scalar("dataset_loss", self.loss_fn, params, first)
         one_batch = jax.checkpoint(lambda params, batch: widened(self.loss_fn(params, batch)))
         total = jnp.zeros(())
         if self.weight_of_rest:
@@ -98,6 +102,5 @@ class _DatasetLoss:
         def add(total: jax.Array, batch: Any) -> tuple[jax.Array, None]:
             return total + weight * one_batch(params, batch), None
 
-        first = jax.tree.map(lambda x: x[0], self.batches)
         total = total.astype(jax.eval_shape(one_batch, params, first).dtype)
         return jax.lax.scan(add, total, self.batches)[0]

@@ -43,6 +43,10 @@ def gam(
        which is :func:`flatreg.gam_accelerated`.
     3. ``scale`` is an addition. The paper has T = 1.
 
+    If the loss contains ``stop_gradient`` or a straight-through estimator, exact Hessian-vector
+    products treat the stopped parts as constants. They can have the opposite sign of finite
+    differences of ``grad_fn``, and so can the penalty. :func:`flatreg.exact_hvp` shows an example.
+
     Args:
       rho: the radius ρ ≥ 0 in parameter space, a number or a schedule.
       alpha: the weight α ≥ 0 of the penalty R¹, a number or a schedule.

@@ -24,6 +24,10 @@ def gradient_regularization(
 
     The paper writes the penalty as μ·m·R_IG, where R_IG = ‖∇L‖²/m over m parameters.
 
+    If the loss contains ``stop_gradient`` or a straight-through estimator, exact Hessian-vector
+    products treat the stopped parts as constants. They can have the opposite sign of finite
+    differences of ``grad_fn``, and so can the penalty. :func:`flatreg.exact_hvp` shows an example.
+
     Args:
       mu: the weight μ ≥ 0 of the penalty, in units of a learning rate, a number or a schedule.
         The implicit penalty of gradient descent with step size h has the weight h/4. The paper uses

@@ -124,6 +124,10 @@ def gradient_norm_penalty(
     The penalty suits smooth activations (GELU, tanh). With ReLU it is often harmful, because the
     Hessian does not capture the kinks (arXiv 2401.10809).
 
+    If the loss contains ``stop_gradient`` or a straight-through estimator, exact Hessian-vector
+    products treat the stopped parts as constants. They can have the opposite sign of finite
+    differences of ``grad_fn``, and so can the penalty. :func:`flatreg.exact_hvp` shows an example.
+
     Args:
       penalty: the weight λ ≥ 0 of the penalty, in units of length in parameter space, a number or a
         schedule.

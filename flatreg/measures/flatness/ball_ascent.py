@@ -6,7 +6,7 @@ found in this way is a lower bound on the true maximum.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -14,12 +14,16 @@ import jax.numpy as jnp
 from flatreg._core.checks import check_nonnegative, checked_scale
 from flatreg._core.krylov import tridiagonalize
 from flatreg._core.tree import matmul, norm, unit
+from flatreg.measures.checks import check_loss
 from flatreg.measures.dataset import LossFn
-from flatreg.measures.spectrum.curvature import CurvatureMatrix, curvature_matrix
+from flatreg.measures.spectrum.curvature import Curvature, CurvatureMatrix, scaled_curvature
 from flatreg.measures.weights import in_float32_or_wider, times
 from flatreg.typing import Grads, Params, Scalar, Scale
 
 LANCZOS_STEPS = 20
+
+Height: TypeAlias = Callable[[jax.Array], tuple[jax.Array, jax.Array]]
+"""A function that an ascent maximizes: δ ↦ its value and its gradient."""
 
 
 class Flatness(NamedTuple):
@@ -49,8 +53,8 @@ class Ball(NamedTuple):
     """The loss in a ball around θ as a function of the vector δ, and the starts of the ascents.
 
     Attributes:
-      rise: δ ↦ L(θ+Tδ) − L(θ).
-      half_square: δ ↦ ½‖T∇L(θ+Tδ)/s‖², where s is ``steepness``.
+      rise: δ ↦ L(θ+Tδ) − L(θ), and its gradient.
+      half_square: δ ↦ ½‖T∇L(θ+Tδ)/s‖², where s is ``steepness``, and its gradient.
       rise_starts: where the ascents of ``rise`` start, shape (starts, n).
       steepness_starts: where the ascents of ``half_square`` start, shape (starts, n).
       to_perturbation: δ ↦ Tδ as a tree like the parameters.
@@ -62,8 +66,8 @@ class Ball(NamedTuple):
       steps: the number of steps of an ascent.
     """
 
-    rise: Callable[[jax.Array], jax.Array]
-    half_square: Callable[[jax.Array], jax.Array]
+    rise: Height
+    half_square: Height
     rise_starts: jax.Array
     steepness_starts: jax.Array
     to_perturbation: Callable[[jax.Array], Grads]
@@ -81,6 +85,7 @@ def ball_around(
     rho: Scalar,
     steps: int,
     random_starts: int,
+    curvature: Curvature | None,
     scale: Scale | None,
 ) -> Ball:
     """Returns the ball of radius ρ around ``params`` and the starts of the ascents in it."""
@@ -91,14 +96,18 @@ def ball_around(
             f"{random_starts}: for example, write steps=100, random_starts=4."
         )
     params = in_float32_or_wider(params)
+    check_loss("flatness in a ball", loss_fn, params)
     factors = checked_scale(scale, params)
-    matrix = curvature_matrix(loss_fn, params, scale=scale)
+    matrix = scaled_curvature(loss_fn, params, curvature, factors)
 
     def to_perturbation(delta: jax.Array) -> Grads:
         return times(factors, matrix.to_tree(delta))
 
+    def moved(delta: jax.Array) -> Params:
+        return jax.tree.map(jnp.add, params, to_perturbation(delta))
+
     def loss_at(delta: jax.Array) -> jax.Array:
-        return jnp.asarray(loss_fn(jax.tree.map(jnp.add, params, to_perturbation(delta))))
+        return jnp.asarray(loss_fn(moved(delta)))
 
     loss, g = jax.value_and_grad(loss_at)(jnp.zeros(matrix.size, matrix.dtype))
     lanczos_key, restart_key, random_key = jax.random.split(key, 3)
@@ -107,9 +116,14 @@ def ball_around(
     steepness = jnp.where(steepness == 0, 1, steepness)
     random = jax.random.normal(random_key, (random_starts, matrix.size), matrix.dtype)
 
-    def half_square(delta: jax.Array) -> jax.Array:
+    def rise(delta: jax.Array) -> tuple[jax.Array, jax.Array]:
+        value, slope = jax.value_and_grad(loss_at)(delta)
+        return value - loss, slope
+
+    def half_square(delta: jax.Array) -> tuple[jax.Array, jax.Array]:
         slope = jax.grad(loss_at)(delta) / steepness
-        return matmul(slope, slope) / 2
+        there = scaled_curvature(loss_fn, moved(delta), curvature, factors)
+        return matmul(slope, slope) / 2, there.matvec(slope) / steepness  # T∇²L T²∇L/s²
 
     def starts(eigenvector: jax.Array) -> jax.Array:
         """Points on the sphere: along the gradient, plus and minus the eigenvector, and random."""
@@ -118,7 +132,7 @@ def ball_around(
         return points
 
     return Ball(
-        rise=lambda delta: loss_at(delta) - loss,
+        rise=rise,
         half_square=half_square,
         rise_starts=starts(top.largest),
         steepness_starts=starts(top.largest_in_magnitude),
@@ -163,13 +177,13 @@ class _Ascent(NamedTuple):
 
 
 def ascend(
-    ball: Ball, height: Callable[[jax.Array], jax.Array], bend: jax.Array, starts: jax.Array
+    ball: Ball, height: Height, bend: jax.Array, starts: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """Projected gradient ascent of ``height`` from each start.
 
     Args:
       ball: the ball, which contains the radius and the number of steps.
-      height: the function of δ to maximize.
+      height: the function of δ to maximize, with its gradient.
       bend: an estimate of the largest second derivative of ``height``. The step size is 1/``bend``.
       starts: the points to start from, shape (starts, n).
 
@@ -183,19 +197,17 @@ def ascend(
 
         first = _Ascent(start, jnp.full((), -jnp.inf, starts.dtype), start)
         last, highest, best = jax.lax.scan(step, first, length=ball.steps)[0]
-        value = height(last)
+        value, _ = height(last)
         return jnp.maximum(value, highest), jnp.where(value > highest, last, best)
 
     values, points = jax.lax.map(from_start, starts)
     return values, points
 
 
-def _ascent_step(
-    ball: Ball, height: Callable[[jax.Array], jax.Array], bend: jax.Array, carry: _Ascent
-) -> _Ascent:
+def _ascent_step(ball: Ball, height: Height, bend: jax.Array, carry: _Ascent) -> _Ascent:
     """Keeps the point if it is the highest so far, then takes a projected gradient step."""
     point, highest, best = carry
-    value, uphill = jax.value_and_grad(height)(point)
+    value, uphill = height(point)
     higher = value > highest
     # If there is little curvature, the step is a thousand radii long and ends on the boundary.
     length = _over(1.0, bend + 1e-3 * _over(norm(uphill), ball.rho))

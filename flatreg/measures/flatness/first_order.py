@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flatreg.measures.dataset import LossFn
 from flatreg.measures.flatness.ball_ascent import Ball, Flatness, ascend, ball_around, best_of
 from flatreg.measures.flatness.zeroth_order import highest_rises
+from flatreg.measures.spectrum.curvature import Curvature
 from flatreg.typing import Params, Scalar, Scale
 
 SEGMENT = 16  # the number of intervals on the segment from θ to the maximizer of R⁰
@@ -28,6 +29,7 @@ def first_order_flatness(
     *,
     steps: int = 100,
     random_starts: int = 4,
+    curvature: Curvature | None = None,
     scale: Scale | None = None,
 ) -> Flatness:
     r"""First-order flatness R¹: ρ times the largest gradient norm in a ball, which GAM reduces.
@@ -50,6 +52,11 @@ def first_order_flatness(
       random_starts: the number of random starts, in addition to the starts along the gradient,
         along plus and minus the eigenvector of the largest \|λ\|, and at the best point on the
         segment from θ to the maximizer of R⁰.
+      curvature: how to compute the products with the Hessian, which give the starts along its
+        eigenvectors and the direction of each step. If None, by :func:`hessian`. For a loss without
+        forward-mode derivatives, pass ``functools.partial(measures.hessian,
+        hvp=flatreg.reverse_hvp)``. The choice affects only where the search goes, because the value
+        is computed from the gradient alone.
       scale: ``params -> T`` with one factor per weight, which gives the ellipsoid θ + Tδ of the
         adaptive methods. If None, T = 1.
 
@@ -71,7 +78,7 @@ def first_order_flatness(
       Zhang et al., `Gradient Norm Aware Minimization Seeks First-Order Flatness and Improves
       Generalization <https://arxiv.org/abs/2303.03108>`_, CVPR 2023.
     """
-    ball = ball_around(loss_fn, params, key, rho, steps, random_starts, scale)
+    ball = ball_around(loss_fn, params, key, rho, steps, random_starts, curvature, scale)
     starts = jnp.insert(ball.steepness_starts, 3, _steepest_on_the_way_up(ball), axis=0)
     bend = (ball.curvature / ball.steepness) ** 2
     half_squares, points = ascend(ball, ball.half_square, bend, starts)
@@ -90,5 +97,5 @@ def _steepest_on_the_way_up(ball: Ball) -> jax.Array:
     """The point with the largest gradient on the segment from θ to the maximizer of R⁰."""
     rises, points = highest_rises(ball)
     segment = jnp.linspace(0, 1, SEGMENT + 1)[:, None] * points[jnp.argmax(rises)]
-    steepest: jax.Array = segment[jnp.argmax(jax.lax.map(ball.half_square, segment))]
+    steepest: jax.Array = segment[jnp.argmax(jax.lax.map(ball.half_square, segment)[0])]
     return steepest

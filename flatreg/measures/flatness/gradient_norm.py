@@ -4,6 +4,7 @@ import jax
 
 from flatreg._core.checks import checked_scale
 from flatreg._core.tree import norm
+from flatreg.measures.checks import check_loss
 from flatreg.measures.dataset import LossFn
 from flatreg.measures.weights import in_float32_or_wider, times
 from flatreg.typing import Params, Scale
@@ -27,4 +28,5 @@ def gradient_norm(loss_fn: LossFn, params: Params, *, scale: Scale | None = None
       5.0
     """
     params = in_float32_or_wider(params)
+    check_loss("gradient_norm", loss_fn, params)
     return norm(times(checked_scale(scale, params), jax.grad(loss_fn)(params)))

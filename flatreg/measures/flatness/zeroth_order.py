@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from flatreg.measures.dataset import LossFn
 from flatreg.measures.flatness.ball_ascent import Ball, Flatness, ascend, ball_around, best_of
+from flatreg.measures.spectrum.curvature import Curvature
 from flatreg.typing import Params, Scalar, Scale
 
 
@@ -22,6 +23,7 @@ def zeroth_order_flatness(
     *,
     steps: int = 100,
     random_starts: int = 4,
+    curvature: Curvature | None = None,
     scale: Scale | None = None,
 ) -> Flatness:
     r"""Zeroth-order flatness R⁰: the largest rise of the loss in a ball, which SAM reduces.
@@ -38,6 +40,10 @@ def zeroth_order_flatness(
         where \|λ\|max is the largest magnitude of an eigenvalue of the Hessian at θ.
       random_starts: the number of random starts, in addition to the starts along the gradient and
         along plus and minus the top eigenvector.
+      curvature: how to compute the products with the Hessian, which give the starts along its
+        eigenvectors. If None, by :func:`hessian`. For a loss without forward-mode derivatives, pass
+        ``functools.partial(measures.hessian, hvp=flatreg.reverse_hvp)``. The choice affects only
+        where the search goes, because the value is computed from the loss alone.
       scale: ``params -> T`` with one factor per weight, which gives the ellipsoid θ + Tδ of the
         adaptive methods. If None, T = 1.
 
@@ -59,7 +65,7 @@ def zeroth_order_flatness(
       Foret et al., `Sharpness-Aware Minimization for Efficiently Improving Generalization
       <https://arxiv.org/abs/2010.01412>`_, ICLR 2021.
     """
-    ball = ball_around(loss_fn, params, key, rho, steps, random_starts, scale)
+    ball = ball_around(loss_fn, params, key, rho, steps, random_starts, curvature, scale)
     rises, points = highest_rises(ball)
     # The center belongs to the ball, so the maximum is at least 0.
     return best_of(ball, jnp.maximum(rises, 0), jnp.where(rises[:, None] < 0, 0, points))

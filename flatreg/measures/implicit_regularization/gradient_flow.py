@@ -17,6 +17,7 @@ from flatreg._core.checks import is_number
 from flatreg._core.tree import mix, widened
 from flatreg.measures.checks import check_loss
 from flatreg.measures.dataset import LossFn
+from flatreg.measures.spectrum.curvature import explained
 from flatreg.typing import Grads, Params, Scalar
 
 
@@ -68,7 +69,7 @@ def gradient_flow(
         )
     check_loss("gradient_flow", loss_fn, params)
     step_sizes = jnp.diff(_checked_times(times), prepend=0) / steps_between
-    grad_fn = jax.grad(loss_fn)
+    grad_fn = explained(jax.grad(loss_fn))  # The loss may be a modified_loss.
 
     def to_next_time(w: Params, dt: jax.Array) -> tuple[Params, Params]:
         def step(w: Params, _: None) -> tuple[Params, None]:

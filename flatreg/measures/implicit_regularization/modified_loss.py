@@ -14,12 +14,14 @@ Smith, Dherin, Barrett and De, 'On the Origin of Implicit Regularization in Stoc
 Descent', ICLR 2021, arXiv 2101.12176.
 """
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
-from flatreg._core.tree import inner
+from flatreg._core.tree import inner, mix
 from flatreg.measures.checks import (
     check_batch_loss,
     check_loss,
@@ -27,10 +29,13 @@ from flatreg.measures.checks import (
     checked_leading_axis,
 )
 from flatreg.measures.dataset import BatchLossFn, LossFn
-from flatreg.typing import Params, Scalar
+from flatreg.measures.spectrum.curvature import Curvature, checked_products, explained
+from flatreg.typing import Grads, Params, Scalar
 
 
-def modified_loss(loss_fn: LossFn, step_size: Scalar) -> LossFn:
+def modified_loss(
+    loss_fn: LossFn, step_size: Scalar, *, curvature: Curvature | None = None
+) -> LossFn:
     r"""The modified loss L̃ = L + (h/4)‖∇L‖². Its gradient flow approximates gradient descent.
 
     With the step size h, the flow of L̃ and gradient descent differ by O(h²) after a fixed time.
@@ -41,6 +46,9 @@ def modified_loss(loss_fn: LossFn, step_size: Scalar) -> LossFn:
     Args:
       loss_fn: the loss, ``params -> scalar``, twice differentiable in reverse mode.
       step_size: h ≥ 0, the learning rate of plain gradient descent.
+      curvature: how to compute Hg in the gradient of L̃. If None, by differentiating L̃. For a loss
+        that cannot be differentiated twice, pass ``functools.partial(measures.hessian,
+        hvp=flatreg.finite_difference_hvp(0.01))``. The value of L̃ does not depend on it.
 
     Returns:
       The function ``params -> L̃``, a scalar in at least float32.
@@ -63,17 +71,17 @@ def modified_loss(loss_fn: LossFn, step_size: Scalar) -> LossFn:
       ICLR 2021.
     """
     check_numbers(step_size=step_size)
-
-    def loss_tilde(params: Params) -> jax.Array:
-        check_loss("modified_loss", loss_fn, params)
-        loss, g = jax.value_and_grad(loss_fn)(params)
-        value: jax.Array = loss + step_size / 4 * inner(g, g)  # L + (h/4)‖∇L‖²
-        return value
-
-    return loss_tilde
+    one = _ModifiedLoss(loss_fn, step_size, curvature)
+    return one.value if curvature is None else _with_gradient(one.value, one.value_and_gradient)
 
 
-def modified_minibatch_loss(loss_fn: BatchLossFn, step_size: Scalar, batches: Any) -> LossFn:
+def modified_minibatch_loss(
+    loss_fn: BatchLossFn,
+    step_size: Scalar,
+    batches: Any,
+    *,
+    curvature: Curvature | None = None,
+) -> LossFn:
     r"""The modified loss of SGD over m minibatches, L̃ = L + (h/4m) Σₖ‖∇L̂ₖ‖² with L = (1/m) Σₖ L̂ₖ.
 
     Equivalently L̃ = (1/m) Σₖ [L̂ₖ + (h/4)‖∇L̂ₖ‖²]. After one epoch of SGD, the mean of the iterate
@@ -87,6 +95,9 @@ def modified_minibatch_loss(loss_fn: BatchLossFn, step_size: Scalar, batches: An
       step_size: h ≥ 0, the learning rate of plain SGD.
       batches: a tree of arrays whose leading axis indexes the m minibatches, for example features
         with the shape (m, examples per batch, …).
+      curvature: how to compute Hg in the gradient of L̃. If None, by differentiating L̃. For a loss
+        that cannot be differentiated twice, pass ``functools.partial(measures.hessian,
+        hvp=flatreg.finite_difference_hvp(0.01))``. The value of L̃ does not depend on it.
 
     Returns:
       The function ``params -> L̃``, a scalar in at least float32.
@@ -116,18 +127,68 @@ def modified_minibatch_loss(loss_fn: BatchLossFn, step_size: Scalar, batches: An
     batches = jax.tree.map(jnp.asarray, batches)
     first = jax.tree.map(lambda x: x[0], batches)
 
-    def one(params: Params, batch: Any) -> jax.Array:
-        return modified_loss(lambda params: loss_fn(params, batch), step_size)(params)
+    def on(batch: Any) -> _ModifiedLoss:
+        return _ModifiedLoss(lambda params: loss_fn(params, batch), step_size, curvature)
 
-    recomputed = jax.checkpoint(one)
+    recomputed = jax.checkpoint(lambda params, batch: on(batch).value(params))
 
-    def loss_tilde(params: Params) -> jax.Array:
+    def mean(of_batch: Callable[[Params, Any], Any], params: Params) -> Any:
+        """The mean of a function over the minibatches."""
         check_batch_loss("modified_minibatch_loss", loss_fn, params, first)
 
-        def add(total: jax.Array, batch: Any) -> tuple[jax.Array, None]:
-            return total + recomputed(params, batch) / count, None
+        def add(total: Any, batch: Any) -> tuple[Any, None]:
+            return optax.tree.add(total, _over(count, of_batch(params, batch))), None
 
-        zero = jnp.zeros((), jax.eval_shape(one, params, first).dtype)
-        return jax.lax.scan(add, zero, batches)[0]
+        zeros = optax.tree.zeros_like(jax.eval_shape(of_batch, params, first))
+        return jax.lax.scan(add, zeros, batches)[0]
 
-    return loss_tilde
+    def loss_tilde(params: Params) -> jax.Array:
+        value: jax.Array = mean(recomputed, params)
+        return value
+
+    if curvature is None:
+        return loss_tilde
+    return _with_gradient(
+        loss_tilde,
+        lambda params: mean(lambda params, batch: on(batch).value_and_gradient(params), params),
+    )
+
+
+class _ModifiedLoss(NamedTuple):
+    """The modified loss L + (h/4)‖∇L‖² of one loss L, and its gradient g + (h/2)Hg."""
+
+    loss_fn: LossFn
+    step_size: Scalar
+    curvature: Curvature | None
+
+    def value(self, params: Params) -> jax.Array:
+        return self._value_and_g(params)[0]
+
+    def value_and_gradient(self, params: Params) -> tuple[jax.Array, Grads]:
+        value, g = self._value_and_g(params)
+        product = checked_products(self.curvature)(self.loss_fn, params)
+        return value, mix((1, g), (self.step_size / 2, product(g)))  # g + (h/2)Hg
+
+    def _value_and_g(self, params: Params) -> tuple[jax.Array, Grads]:
+        check_loss("modified_loss", self.loss_fn, params)
+        loss, g = explained(jax.value_and_grad(self.loss_fn))(params)
+        return loss + self.step_size / 4 * inner(g, g), g  # L + (h/4)‖∇L‖²
+
+
+def _over(count: int, tree: Any) -> Any:
+    return jax.tree.map(lambda x: x / count, tree)
+
+
+def _with_gradient(
+    loss: LossFn, value_and_gradient: Callable[[Params], tuple[jax.Array, Grads]]
+) -> LossFn:
+    """The loss with a given gradient, in place of the derivatives of its operations."""
+    with_gradient = jax.custom_jvp(loss)
+
+    @with_gradient.defjvp
+    def derivative(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+        (params,), (change,) = primals, tangents
+        value, gradient = value_and_gradient(params)
+        return value, inner(gradient, change).astype(value.dtype)
+
+    return with_gradient

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from flatreg._core.checks import check_nonnegative
+from flatreg.measures.checks import check_loss
 from flatreg.measures.estimate import Estimate
 from flatreg.measures.robustness.weight_noise import noise_robustness
 from flatreg.measures.weights import in_float32_or_wider
@@ -89,6 +90,7 @@ def pacbayes_sigma(
             "bracket=(1e-5, 10.0)."
         )
     params = in_float32_or_wider(params)
+    check_loss("pacbayes_sigma", metric_fn, params)
     least = metric_fn(params) - drop
 
     def metric_at(sigmas: jax.Array) -> Estimate:

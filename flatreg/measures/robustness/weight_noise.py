@@ -125,6 +125,7 @@ def expected_sharpness(
       Neyshabur et al., `Exploring Generalization in Deep Learning
       <https://arxiv.org/abs/1706.08947>`_, NeurIPS 2017.
     """
+    check_loss("expected_sharpness", loss_fn, params)
     loss = loss_fn(in_float32_or_wider(params))
     sigmas = jnp.asarray([sigma])
     curve = noise_robustness(

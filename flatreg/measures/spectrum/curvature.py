@@ -10,25 +10,36 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 from jax.flatten_util import ravel_pytree
 
-from flatreg._core.checks import checked_scale
+from flatreg._core.checks import check_like, checked_scale
+from flatreg._core.hvp import explain_second_derivative, resolve_hvp, with_forward_mode
 from flatreg._core.tree import map_named, named_leaves
 from flatreg.measures.checks import check_loss
 from flatreg.measures.dataset import LossFn
 from flatreg.measures.weights import in_float32_or_wider, times
-from flatreg.typing import Grads, Params, Scale
+from flatreg.typing import Grads, Hvp, Params, Scale
 
 Curvature: TypeAlias = Callable[[LossFn, Params], Callable[[Grads], Grads]]
 """``curvature(loss_fn, params) -> (v ↦ Cv)``: :func:`hessian`, or a :func:`gauss_newton` matrix."""
 
 
-def hessian(loss_fn: LossFn, params: Params) -> Callable[[Grads], Grads]:
-    """Products v ↦ Hv with the Hessian H = ∇²L, by forward-over-reverse differentiation.
+def hessian(loss_fn: LossFn, params: Params, *, hvp: Hvp | None = None) -> Callable[[Grads], Grads]:
+    """Products v ↦ Hv with the Hessian H = ∇²L.
 
-    Each product costs about three gradients.
+    Each product costs about three gradients. For a loss without forward-mode derivatives, such as
+    one that contains a ``jax.custom_vjp``, an ODE solver or a callback, choose another ``hvp``. The
+    measures take this choice as their argument ``curvature``::
+
+        curvature = functools.partial(measures.hessian, hvp=flatreg.reverse_hvp)
+        pairs = measures.top_eigenpairs(loss_fn, params, key, curvature=curvature)
 
     Args:
       loss_fn: the loss, ``params -> scalar``.
       params: the parameters at which to take the Hessian.
+      hvp: how to compute the products: ``flatreg.reverse_hvp`` if the loss has only reverse-mode
+        rules, ``flatreg.finite_difference_hvp(0.01)`` if it cannot be differentiated twice. If
+        None, by forward-over-reverse differentiation, without stored residuals. If the loss
+        contains ``stop_gradient``, exact products and finite differences can have different signs,
+        as explained at :func:`flatreg.exact_hvp`.
 
     Returns:
       A function from a tree like ``params`` to its product with H.
@@ -45,7 +56,23 @@ def hessian(loss_fn: LossFn, params: Params) -> Callable[[Grads], Grads]:
       [12. 48.]
     """
     check_loss("hessian", loss_fn, params)
-    return lambda v: jax.jvp(jax.grad(loss_fn), (params,), (v,))[1]
+    grad_fn = jax.grad(loss_fn)
+    if hvp is not None:
+        return resolve_hvp(hvp)(grad_fn, params)[1]
+    return explained(with_forward_mode(lambda v: jax.jvp(grad_fn, (params,), (v,))[1]))
+
+
+def explained(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds a note to errors, which shows how to measure a loss without forward mode."""
+
+    def curvature(hvp: str) -> str:
+        return f"curvature=functools.partial(measures.hessian, hvp=flatreg.{hvp})"
+
+    return explain_second_derivative(
+        function,
+        reverse=f"pass {curvature('reverse_hvp')} to the measure",
+        difference=f"pass {curvature('finite_difference_hvp(0.01)')}",
+    )
 
 
 def gauss_newton(
@@ -115,14 +142,48 @@ def curvature_matrix(
 ) -> CurvatureMatrix:
     """Returns T·C·T at ``params`` in at least float32. By default, C is the Hessian."""
     params = in_float32_or_wider(params)
-    factors = checked_scale(scale, params)
-    product = (hessian if curvature is None else curvature)(loss_fn, params)
+    return scaled_curvature(loss_fn, params, curvature, checked_scale(scale, params))
+
+
+def scaled_curvature(
+    loss_fn: LossFn, params: Params, curvature: Curvature | None, factors: Params | None
+) -> CurvatureMatrix:
+    """Returns T·C·T for the given factors T. The parameters must have at least float32."""
+    product = checked_products(curvature)(loss_fn, params)
     flat, to_tree = ravel_pytree(params)
 
     def matvec(v: jax.Array) -> jax.Array:
         return to_vector(times(factors, product(times(factors, to_tree(v)))))  # TCTv
 
     return CurvatureMatrix(matvec, to_tree, flat.size, flat.dtype)
+
+
+def checked_products(curvature: Curvature | None) -> Curvature:
+    """The curvature, by default the Hessian, with errors that show a corrected call."""
+    form = "curvature=functools.partial(measures.hessian, hvp=flatreg.reverse_hvp)"
+    if curvature is not None and not callable(curvature):
+        raise TypeError(
+            f"curvature must be a function (loss_fn, params) -> (v ↦ Cv), got {curvature!r}: for "
+            f"example, write {form}."
+        )
+
+    def checked(loss_fn: LossFn, params: Params) -> Callable[[Grads], Grads]:
+        product = explained(hessian if curvature is None else curvature)(loss_fn, params)
+        if isinstance(product, tuple) or not callable(product):
+            raise TypeError(
+                "curvature(loss_fn, params) must return one function v ↦ Cv, but returned a "
+                f"{type(product).__name__}. To choose how Hessian-vector products are computed, "
+                f"write {form}."
+            )
+
+        def checked_product(v: Grads) -> Grads:
+            out = explained(product)(v)
+            check_like("the product v ↦ Cv of the curvature", out, params)
+            return out
+
+        return checked_product
+
+    return checked
 
 
 def to_vector(tree: Grads) -> jax.Array:

@@ -50,7 +50,8 @@ def spectral_density(
       steps: the number of Hessian-vector products per probe. It is capped at the number of
         weights.
       curvature: the matrix to measure. If None, the Hessian. To measure the Gauss–Newton matrix
-        instead, pass the result of :func:`gauss_newton`.
+        instead, pass the result of :func:`gauss_newton`. For a loss without forward-mode
+        derivatives, pass ``functools.partial(measures.hessian, hvp=flatreg.reverse_hvp)``.
       scale: ``params -> T`` with one factor per weight, to measure T·H·T.
 
     Returns:

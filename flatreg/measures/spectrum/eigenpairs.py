@@ -76,7 +76,10 @@ def top_eigenpairs(
         ``params``. A start from nearby parameters saves steps. No start hides an eigenvalue,
         because the confirming run has a random one.
       curvature: the matrix to measure: the Hessian if None. For the Gauss–Newton matrix, pass the
-        result of :func:`gauss_newton`.
+        result of :func:`gauss_newton`. For a loss without forward-mode derivatives, pass
+        ``functools.partial(measures.hessian, hvp=flatreg.reverse_hvp)``. ``residuals`` and
+        ``converged`` refer to the matrix with these products; with finite differences, it differs
+        from the Hessian by their error.
       scale: ``params -> T`` with one factor per weight, for the eigenvalues of T·H·T.
 
     Returns:

@@ -18,8 +18,16 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from flatreg._core.checks import is_number
+from flatreg._core.hvp import with_forward_mode
 from flatreg._core.tree import norm, unit
+from flatreg.measures.checks import check_loss
 from flatreg.measures.dataset import LossFn
+from flatreg.measures.spectrum.curvature import (
+    Curvature,
+    checked_products,
+    explained,
+    to_vector,
+)
 from flatreg.measures.weights import in_float32_or_wider
 from flatreg.typing import Grads, Params
 
@@ -52,6 +60,7 @@ def hessian_lipschitz(
     *,
     starts: int = 4,
     steps: int = 20,
+    curvature: Curvature | None = None,
 ) -> HessianLipschitz:
     r"""A lower bound on the local Lipschitz constant ρ of the Hessian.
 
@@ -74,6 +83,12 @@ def hessian_lipschitz(
         and the search changes only their directions.
       steps: the number of search steps from each start. Each step costs four Hessian-vector
         products and one third derivative, which amounts to 12 gradients on a small network.
+      curvature: how to compute the products with the Hessian. If None, by :func:`hessian`, and the
+        third derivatives exactly, too. For a loss without forward-mode derivatives, pass
+        ``functools.partial(measures.hessian, hvp=flatreg.reverse_hvp)``. With any ``curvature``,
+        differences of its products replace the third derivatives, which affects only where the
+        search goes. With finite-difference products, the value contains their error, so it is an
+        estimate and not a lower bound, and ``floor`` does not include that error.
 
     Returns:
       :class:`HessianLipschitz`.
@@ -102,8 +117,17 @@ def hessian_lipschitz(
             f"starts and steps must be at least 1, got {starts} and {steps}: for example, write "
             "starts=4, steps=20."
         )
-    center, to_tree = ravel_pytree(in_float32_or_wider(params))
-    hessian = _LocalHessian(jax.grad(lambda x: loss_fn(to_tree(x))), center)
+    params = in_float32_or_wider(params)
+    check_loss("hessian_lipschitz", loss_fn, params)
+    center, to_tree = ravel_pytree(params)
+    products = checked_products(curvature)
+
+    def product(x: jax.Array, v: jax.Array) -> jax.Array:
+        return to_vector(products(loss_fn, to_tree(x))(to_tree(v)))
+
+    # Differences over the largest displacement have the smallest rounding error.
+    length = None if curvature is None else jnp.asarray(radius, center.dtype)
+    hessian = _LocalHessian(product, center, length)
 
     def search(start: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         fraction, key = start
@@ -123,22 +147,26 @@ def hessian_lipschitz(
 class _LocalHessian(NamedTuple):
     """The Hessian at points near the center θ, on flat vectors."""
 
-    gradient: Callable[[jax.Array], jax.Array]
+    product: Callable[[jax.Array, jax.Array], jax.Array]  # (x, v) ↦ ∇²L(x) v
     center: jax.Array
-
-    def product(self, x: jax.Array, v: jax.Array) -> jax.Array:
-        """∇²L(x) v."""
-        product: jax.Array = jax.jvp(self.gradient, (x,), (v,))[1]
-        return product
+    length: jax.Array | None  # of the differences; None for exact third derivatives
 
     def change(self, x: jax.Array, v: jax.Array) -> jax.Array:
         """(∇²L(x) − ∇²L(θ)) v."""
         return self.product(x, v) - self.product(self.center, v)
 
     def third_derivative(self, x: jax.Array, u: jax.Array, v: jax.Array) -> jax.Array:
-        """∇³L(x)[u, v], the gradient of uᵀ∇²L(x)v."""
-        derivative: jax.Array = jax.jvp(lambda x: self.product(x, u), (x,), (v,))[1]
+        """∇³L(x)[u, v], the gradient of uᵀ∇²L(x)v, or along it."""
+        if self.length is not None:
+            ahead, behind = x + self.length * v, x - self.length * v
+            return self.product(ahead, u) - self.product(behind, u)
+        along = explained(with_forward_mode(lambda v: jax.jvp(self.product_with(u), (x,), (v,))[1]))
+        derivative: jax.Array = along(v)
         return derivative
+
+    def product_with(self, u: jax.Array) -> Callable[[jax.Array], jax.Array]:
+        """x ↦ ∇²L(x) u."""
+        return lambda x: self.product(x, u)
 
 
 class _Search(NamedTuple):

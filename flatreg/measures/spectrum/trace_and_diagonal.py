@@ -54,7 +54,8 @@ def trace(
         computed with the same ``curvature`` and ``scale``. On a trained network, they reduce the
         error several-fold.
       curvature: the matrix to measure. If None, the Hessian. To measure the Gauss–Newton matrix
-        instead, pass the result of :func:`gauss_newton`.
+        instead, pass the result of :func:`gauss_newton`. For a loss without forward-mode
+        derivatives, pass ``functools.partial(measures.hessian, hvp=flatreg.reverse_hvp)``.
       scale: ``params -> T`` with one factor per weight, for the trace of T·H·T.
 
     Returns:
@@ -113,7 +114,8 @@ def diagonal(
       probes: the number of random vectors, at least 2. If None, every standard basis vector is used
         once, which is exact and costs one product per weight.
       curvature: the matrix to measure. If None, the Hessian. To measure the Gauss–Newton matrix
-        instead, pass the result of :func:`gauss_newton`.
+        instead, pass the result of :func:`gauss_newton`. For a loss without forward-mode
+        derivatives, pass ``functools.partial(measures.hessian, hvp=flatreg.reverse_hvp)``.
       scale: ``params -> T`` with one factor per weight, for the diagonal of T·H·T.
 
     Returns:

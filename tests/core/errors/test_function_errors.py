@@ -11,6 +11,7 @@ import pytest
 
 import flatreg
 from tests.support.cases import CASES
+from tests.support.custom_gradients import fused_tanh, opaque_tanh
 from tests.support.problems import direction, loss_fn, tanh_net
 
 HVPS = {"exact": flatreg.exact_hvp, "forward": flatreg.forward_hvp, "reverse": flatreg.reverse_hvp}
@@ -124,36 +125,6 @@ class TestScale:
             direction(factory(**SCALED[factory], scale=scale), *tanh_net())
 
 
-@jax.custom_vjp
-def fused_tanh(x):
-    """tanh with a custom backward pass, which has a custom derivative too."""
-    return jnp.tanh(x)
-
-
-@jax.custom_vjp
-def fused_backward(x, g):
-    return g * (1 - jnp.tanh(x) ** 2)
-
-
-fused_tanh.defvjp(lambda x: (jnp.tanh(x), x), lambda x, g: (fused_backward(x, g),))
-fused_backward.defvjp(
-    lambda x, g: (fused_backward(x, g), (x, g)),
-    lambda residuals, c: jax.vjp(lambda x, g: g * (1 - jnp.tanh(x) ** 2), *residuals)[1](c),
-)
-
-
-@jax.custom_vjp
-def opaque_tanh(x):
-    """tanh with a custom backward pass that cannot be differentiated."""
-    return jnp.tanh(x)
-
-
-opaque_tanh.defvjp(
-    lambda x: (jnp.tanh(x), x),
-    lambda x, g: (jax.pure_callback(lambda x, g: g / jnp.cosh(x) ** 2, x, x, g),),
-)
-
-
 class TestHvp:
     """Losses that support only some of the ways to compute a Hessian-vector product."""
 
@@ -163,11 +134,13 @@ class TestHvp:
 
     @with_hvp
     @pytest.mark.parametrize("way", ["exact", "forward"])
-    def test_loss_without_forward_mode_gets_reverse_mode_hint(self, factory, argument, way):
+    @pytest.mark.parametrize("jitted", [False, True], ids=["eager", "jit"])
+    def test_loss_without_forward_mode_gets_hint(self, factory, argument, way, jitted):
         x, grad_fn = jnp.ones(3), jax.grad(lambda w: jnp.sum(fused_tanh(w)))
         tx = self.made(factory, argument, HVPS[way])
+        update = lambda x: tx.update(grad_fn(x), tx.init(x), x, grad_fn=grad_fn)[0]  # noqa: E731
         with pytest.raises(TypeError) as caught:
-            tx.update(grad_fn(x), tx.init(x), x, grad_fn=grad_fn)
+            jax.jit(update)(x) if jitted else update(x)
         notes = "".join(caught.value.__notes__)
         assert f"{argument}=flatreg.reverse_hvp" in notes
         assert f"{argument}=flatreg.finite_difference_hvp(0.01)" in notes
