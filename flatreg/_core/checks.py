@@ -156,11 +156,23 @@ def check_update(name: str, updates: Grads, params: Params | None, grad_fn: Any)
             "pass them to the loss as another argument."
         )
     if not alike(updates, params):
+        correction = f"write {UPDATE} and pass only the gradient."
+        if isinstance(params, optax.LookaheadParams):
+            correction = _LOOKAHEAD
         raise ValueError(
             f"{name} needs a gradient shaped like params, but "
-            f"{_difference('params', params, 'the gradient', updates)}: write {UPDATE} and pass "
-            f"only the gradient.{_about_none(updates, params)}"
+            f"{_difference('params', params, 'the gradient', updates)}: "
+            f"{correction}{_about_none(updates, params)}"
         )
+
+
+_LOOKAHEAD = (
+    "params are the LookaheadParams of optax.lookahead, which passes neither the fast parameters "
+    "nor grad_fn to a method. Apply the method on its own to the fast parameters, and give its "
+    "direction to optax.lookahead: d, state = method.update(grads, state, params.fast, "
+    "grad_fn=grad_fn); updates, slow_state = optax.lookahead(optax.sgd(0.1), 5, 0.5).update(d, "
+    "slow_state, params)."
+)
 
 
 def check_arrays(name: str, params: Params) -> None:
@@ -334,9 +346,12 @@ def checked_oracle(name: str, grad_fn: GradFn) -> GradFn:
     def oracle(params: Params) -> Grads:
         try:
             grads = grad_fn(params)
-        except TypeError as error:
-            if missing := _missing_arguments(grad_fn):
+        except Exception as error:
+            missing = _missing_arguments(grad_fn)
+            if missing and isinstance(error, TypeError):
                 raise OracleError(_oracle_takes_params_only(name, missing)) from error
+            if getattr(params, "ndim", None) == 1 and not _accepts(grad_fn, params):
+                raise OracleError(_flattened(name, error)) from error
             raise
         if alike(grads, params):
             return grads
@@ -355,6 +370,24 @@ def checked_oracle(name: str, grad_fn: GradFn) -> GradFn:
         )
 
     return oracle
+
+
+def _accepts(grad_fn: GradFn, params: Params) -> bool:
+    """Whether ``grad_fn`` can be called, which is traced without derivatives of it."""
+    try:
+        jax.eval_shape(grad_fn, jax.eval_shape(lambda: params))
+    except Exception:
+        return False
+    return True
+
+
+def _flattened(name: str, error: Exception) -> str:
+    return (
+        f"{name} calls grad_fn with one vector, because params are one, and it raised "
+        f"{type(error).__name__}: {error} If the method is inside optax.flatten, which turns the "
+        "parameters into a vector but not the argument of grad_fn, put it before: "
+        "optax.chain(flatreg.sam(0.05), optax.flatten(optax.adam(1e-3)))."
+    )
 
 
 class OracleError(TypeError):

@@ -20,9 +20,13 @@ from flatreg.typing import Grads, Params, Scalar
 
 def widened(tree: Params) -> Params:
     """The tree or array with every leaf in at least float32."""
-    return jax.tree.map(
-        lambda x: jnp.asarray(x, jnp.promote_types(jnp.result_type(x), jnp.float32)), tree
-    )
+    return jax.tree.map(lambda x: jnp.asarray(x, wide_dtype(jnp.result_type(x))), tree)
+
+
+def wide_dtype(dtype: Any) -> Any:
+    """The dtype, or float32 if it is narrower, also under strict dtype promotion."""
+    with jax.numpy_dtype_promotion("standard"):
+        return jnp.promote_types(dtype, jnp.float32)
 
 
 def matmul(x: jax.Array, y: jax.Array) -> jax.Array:

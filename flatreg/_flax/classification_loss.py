@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from flatreg._core.tree import wide_dtype
 from flatreg._flax.metrics import Metrics
 
 
@@ -29,7 +30,7 @@ def cross_entropy_and_accuracy(
     """
     x, labels = _inputs_and_labels(batch)
     logits = logits_fn(x)
-    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    logits = logits.astype(wide_dtype(logits.dtype))
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
     return loss, {"accuracy": jnp.mean(jnp.argmax(logits, axis=-1) == labels)}
 

@@ -11,7 +11,7 @@ from typing import NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from flatreg._core.tree import named_leaves
+from flatreg._core.tree import named_leaves, wide_dtype
 from flatreg.lipschitz import Operators, PowerState, spectral_normalize
 from flatreg.lipschitz.control.kernels import is_kernel
 from flatreg.lipschitz.operators.linear_maps import Kernels, find_kernels
@@ -86,7 +86,7 @@ def normalized_layer(
                 "statistics from an input of the new size: batch_stats=model.init(key, x, …)"
                 "['batch_stats'] in Linen, SpectralNorm(layer, x, rngs=rngs) in NNX."
             )
-    wide = {path: jnp.promote_types(leaves[path].dtype, jnp.float32) for path in operators}
+    wide = {path: wide_dtype(leaves[path].dtype) for path in operators}
     has_begun = jnp.stack([jnp.all(sigma[path] > 0) for path in operators]).all()
     state = PowerState(
         has_begun.astype(jnp.int32),

@@ -269,7 +269,7 @@ class TrainState(train_state.TrainState):
             step=self.step + 1,
             params=params,
             opt_state=opt_state,
-            skipped=self.skipped + ~finite,
+            skipped=self.skipped + (~finite).astype(jnp.int32),
             **kwargs,
         )
 

@@ -53,9 +53,8 @@ def checked_scalar(name: str, loss_fn: Callable[..., object], *args: Any) -> Any
         raise TypeError(f"{name} needs a loss that is a function of {arguments}, got {loss_fn!r}.")
     try:
         loss = jax.eval_shape(loss_fn, *args)
-    except TypeError as error:
-        if signature := _other_signature(loss_fn, args):
-            raise TypeError(_about_arguments(name, signature, arguments)) from error
+    except TypeError:
+        check_arguments(name, loss_fn, *args)
         raise
     call = f"lambda {arguments}: loss_fn({arguments})"
     if isinstance(loss, tuple | list):
@@ -80,31 +79,29 @@ def _check_floating(name: str, loss: Any) -> None:
         )
 
 
-def _other_signature(loss_fn: Callable[..., object], args: tuple[Any, ...]) -> str:
-    """The arguments of the loss as text if it cannot be called with ``args``, else ''."""
+def check_arguments(name: str, loss_fn: Callable[..., object], *args: Any) -> None:
+    """Checks that the loss can be called with this number of arguments, without calling it."""
     try:
         signature = inspect.signature(loss_fn)
     except (TypeError, ValueError):  # The signature is unknown.
-        return ""
+        return
     try:
         signature.bind(*args)
-    except TypeError:
-        return str(signature)
-    return ""
-
-
-def _about_arguments(name: str, signature: str, arguments: str) -> str:
-    called = f"{name} calls loss_fn({arguments}), but the arguments of this loss are {signature}"
-    if arguments == "params":
-        return (
-            f"{called}. For a loss on a batch, write loss_fn = measures.dataset_loss(loss_fn, "
-            "dataset, batch_size=1000), or loss_fn = lambda params: loss_fn(params, batch) for "
-            "one batch."
+    except TypeError as error:
+        arguments = ", ".join(("params", "batch")[: len(args)])
+        correction = (
+            "For a loss on a batch, write loss_fn = measures.dataset_loss(loss_fn, dataset, "
+            "batch_size=1000), or loss_fn = lambda params: loss_fn(params, batch) for one batch."
         )
-    return (
-        f"{called}. Pass everything else by closing over it: for example, write lambda params, "
-        "batch: loss_fn(params, batch, key)."
-    )
+        if len(args) == 2:
+            correction = (
+                "Pass everything else by closing over it: for example, write lambda params, batch: "
+                "loss_fn(params, batch, key)."
+            )
+        raise TypeError(
+            f"{name} calls loss_fn({arguments}), but the arguments of this loss are {signature}. "
+            f"{correction}"
+        ) from error
 
 
 def check_sequence(name: str, value: Any, example: str) -> None:

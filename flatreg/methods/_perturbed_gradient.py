@@ -35,7 +35,7 @@ from flatreg._core.checks import (
 )
 from flatreg._core.directions import from_stateful_direction
 from flatreg._core.hvp import resolve_hvp
-from flatreg._core.tree import mix, norm, scaled
+from flatreg._core.tree import mix, norm, scaled, widened
 from flatreg.typing import (
     GradFn,
     Grads,
@@ -236,7 +236,7 @@ def _probe(
     v = jax.tree.map(lambda x: jnp.where(x < 0, -1, 1).astype(x.dtype), draw)
 
     def updated(h: jax.Array, v: jax.Array, product: jax.Array) -> jax.Array:
-        new = (h + weight * (v * product - h)).astype(h.dtype)
+        new = (h + weight * (v * widened(product) - h)).astype(h.dtype)
         return jnp.where(jnp.isfinite(new), new, h)
 
     return CurvatureState(jax.tree.map(updated, state.diagonal, v, hessian(v)))

@@ -173,6 +173,70 @@ def test_a_line_search_in_the_chain_rejects_the_oracle(search):
         tx.update(g, tx.init(params), params, **extra)
 
 
+METHODS_INSIDE = [
+    sam,
+    flatreg.every(sam, 2),
+    flatreg.observe(flatreg.gam(0.1, 1.0)),
+    flatreg.combine(sam, flatreg.perturbed_gradient(jax.random.key(0))),
+]
+
+
+class TestWrappersOfOptax:
+    """Wrappers that change the parameters, but not the argument of the oracle, raise."""
+
+    @pytest.mark.parametrize("method", METHODS_INSIDE, ids=["sam", "every", "observe", "combine"])
+    @pytest.mark.parametrize("chained", [False, True], ids=["alone", "chain"])
+    def test_flatten_around_a_method_shows_the_right_order(self, method, chained):
+        tx = optax.flatten(optax.chain(method, optax.sgd(0.1)) if chained else method)
+        with pytest.raises(TypeError, match=r"optax\.chain\(flatreg\.sam.*optax\.flatten\(optax"):
+            direction(tx, *tanh_net())
+
+    def test_flatten_of_one_vector_changes_nothing(self):
+        """The oracle takes the same vector as the method."""
+        w = jnp.ones(3)
+        tx = optax.flatten(sam)
+        d, _ = tx.update(w, tx.init(w), w, grad_fn=lambda w: w)
+        assert_close(d, w * (1 + 0.3 / 3**0.5))
+
+    @pytest.mark.parametrize("method", METHODS_INSIDE, ids=["sam", "every", "observe", "combine"])
+    def test_lookahead_after_a_method_shows_two_calls(self, method):
+        params, batch = tanh_net()
+        tx = optax.chain(method, optax.lookahead(optax.sgd(0.1), 5, 0.5))
+        both = optax.LookaheadParams.init_synced(params)
+        g, grad_fn = grad_on(batch)(params), grad_on(batch)
+        with pytest.raises(
+            ValueError, match=r"method\.update\(grads, state, params\.fast, grad_fn"
+        ):
+            tx.update(g, tx.init(both), both, grad_fn=grad_fn)
+
+    def test_the_two_calls_give_lookahead_the_direction(self):
+        params, batch = tanh_net()
+        both, grad_fn = optax.LookaheadParams.init_synced(params), grad_on(batch)
+        lookahead = optax.lookahead(optax.sgd(1.0), 5, 0.5)
+        d, _ = sam.update(grad_fn(both.fast), sam.init(both.fast), both.fast, grad_fn=grad_fn)
+        updates, _ = lookahead.update(d, lookahead.init(both), both)
+        assert_close(updates.fast, optax.tree.scale(-1, direction(sam, params, batch)[0]))
+
+    def test_a_scale_keeps_frozen_leaves_out_of_the_perturbation(self):
+        """Leaves that are frozen after SAM still take part in its ascent, unless scaled out."""
+        params, batch = tanh_net()
+        mask = {"hidden": {"kernel": False, "bias": False}, "out": True}
+        frozen = optax.partition({True: optax.set_to_zero(), False: optax.sgd(1.0)}, mask)
+        seen = []
+
+        def grad_fn(point):
+            seen.append(float(jnp.linalg.norm(point["out"] - params["out"])))
+            return grad_on(batch)(point)
+
+        trained = flatreg.sam(0.3, scale=flatreg.on(lambda path: path != "out"))
+        for method in (sam, trained):
+            tx = optax.chain(method, frozen)
+            updates, _ = tx.update(grad_on(batch)(params), tx.init(params), params, grad_fn=grad_fn)
+            assert_equal(updates["out"], jnp.zeros(8))
+        assert seen[0] > 0.1
+        assert seen[1] == 0
+
+
 class TestDevices:
     """m-sharpness is ``per_shard``. Inside ``shard_map`` it needs parameters that vary."""
 

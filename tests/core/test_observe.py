@@ -45,12 +45,23 @@ def farthest(method):
         (flatreg.penalized_gradient(0.2, 0.8), 0.2),
         (flatreg.sam(optax.linear_schedule(0.1, 0.2, 1)), 0.1),
         (flatreg.combine(flatreg.sam(0.1), SAM), 0.3),
+        (flatreg.combine(SAM, flatreg.sam(0.1)), 0.3),
         (flatreg.asam(0.5), None),
         (flatreg.gam_accelerated(0.2, 0.05), None),
         (flatreg.gradient_norm_penalty(0.1, hvp=flatreg.finite_difference_hvp(0.02)), 0.02),
         (optax.identity(), 0.0),
     ],
-    ids=["sam", "pgn", "schedule", "combine", "asam", "gam_accelerated", "differences", "none"],
+    ids=[
+        "sam",
+        "pgn",
+        "schedule",
+        "near_far",
+        "far_near",
+        "asam",
+        "gam_accelerated",
+        "differences",
+        "none",
+    ],
 )
 def test_perturbation_norm_is_the_largest_distance(method, expected):
     method = optax.with_extra_args_support(method)

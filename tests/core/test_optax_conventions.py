@@ -9,6 +9,7 @@ import optax
 import pytest
 
 import flatreg
+from flatreg import lipschitz
 from tests.support.cases import CASES
 from tests.support.problems import (
     METHODS,
@@ -220,3 +221,24 @@ def test_other_links_get_their_extra_arguments(base):
     updates, _ = tx.update(g, tx.init(params), params, grad_fn=grad_fn, value=loss)
     d, _ = direction(flatreg.sam(0.3), params, batch)
     assert_equal(updates, base.update(d, base.init(params), params, value=loss)[0])
+
+
+@pytest.mark.parametrize(
+    "link",
+    [
+        lipschitz.project_spectral_norm(1.0),
+        lipschitz.project_spectral_norm(1.0, norm="upper_bound"),
+        lipschitz.project_norm(1, 1.0),
+        lipschitz.spectral_norm_penalty(0.1, jax.random.key(0)),
+        lipschitz.orthogonality_penalty(0.1),
+    ],
+    ids=["power", "upper_bound", "induced", "spectral", "orthogonal"],
+)
+def test_map_params_passes_over_links_of_lipschitz(link):
+    """``optax.tree_map_params`` changes the momentum and leaves the power iteration alone."""
+    params = {"dense": {"kernel": jnp.ones((3, 4)), "bias": jnp.ones(4)}}
+    tx = optax.chain(link, optax.sgd(0.1, momentum=0.9))
+    state = tx.init(params)
+    first, last = optax.tree_map_params(tx, lambda x: x + 1, state)
+    assert_equal(first, state[0])
+    assert_equal(optax.tree.get(last, "trace"), optax.tree.ones_like(params))

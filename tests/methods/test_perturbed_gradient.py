@@ -175,6 +175,40 @@ def test_a_schedule_scales_the_noise(curvature):
     np.testing.assert_allclose(np.abs(directions / 3 - 9), expected, rtol=1e-4, atol=1e-6)
 
 
+def test_noise_and_probe_are_independent():
+    """The signs v₁v₂ of the probe and z₁z₂ of the noise agree on half of the keys."""
+    matrix = jnp.array([[1.0, 0.5], [0.5, 1.0]])
+
+    @jax.jit
+    @jax.vmap
+    def signs(key):
+        tx = flatreg.perturbed_gradient(key, 0.1, curvature=CurvatureScale())
+        w = jnp.zeros(2)
+        d, state = tx.update(w, tx.init(w), w, grad_fn=lambda w: matrix @ w)
+        noise = jnp.linalg.solve(matrix, d)
+        probe = (optax.tree.get(state, "diagonal")[0] - matrix[0, 0]) / matrix[0, 1]  # v₁v₂
+        return jnp.prod(jnp.sign(noise)), probe
+
+    z, v = signs(jax.random.split(KEY, 400))
+    np.testing.assert_allclose(np.abs(v), 1, rtol=1e-5)
+    assert abs(np.mean(z * v)) < 0.2
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
+def test_noise_is_drawn_in_float32(dtype):
+    """Noise in bfloat16 would have 256 values per octave."""
+    seen = []
+
+    def distribution(key, shape, dtype):
+        seen.append(dtype)
+        return jax.random.normal(key, shape, dtype)
+
+    w = jnp.ones(3, dtype)
+    tx = make(0.1, distribution=distribution)
+    jax.eval_shape(lambda w: tx.update(w, tx.init(w), w, grad_fn=lambda w: w), w)
+    assert seen == [jnp.float32]
+
+
 def test_flat_loss_gets_the_largest_noise_unless_sigma_is_zero():
     """The noise is κ for every σ > 0. For σ = 0 the noise is zero, not NaN."""
     w, scale = jnp.full(3, 2.0), CurvatureScale(hvp=lambda grad_fn, w: (w, jnp.zeros_like))

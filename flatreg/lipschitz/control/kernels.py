@@ -58,6 +58,8 @@ def choose_kernels(
       where: if given, keeps only the candidates for whose path it is true.
     """
     check_params(name, params)
+    if not jax.tree.leaves(params):  # optax.tree.map_params calls init with a placeholder.
+        return {}
     leaves = named_leaves(params)
     if operators is None:
         return _choose_dense(name, leaves, where)

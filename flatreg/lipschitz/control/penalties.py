@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import optax
 
 from flatreg._core.checks import check_nonnegative, check_scalars
+from flatreg._core.promotion import with_standard_promotion
 from flatreg._core.tree import map_named, matmul
 from flatreg.lipschitz.control.kernels import (
     LayerMap,
@@ -104,7 +105,7 @@ def spectral_norm_penalty(
 
         return map_named(penalized, updates, params), state
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformation(init, with_standard_promotion(update))
 
 
 def orthogonality_penalty(
@@ -181,7 +182,7 @@ def orthogonality_penalty(
         state = optax.ScaleByScheduleState(increment(state.count))
         return map_named(penalized, updates, params), state
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformation(init, with_standard_promotion(update))
 
 
 def _distance_from_orthogonal(matrix: jax.Array) -> jax.Array:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from flatreg._core.tree import inner
+from flatreg._core.tree import inner, wide_dtype
 from flatreg.lipschitz.control.kernels import Operators, linear_map_of, opened
 from flatreg.lipschitz.norms.power_iteration import power_iteration
 from flatreg.lipschitz.operators.linear import LinearMap, float_kernel
@@ -38,10 +38,14 @@ class PowerState(NamedTuple):
 
 def start(key: jax.Array, chosen: dict[str, jax.Array], operators: Operators | None) -> PowerState:
     """Returns a state with random inputs; the values of the kernels are not read."""
+    if not chosen:
+        # optax.tree.map_params maps over the prefix of the state that init returns for no kernels.
+        leaf: Any = jnp.zeros(())
+        return PowerState(jnp.zeros((), jnp.int32), leaf, leaf)
 
     def draw(i: int, path: str, kernel: Any) -> jax.Array:
         shape = linear_map_of(path, operators).input_shape_of(kernel)
-        dtype = jnp.promote_types(kernel.dtype, jnp.float32)
+        dtype = wide_dtype(kernel.dtype)
         return jax.random.normal(jax.random.fold_in(key, i), shape, dtype)
 
     inputs = {path: draw(i, path, kernel) for i, (path, kernel) in enumerate(chosen.items())}

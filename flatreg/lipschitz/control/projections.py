@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from flatreg._core.checks import check_nonnegative, check_scalars
+from flatreg._core.promotion import with_standard_promotion
 from flatreg._core.tree import map_named, named_leaves
 from flatreg.lipschitz.control.kernels import (
     LayerMap,
@@ -334,4 +335,4 @@ def _projection(
 
         return map_named(projected, updates, params), state
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformation(init, with_standard_promotion(update))

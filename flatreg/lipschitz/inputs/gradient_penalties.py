@@ -12,7 +12,7 @@ statistics.
 import jax
 import jax.numpy as jnp
 
-from flatreg._core.tree import widened
+from flatreg._core.tree import wide_dtype, widened
 from flatreg.lipschitz.batch_functions import BatchFn, check_inputs, check_outputs
 from flatreg.lipschitz.inputs.jacobians import safe_sqrt
 from flatreg.typing import Scalar
@@ -118,7 +118,7 @@ def interpolated_gradient_penalty(
         )
     check_inputs(real)
     one_per_example = (len(real),) + (1,) * (jnp.ndim(real) - 1)
-    epsilon = jax.random.uniform(key, one_per_example, jnp.promote_types(real.dtype, jnp.float32))
+    epsilon = jax.random.uniform(key, one_per_example, wide_dtype(real.dtype))
     mixed = (epsilon * real + (1 - epsilon) * fake).astype(real.dtype)  # x̂ = εx + (1 − ε)x̃
     return input_gradient_penalty(f, mixed, target, one_sided=one_sided)
 

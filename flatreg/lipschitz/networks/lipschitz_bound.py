@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from flatreg._core.promotion import with_standard_promotion
 from flatreg._core.tree import path_name
 from flatreg.lipschitz.batch_functions import check_inputs
 from flatreg.lipschitz.networks.explanations import explain
@@ -41,6 +42,7 @@ class LipschitzBound(NamedTuple):
     layers: dict[str, jax.Array]
 
 
+@with_standard_promotion
 def lipschitz_bound(
     function: Callable[[Params, jax.Array], jax.Array], params: Params, x: jax.Array
 ) -> LipschitzBound:

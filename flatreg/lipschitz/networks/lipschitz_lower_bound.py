@@ -7,6 +7,7 @@ from typing import NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 
+from flatreg._core.promotion import with_standard_promotion
 from flatreg._core.tree import matmul, unit, widened
 from flatreg.lipschitz.batch_functions import check_inputs
 from flatreg.lipschitz.inputs.jacobians import (
@@ -37,6 +38,7 @@ class LipschitzLowerBound(NamedTuple):
     point: jax.Array
 
 
+@with_standard_promotion
 def lipschitz_lower_bound(
     function: Callable[[Params, jax.Array], jax.Array],
     params: Params,

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from flatreg._core.promotion import with_standard_promotion
 from flatreg.lipschitz.norms.gram import gram_bound
 from flatreg.lipschitz.norms.symbol import symbol_bound
 from flatreg.lipschitz.operators.convolution import Axis, Convolution
@@ -28,6 +29,7 @@ MOST_ENTRIES = 2**24  # the largest size of a matrix that is computed to bound a
 MOST_SPATIAL_AXES = 3
 
 
+@with_standard_promotion
 def spectral_norm_upper_bound(
     kernel: Any, linear_map: LinearMap | None = None, *, tolerance: float = 0.05
 ) -> jax.Array:

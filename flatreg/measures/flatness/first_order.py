@@ -96,6 +96,6 @@ def first_order_flatness(
 def _steepest_on_the_way_up(ball: Ball) -> jax.Array:
     """The point with the largest gradient on the segment from θ to the maximizer of R⁰."""
     rises, points = highest_rises(ball)
-    segment = jnp.linspace(0, 1, SEGMENT + 1)[:, None] * points[jnp.argmax(rises)]
+    segment = jnp.linspace(0, 1, SEGMENT + 1)[:, None] * points[jnp.argmax(rises)][None]
     steepest: jax.Array = segment[jnp.argmax(jax.lax.map(ball.half_square, segment)[0])]
     return steepest

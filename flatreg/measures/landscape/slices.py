@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from flatreg._core.checks import alike
-from flatreg._core.tree import is_bias_or_scale, map_named, named_leaves
+from flatreg._core.tree import is_bias_or_scale, map_named, named_leaves, widened
 from flatreg.measures.checks import check_loss, check_sequence
 from flatreg.measures.dataset import LossFn
 from flatreg.measures.weights import in_float32_or_wider
@@ -180,7 +180,7 @@ def loss_slice(loss_fn: LossFn, params: Params, *axes: tuple[Grads, Any]) -> jax
     (direction, positions), *others = axes
 
     def losses_at(t: jax.Array) -> jax.Array:
-        moved = jax.tree.map(lambda w, d: w + t.astype(w.dtype) * d, params, direction)
+        moved = jax.tree.map(lambda w, d: w + t.astype(w.dtype) * widened(d), params, direction)
         return loss_slice(loss_fn, moved, *others) if others else loss_fn(moved)
 
     losses: jax.Array = jax.lax.map(losses_at, jnp.asarray(positions))

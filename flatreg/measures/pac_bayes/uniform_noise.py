@@ -99,7 +99,8 @@ def expected_loss_bound(
     diagonal = in_float32_or_wider(diagonal)
     sigma = broadcast_like("sigma", sigma, diagonal)
     kappa = broadcast_like("kappa", kappa, diagonal)
-    above = total(jax.tree.map(lambda s, k: s > k * (1 + 1e-6), sigma, kappa))
+    excess = jax.tree.map(lambda s, k: jnp.maximum(s - k * (1 + 1e-6), 0), sigma, kappa)
+    above = total(excess)
     if not isinstance(above, jax.core.Tracer) and above > 0:
         raise ValueError(
             "some σᵢ are larger than κᵢ: write sigma=measures.optimal_noise(diagonal, rho, kappa, "

@@ -13,7 +13,7 @@ from jax.flatten_util import ravel_pytree
 from flatreg._core.checks import check_like, checked_scale
 from flatreg._core.hvp import explain_second_derivative, resolve_hvp, with_forward_mode
 from flatreg._core.tree import map_named, named_leaves
-from flatreg.measures.checks import check_loss
+from flatreg.measures.checks import check_arguments, check_loss
 from flatreg.measures.dataset import LossFn
 from flatreg.measures.weights import in_float32_or_wider, times
 from flatreg.typing import Grads, Hvp, Params, Scale
@@ -168,7 +168,9 @@ def checked_products(curvature: Curvature | None) -> Curvature:
         )
 
     def checked(loss_fn: LossFn, params: Params) -> Callable[[Grads], Grads]:
-        product = explained(hessian if curvature is None else curvature)(loss_fn, params)
+        if curvature is None:
+            return hessian(loss_fn, params)
+        product = explained(curvature)(loss_fn, params)
         if isinstance(product, tuple) or not callable(product):
             raise TypeError(
                 "curvature(loss_fn, params) must return one function v ↦ Cv, but returned a "
@@ -218,6 +220,7 @@ def restrict(
       >>> print(measures.trace(*last_layer, probes=None).value)
       12.0
     """
+    check_arguments("restrict", loss_fn, params)
     leaves = named_leaves(params)
     chosen = {path: x for path, x in leaves.items() if where(path)}
     if not chosen:

@@ -110,6 +110,6 @@ def density_on_grid(density: Density, grid: jax.Array, width: float) -> jax.Arra
       >>> print(f"{jnp.sum(measures.density_on_grid(density, grid, 0.1)) * 0.01:.3f}")
       1.000
     """
-    distance = (jnp.asarray(grid)[:, None, None] - density.nodes) / width
+    distance = (jnp.asarray(grid)[:, None, None] - density.nodes[None]) / width
     bumps = jnp.exp(-(distance**2) / 2) / (width * (2 * jnp.pi) ** 0.5)
-    return jnp.mean(jnp.sum(density.weights * bumps, axis=-1), axis=-1)
+    return jnp.mean(jnp.sum(density.weights[None] * bumps, axis=-1), axis=-1)

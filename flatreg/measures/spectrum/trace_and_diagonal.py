@@ -190,6 +190,7 @@ def _mean_over_probes(
         return carry.add(draw(key), count), None
 
     zeros = jnp.zeros_like(jax.eval_shape(draw, key))
-    numbered_keys = jnp.arange(1, probes + 1), jax.random.split(key, probes)
+    numbers = jnp.arange(1, probes + 1, dtype=zeros.dtype)
+    numbered_keys = numbers, jax.random.split(key, probes)
     total, _ = jax.lax.scan(add, _ProbeMean(zeros, zeros), numbered_keys)
     return Estimate(total.mean, jnp.sqrt(total.squares / (probes - 1) / probes))
