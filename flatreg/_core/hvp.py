@@ -77,7 +77,8 @@ def exact_hvp(grad_fn: GradFn, params: Params) -> tuple[Grads, Callable[[Grads],
       >>> print(g, hessian(jnp.ones(2)))
       [1. 6.] [1. 3.]
     """
-    return jax.linearize(grad_fn, params)
+    g, product = jax.linearize(grad_fn, params)
+    return g, with_forward_mode(product)
 
 
 @_requires_two_arguments
@@ -106,7 +107,7 @@ def forward_hvp(grad_fn: GradFn, params: Params) -> tuple[Grads, Callable[[Grads
       >>> print(hessian(jnp.array([1.0, 2.0])))
       [12. 24.]
     """
-    return grad_fn(params), lambda v: jax.jvp(grad_fn, (params,), (v,))[1]
+    return grad_fn(params), with_forward_mode(lambda v: jax.jvp(grad_fn, (params,), (v,))[1])
 
 
 @_requires_two_arguments
@@ -212,8 +213,7 @@ def resolve_hvp(hvp: Hvp | None, name: str = "hvp") -> Hvp:
 
     def resolved(grad_fn: GradFn, params: Params) -> tuple[Grads, Callable[[Grads], Grads]]:
         g, product = explained(linearize)(grad_fn, params)
-        product = explained(with_forward_mode(product))
-        return g, lambda v: product(optax.tree.cast_like(v, params))
+        return g, lambda v: explained(product)(optax.tree.cast_like(v, params))
 
     return resolved
 
@@ -254,16 +254,23 @@ def with_forward_mode(product: Callable[[Grads], Grads]) -> Callable[[Grads], Gr
     """
 
     def checked(v: Grads) -> Grads:
-        if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(v)):
-            jaxpr = jax.make_jaxpr(product)(v).jaxpr
-            if _uses(_MISSING_RULE, dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[0]):
-                raise TypeError(
-                    "the loss contains a jax.custom_vjp function, which lacks a forward-mode "
-                    "derivative (jvp)."
-                )
+        traced = any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(v))
+        if traced and _lacks_forward_mode(product, v):
+            raise TypeError(
+                "the loss contains a jax.custom_vjp function, which lacks a forward-mode "
+                "derivative (jvp)."
+            )
         return product(v)
 
     return checked
+
+
+def _lacks_forward_mode(product: Callable[[Grads], Grads], v: Grads) -> bool:
+    try:
+        jaxpr = jax.make_jaxpr(product)(v).jaxpr
+    except Exception:  # The caller gets this error from the product itself.
+        return False
+    return _uses(_MISSING_RULE, dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[0])
 
 
 # The primitive that stands for the missing forward-mode derivative of a jax.custom_vjp function.

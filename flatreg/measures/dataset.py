@@ -49,6 +49,7 @@ def dataset_loss(loss_fn: BatchLossFn, dataset: Any, *, batch_size: int) -> Loss
 
     Raises:
       ValueError: if the leaves have different numbers of examples, or ``batch_size`` is below 1.
+      TypeError: when the loss is called, if ``loss_fn(params, batch)`` does not return one number.
 
     Examples:
       >>> import jax.numpy as jnp

@@ -270,7 +270,7 @@ def _update_optimizer(
     nnx.update(optimizer.opt_state, nnx.state(update.opt_state, **GRAPH))
     optimizer.step[...] += 1
     if isinstance(optimizer, Optimizer):
-        optimizer.skipped[...] += ~update.finite
+        optimizer.skipped[...] += (~update.finite).astype(jnp.uint32)
         if dynamic_scale is not None:
             adjusted = loss_scale.adjusted(dynamic_scale, update.finite)
             nnx.update(optimizer.dynamic_scale, nnx.state(adjusted, **GRAPH))

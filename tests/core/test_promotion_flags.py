@@ -21,6 +21,10 @@ WIDE = {"dense": {"kernel": KERNEL}, "conv": {"kernel": jnp.ones((3, 3, 2, 4))}}
 # The function in the test of a method that uses optax.tree.update_moment is not strict itself.
 STRICT = [name for name in METHODS if name != "averaging"]
 BALL = {"steps": 2, "random_starts": 1}
+SLOW = {"hessian_lipschitz", "differences", "zeroth_order", "first_order"}  # to trace
+every_dtype = pytest.mark.parametrize(
+    "dtype", [jnp.bfloat16, pytest.param(jnp.float32, marks=pytest.mark.slow)]
+)
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +47,7 @@ def batch_fn(params, x):
     return jnp.tanh(x @ params["hidden"]["kernel"]) @ params["out"][:, None]
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@every_dtype
 @pytest.mark.parametrize("name", STRICT)
 def test_methods(name, dtype):
     params, batch = tanh_net(dtype)
@@ -113,8 +117,10 @@ MEASURES = {
 }
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize("name", MEASURES)
+@every_dtype
+@pytest.mark.parametrize(
+    "name", [pytest.param(x, marks=[pytest.mark.slow] * (x in SLOW)) for x in MEASURES]
+)
 def test_measures(name, dtype):
     params, batch = tanh_net(dtype)
     jax.eval_shape(lambda params: MEASURES[name](dataset_loss(batch), params), params)
@@ -148,8 +154,8 @@ def test_links_of_lipschitz(tx, dtype):
         lambda w, x: lipschitz.interpolated_gradient_penalty(
             lambda x: batch_fn(w, x)[:, 0], x, x, KEY
         ),
-        lambda w, x: lipschitz.lipschitz_lower_bound(batch_fn, w, x, KEY).value,
-        lambda w, x: lipschitz.lipschitz_bound(batch_fn, tanh_net()[0], jnp.ones((1, 4))).value,
+        lambda w, x: lipschitz.lipschitz_lower_bound(batch_fn, w, x, KEY).lower,
+        lambda w, x: lipschitz.lipschitz_bound(batch_fn, tanh_net()[0], jnp.ones((1, 4))).upper,
     ],
 )
 def test_functions_of_lipschitz(function):

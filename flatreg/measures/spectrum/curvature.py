@@ -113,7 +113,7 @@ def gauss_newton(
             product: Grads = jax.vjp(model_fn, params)[1](bent)[0]  # JᵀMJv
             return product
 
-        return product
+        return with_forward_mode(product)
 
     return curvature
 
