@@ -9,7 +9,7 @@ direction NaN, so that it does not go unnoticed.
 import functools
 import operator
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,25 @@ def wide_dtype(dtype: Any) -> Any:
     """The dtype, or float32 if it is narrower, also under strict dtype promotion."""
     with jax.numpy_dtype_promotion("standard"):
         return jnp.promote_types(dtype, jnp.float32)
+
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def with_standard_promotion(function: Callable[P, T]) -> Callable[P, T]:
+    """Makes a function ignore the settings of JAX for strict promotion of dtypes and ranks.
+
+    These settings find mistakes in the code of the user. Functions that do not call it, or that
+    only interpret its program, may ignore them.
+    """
+
+    @functools.wraps(function)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
+        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+            return function(*args, **kwargs)
+
+    return wrapped
 
 
 def matmul(x: jax.Array, y: jax.Array) -> jax.Array:

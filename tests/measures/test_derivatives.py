@@ -10,7 +10,7 @@ import pytest
 
 import flatreg
 from flatreg import measures
-from tests.support.custom_gradients import fused_tanh, opaque_tanh
+from tests.support.losses import fused_tanh, opaque_tanh
 
 KEY = jax.random.key(0)
 BALL = {"steps": 3, "random_starts": 0}

@@ -18,8 +18,7 @@ import jax.numpy as jnp
 import optax
 
 from flatreg._core.checks import check_nonnegative, check_scalars
-from flatreg._core.promotion import with_standard_promotion
-from flatreg._core.tree import map_named, matmul
+from flatreg._core.tree import map_named, matmul, with_standard_promotion
 from flatreg.lipschitz.control.kernels import (
     LayerMap,
     Operators,

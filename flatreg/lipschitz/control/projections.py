@@ -13,8 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from flatreg._core.checks import check_nonnegative, check_scalars
-from flatreg._core.promotion import with_standard_promotion
-from flatreg._core.tree import map_named, named_leaves
+from flatreg._core.tree import map_named, named_leaves, with_standard_promotion
 from flatreg.lipschitz.control.kernels import (
     LayerMap,
     Operators,

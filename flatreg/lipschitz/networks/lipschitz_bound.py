@@ -12,8 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from flatreg._core.promotion import with_standard_promotion
-from flatreg._core.tree import path_name
+from flatreg._core.tree import path_name, with_standard_promotion
 from flatreg.lipschitz.batch_functions import check_inputs
 from flatreg.lipschitz.networks.explanations import explain
 from flatreg.lipschitz.networks.interpreter import Interpreter

@@ -7,8 +7,7 @@ from typing import NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from flatreg._core.promotion import with_standard_promotion
-from flatreg._core.tree import matmul, unit, widened
+from flatreg._core.tree import matmul, unit, widened, with_standard_promotion
 from flatreg.lipschitz.batch_functions import check_inputs
 from flatreg.lipschitz.inputs.jacobians import (
     jacobian,

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flatreg._core.promotion import with_standard_promotion
+from flatreg._core.tree import with_standard_promotion
 from flatreg.lipschitz.norms.gram import gram_bound
 from flatreg.lipschitz.norms.symbol import symbol_bound
 from flatreg.lipschitz.operators.convolution import Axis, Convolution

@@ -11,7 +11,7 @@ import pytest
 
 import flatreg
 from tests.support.cases import CASES
-from tests.support.custom_gradients import fused_tanh, opaque_tanh
+from tests.support.losses import fused_tanh, opaque_tanh
 from tests.support.problems import direction, loss_fn, tanh_net
 
 HVPS = {"exact": flatreg.exact_hvp, "forward": flatreg.forward_hvp, "reverse": flatreg.reverse_hvp}
