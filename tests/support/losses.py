@@ -1,7 +1,7 @@
 """Smooth losses that are not quadratic, on trees of parameters, in JAX's current precision.
 
-The last two functions are tanh with custom backward passes, as in flash attention, implicit layers
-and ODE solvers.
+``fused_tanh`` and ``opaque_tanh`` have custom backward passes, as flash attention, implicit layers
+and ODE solvers do.
 """
 
 from collections.abc import Callable
