@@ -17,6 +17,8 @@ With NNX, it is the state of the model and the optimizer::
     nnx.update((model, optimizer), state)
 """
 
+import collections
+import numbers
 import os
 import sys
 from typing import Any, TypeVar
@@ -48,11 +50,15 @@ def save(path: str | os.PathLike[str], state: Any) -> None:
     Args:
       path: the folder to create, local or in a bucket (``gs://…``).
       state: a tree of arrays, which may be sharded and may include random keys: a
-        :class:`flatreg.linen.TrainState`, or ``nnx.state((model, optimizer))``.
+        :class:`flatreg.linen.TrainState`, or ``nnx.state((model, optimizer))``. Its leaves are
+        arrays of JAX or NumPy, or numbers. Orbax cannot store uint2 and uint4.
 
     Raises:
       FileExistsError: if the folder already exists.
-      TypeError: if the state contains NNX modules instead of their states.
+      TypeError: if the state contains NNX modules instead of their states, or leaves that are not
+        arrays.
+      ValueError: if two leaves have the same name in the checkpoint, such as ``"a.b"`` and
+        ``"a" -> "b"``.
 
     Examples:
       >>> import tempfile, jax, jax.numpy as jnp
@@ -65,6 +71,8 @@ def save(path: str | os.PathLike[str], state: Any) -> None:
       [1. 1. 1.]
     """
     _check_state(state)
+    _check_leaves(state)
+    _check_names(state)
     folder = epath.Path(path).resolve()
     if folder.exists():
         raise FileExistsError(
@@ -72,7 +80,8 @@ def save(path: str | os.PathLike[str], state: Any) -> None:
             'would be lost. Write one folder per step: save(f"{path}/{step}", state).'
         )
     with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(folder, state, custom_metadata={_CHECKSUMS: _checksums(state)})
+        metadata = {_CHECKSUMS: _checksums(state)}
+        checkpointer.save(folder, _without_scalars(state), custom_metadata=metadata)
 
 
 def restore(path: str | os.PathLike[str], like: State) -> State:
@@ -94,7 +103,8 @@ def restore(path: str | os.PathLike[str], like: State) -> State:
       TypeError: if ``like`` contains NNX modules instead of their states.
       FileNotFoundError: if the folder does not exist.
       ValueError: if the folder is not an Orbax checkpoint, if it is the checkpoint of a different
-        state, or if it is damaged.
+        state (structure, shapes, dtypes, and the implementations of random keys), or if it is
+        damaged.
 
     Examples:
       >>> import tempfile, jax.numpy as jnp
@@ -113,12 +123,13 @@ def restore(path: str | os.PathLike[str], like: State) -> State:
         contents, checksums = _metadata(folder, checkpointer)
         _check_contents(folder, contents, like)
         try:
-            restored: State = checkpointer.restore(folder, like)
+            restored = checkpointer.restore(folder, _without_scalars(like))
         except Exception as error:
             reason = str(error).partition(" [")[0]
             raise ValueError(f"{folder} cannot be read. {_DAMAGED} Orbax says: {reason}") from error
     _check_values(folder, checksums, restored)
-    return restored
+    _check_keys(folder, restored, like)
+    return _with_scalars(restored, like)
 
 
 _CHECKSUMS = "flatreg_checksums"
@@ -138,6 +149,91 @@ def _check_state(state: Any) -> None:
                 "To save, write checkpoint.save(path, nnx.state((model, optimizer))); to restore, "
                 "nnx.update((model, optimizer), "
                 "checkpoint.restore(path, nnx.state((model, optimizer))))."
+            )
+
+
+def _check_leaves(state: Any) -> None:
+    """Check that every leaf is an array of numbers or a number, of a dtype that Orbax stores."""
+    leaves = ocp.tree.to_flat_dict(state, sep="/")
+    if others := [name for name, x in leaves.items() if not _is_array_or_number(x)]:
+        raise TypeError(
+            f"a checkpoint holds arrays and numbers, but these leaves are not: {_listed(others)}. "
+            "For an Equinox model, write params, static = eqx.partition(model, eqx.is_array) and "
+            "checkpoint.save(path, params); to restore, model = "
+            "eqx.combine(checkpoint.restore(path, params), static)."
+        )
+    if others := [name for name, x in leaves.items() if str(jnp.result_type(x)) in _NOT_STORED]:
+        raise TypeError(
+            f"Orbax cannot store the dtypes {' and '.join(_NOT_STORED)}, which these leaves have: "
+            f"{_listed(others)}. Save x.astype(jnp.uint8), and cast it back after restoring."
+        )
+
+
+_NOT_STORED = ("uint2", "uint4")
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(map(repr, names[:5])) + more
+
+
+def _is_array_or_number(x: Any) -> bool:
+    if isinstance(x, np.ndarray | np.generic):
+        return bool(jnp.issubdtype(x.dtype, np.number) or x.dtype == bool)
+    return isinstance(x, jax.Array | numbers.Number)
+
+
+def _check_names(state: Any) -> None:
+    """Check that no two leaves have the same name in the checkpoint.
+
+    Orbax joins the keys of a path with dots, and the checksums join them with slashes.
+    """
+    for separator in "./":
+        paths: dict[str, list[tuple[Any, ...]]] = collections.defaultdict(list)
+        for path in ocp.tree.to_flat_dict(state):
+            paths[separator.join(map(str, path))].append(path)
+        for name, same in paths.items():
+            if len(same) > 1:
+                raise ValueError(
+                    f"the leaves at {' and '.join(map(str, same))} would both be named {name!r} in "
+                    "the checkpoint, and one would overwrite the other. Rename a key: write "
+                    "{'a_b': x, 'a': {'b': y}} instead of {'a.b': x, 'a': {'b': y}}."
+                )
+
+
+def _is_scalar(x: Any) -> bool:
+    """Whether this is a number that Orbax does not store as it is."""
+    return isinstance(x, np.generic | complex)
+
+
+def _without_scalars(state: Any) -> Any:
+    """Return the state with NumPy scalars and complex numbers as arrays without axes."""
+    return jax.tree.map(lambda x: np.asarray(x) if _is_scalar(x) else x, state)
+
+
+def _with_scalars(restored: Any, like: State) -> State:
+    """Return the restored state with scalars where ``like`` has them."""
+
+    def convert(x: Any, new: Any) -> Any:
+        return type(x)(new.item()) if _is_scalar(x) else new
+
+    converted: State = jax.tree.map(convert, like, restored)
+    return converted
+
+
+def _check_keys(folder: epath.Path, restored: Any, like: Any) -> None:
+    """Check that random keys have the implementation of ``like``.
+
+    The contents do not show it: keys of "rbg" and of "unsafe_rbg" are the same arrays.
+    """
+    wanted = ocp.tree.to_flat_dict(like, sep="/")
+    for name, x in ocp.tree.to_flat_dict(restored, sep="/").items():
+        dtype = getattr(wanted[name], "dtype", None)
+        if _is_key(x) and dtype != x.dtype:
+            raise ValueError(
+                f"{folder} is the checkpoint of a different state: {name} is a random key of type "
+                f"{x.dtype} in the checkpoint, {dtype} in like. Pass a state whose key has this "
+                f"implementation: jax.random.key(0, impl={str(jax.random.key_impl(x))!r})."
             )
 
 
@@ -188,12 +284,23 @@ def _checksums(state: Any) -> dict[str, int]:
 
 @jax.jit  # avoids a copy of the leaf
 def _checksum(x: Any) -> jax.Array:
-    x = jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else jnp.asarray(x)
+    x = jax.random.key_data(x) if _is_key(x) else jnp.asarray(x)
     if jnp.iscomplexobj(x):
         x = jnp.stack([x.real, x.imag])
+    if x.dtype != jnp.bool and _bits(x.dtype) < 8:
+        x = x.astype(jnp.int8 if jnp.issubdtype(x.dtype, jnp.integer) else jnp.float16)
     if x.dtype != jnp.bool:
         x = jax.lax.bitcast_convert_type(x, jnp.uint8)
     return jnp.sum(x, dtype=jnp.uint32)
+
+
+def _is_key(x: Any) -> bool:
+    return hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+
+
+def _bits(dtype: Any) -> int:
+    info = jnp.iinfo if jnp.issubdtype(dtype, jnp.integer) else jnp.finfo
+    return int(info(dtype).bits)
 
 
 def _contents(tree: Any) -> dict[str, str]:
@@ -204,6 +311,6 @@ def _contents(tree: Any) -> dict[str, str]:
 def _describe(x: Any) -> str:
     if not hasattr(x, "dtype"):
         x = np.asarray(x)  # a Python number
-    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+    if _is_key(x):
         x = jax.eval_shape(jax.random.key_data, x)  # how Orbax stores it
     return f"{x.dtype}{list(x.shape)}"

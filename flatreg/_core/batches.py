@@ -148,7 +148,9 @@ def leading_axis(batch: Any, parts: int = 1) -> int:
         raise ValueError(
             "every leaf of the batch must have the examples along its leading axis, and all leaves "
             f"must have the same number of examples, but the shapes are {shapes}: name the batch "
-            "in batch_argnums, and pass everything else as another argument of the loss."
+            "in batch_argnums, and pass everything else as another argument of the loss. A random "
+            "key is not an example: pass it as an argument of its own that key_argnums names, "
+            "value_and_grad_fn(loss_fn, key_argnums=2)(params, batch, key)."
         )
     (examples,) = sizes
     if not examples or examples % parts:

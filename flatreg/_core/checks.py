@@ -7,6 +7,7 @@ Arrays may be traced, so only their shapes and dtypes are checked, never their v
 import inspect
 import math
 import numbers
+import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -162,7 +163,7 @@ def check_update(name: str, updates: Grads, params: Params | None, grad_fn: Any)
         raise ValueError(
             f"{name} needs a gradient shaped like params, but "
             f"{_difference('params', params, 'the gradient', updates)}: "
-            f"{correction}{_about_none(updates, params)}"
+            f"{correction}{_about_none(updates, params)}{_about_variables(updates, params)}"
         )
 
 
@@ -234,6 +235,36 @@ def _about_none(tree: Any, params: Params) -> str:
     )
 
 
+def _about_variables(tree: Any, params: Params) -> str:
+    """Shows the correction if one of the trees holds Variables of Flax NNX and the other arrays."""
+    nnx: Any = sys.modules.get("flax.nnx")  # Without NNX, Variables cannot occur.
+
+    def variables(tree: Any) -> bool:
+        leaves = jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, nnx.Variable))
+        return any(isinstance(x, nnx.Variable) for x in leaves)
+
+    if nnx is None or variables(tree) == variables(params):
+        return ""
+    return (
+        " One of the two holds nnx.Variables and the other arrays. Write params = "
+        "nnx.as_pure(nnx.state(model, nnx.Param)), and apply nnx.as_pure to gradients of nnx.grad "
+        "too. Or use flatreg.nnx: loss, grads, grad_fn = "
+        "flatreg.nnx.value_and_grad_fn(loss_fn)(model, batch) and "
+        "optimizer.update(model, grads, grad_fn=grad_fn)."
+    )
+
+
+def check_vector(v: Any, params: Params) -> None:
+    """Checks that the vector of a Hessian-vector product has the structure of the parameters."""
+    structures: Any = jax.tree.structure(v), jax.tree.structure(params)
+    if structures[0] != structures[1]:
+        raise ValueError(
+            "a Hessian-vector product needs a vector with the structure of the parameters, but "
+            f"{_difference('params', params, 'v', v)}. Write v = jax.tree.map(jnp.ones_like, "
+            f"params), for example.{_about_none(v, params)}{_about_variables(v, params)}"
+        )
+
+
 def alike(tree: Any, params: Params) -> bool:
     """Whether both trees have the same structure and shapes."""
     structures: Any = jax.tree.structure(tree), jax.tree.structure(params)
@@ -301,6 +332,7 @@ def check_direction(name: str, d: Any, params: Params) -> None:
         raise ValueError(
             f"the direction of {name} must return d with the structure and shapes of params, but "
             f"{_difference('params', params, 'd', d)}. {correction}{_about_none(d, params)}"
+            f"{_about_variables(d, params)}"
         )
     wrong = _leaves_other_than(jnp.floating, d)
     if wrong:
@@ -366,7 +398,7 @@ def checked_oracle(name: str, grad_fn: GradFn) -> GradFn:
         raise OracleError(
             f"{name} needs grad_fn(params) to return a gradient shaped like params, but "
             f"{_difference('params', params, 'grad_fn(params)', grads)}. "
-            f"{correction}{_about_none(grads, params)}"
+            f"{correction}{_about_none(grads, params)}{_about_variables(grads, params)}"
         )
 
     return oracle

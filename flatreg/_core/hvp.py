@@ -23,15 +23,22 @@ import optax
 from jax.extend.core import Jaxpr, subjaxprs
 from jax.interpreters.partial_eval import dce_jaxpr
 
-from flatreg._core.checks import OracleError, check_function, is_number, is_scalar, static_args
+from flatreg._core.checks import (
+    OracleError,
+    check_function,
+    check_vector,
+    is_number,
+    is_scalar,
+    static_args,
+)
 from flatreg._core.tree import mix, norm, shift
 from flatreg.typing import GradFn, Grads, Hvp, Params
 
 
-def _requires_two_arguments(hvp: Hvp) -> Hvp:
-    """Adds an error for the call ``hvp(count)``.
+def _with_checked_arguments(hvp: Hvp) -> Hvp:
+    """Adds an error for the call ``hvp(count)``, and one for a vector of the wrong structure.
 
-    ``optax.inject_hyperparams`` makes this call, because it treats every function as a schedule.
+    ``optax.inject_hyperparams`` calls ``hvp(count)``, because it treats functions as schedules.
     """
 
     @functools.wraps(hvp)
@@ -39,12 +46,18 @@ def _requires_two_arguments(hvp: Hvp) -> Hvp:
         if not params:
             correction = f"{static_args('hvp')} For gam, use static_args=('hvp', 'ascent_hvp')."
             raise TypeError(f"an hvp takes (grad_fn, params), got one argument. {correction}")
-        return hvp(grad_fn, *params)
+        g, product = hvp(grad_fn, *params)
+
+        def checked_product(v: Grads) -> Grads:
+            check_vector(v, *params)
+            return product(v)
+
+        return g, checked_product
 
     return checked
 
 
-@_requires_two_arguments
+@_with_checked_arguments
 def exact_hvp(grad_fn: GradFn, params: Params) -> tuple[Grads, Callable[[Grads], Grads]]:
     """Exact Hessian-vector products by :func:`jax.linearize`: g and v ↦ Hv.
 
@@ -81,7 +94,7 @@ def exact_hvp(grad_fn: GradFn, params: Params) -> tuple[Grads, Callable[[Grads],
     return g, with_forward_mode(product)
 
 
-@_requires_two_arguments
+@_with_checked_arguments
 def forward_hvp(grad_fn: GradFn, params: Params) -> tuple[Grads, Callable[[Grads], Grads]]:
     """Exact Hessian-vector products by :func:`jax.jvp`: g and v ↦ Hv.
 
@@ -110,7 +123,7 @@ def forward_hvp(grad_fn: GradFn, params: Params) -> tuple[Grads, Callable[[Grads
     return grad_fn(params), with_forward_mode(lambda v: jax.jvp(grad_fn, (params,), (v,))[1])
 
 
-@_requires_two_arguments
+@_with_checked_arguments
 def reverse_hvp(grad_fn: GradFn, params: Params) -> tuple[Grads, Callable[[Grads], Grads]]:
     """Exact Hessian-vector products by :func:`jax.vjp`, reverse over reverse: g and v ↦ Hv.
 
@@ -176,7 +189,7 @@ def finite_difference_hvp(r: float | jax.Array) -> Hvp:
             f"r must be greater than 0, got {r}: for example, write finite_difference_hvp(0.01)."
         )
 
-    @_requires_two_arguments
+    @_with_checked_arguments
     def hvp(grad_fn: GradFn, params: Params) -> tuple[Grads, Callable[[Grads], Grads]]:
         g = grad_fn(params)
 

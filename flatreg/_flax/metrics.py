@@ -28,7 +28,7 @@ def loss_and_metrics(out: LossOutput) -> tuple[jax.Array, Metrics]:
 
     Raises:
       TypeError: if the loss is not a floating-point array, or the metrics are not a dict.
-      ValueError: if the loss is not a scalar.
+      ValueError: if the loss is not a scalar, or if another metric has the name ``"loss"``.
     """
     loss, metrics = out if isinstance(out, tuple) and len(out) == 2 else (out, {})
     if not isinstance(metrics, Mapping):
@@ -46,6 +46,8 @@ def loss_and_metrics(out: LossOutput) -> tuple[jax.Array, Metrics]:
             f"loss_fn must return a scalar, got an array of shape {loss.shape}. Average over the "
             "examples: return loss.mean()."
         )
+    if metrics.get("loss", loss) is not loss:
+        raise _name_is_taken("loss", "the loss that loss_fn returns")
     return loss, {**metrics, "loss": loss}
 
 
@@ -62,9 +64,20 @@ def step_metrics(metrics: Metrics, skipped: jax.Array, opt_state: optax.OptState
       :class:`flatreg._core.observe.Observation` if the chain contains :func:`flatreg.observe`.
 
     Raises:
-      ValueError: if the chain observes more than one method.
+      ValueError: if the chain observes more than one method, or if a metric of the loss has the
+        name of a metric that the step adds.
     """
-    return {**metrics, "skipped": skipped, **_observation(opt_state)}
+    added = {"skipped": skipped, **_observation(opt_state)}
+    for name in added.keys() & metrics.keys():
+        raise _name_is_taken(name, "a metric that the train step adds")
+    return {**metrics, **added}
+
+
+def _name_is_taken(name: str, meaning: str) -> ValueError:
+    return ValueError(
+        f"loss_fn returns a metric named {name!r}, but this is the name of {meaning}. Rename your "
+        f'metric: write return loss, {{"own_{name}": value}}.'
+    )
 
 
 def _observation(opt_state: optax.OptState) -> Metrics:

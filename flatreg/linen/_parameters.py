@@ -1,10 +1,7 @@
 """Splitting the parameters of a state: trained and frozen ones, weights and FP8 scales."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
-import jax
-import jax.numpy as jnp
 from flax.linen.fp8_ops import OVERWRITE_WITH_GRADIENT
 from flax.traverse_util import flatten_dict, unflatten_dict
 
@@ -40,19 +37,6 @@ def split_trainable(params: Params, trainable: Callable[[str], bool]) -> tuple[P
 def merge_frozen(params: Params, frozen: Params) -> Params:
     """Return the trained and the frozen parameters in one nested dict."""
     return unflatten_dict(flatten_dict(frozen) | flatten_dict(params)) if frozen else params
-
-
-def without_shared_buffers(tree: Any) -> Any:
-    """Return the tree with each repeated array copied, so that all arrays can be donated."""
-    seen: set[int] = set()
-
-    def copy_if_seen(x: Any) -> Any:
-        if id(x) in seen and isinstance(x, jax.Array):
-            return jnp.copy(x)
-        seen.add(id(x))
-        return x
-
-    return jax.tree.map(copy_if_seen, tree)
 
 
 def has_fp8_scales(params: Params) -> bool:

@@ -15,6 +15,7 @@ from flax.training import train_state
 from flax.training.dynamic_scale import DynamicScale
 
 from flatreg._flax import loss_scale
+from flatreg._flax.buffers import without_shared_buffers
 from flatreg._flax.chain_order import check_order, check_transformation
 from flatreg._flax.guarded_update import guarded_update
 from flatreg.linen._parameters import (
@@ -22,7 +23,6 @@ from flatreg.linen._parameters import (
     merge_frozen,
     oracle_of_weights,
     split_trainable,
-    without_shared_buffers,
 )
 from flatreg.typing import GradFn, Grads, Params
 

@@ -1,15 +1,21 @@
 """Train and evaluation steps for Flax Linen: ``make_train_step`` and ``make_eval_step``."""
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 import jax
 
+from flatreg._core.devices import AxisName
 from flatreg._core.oracle import value_and_grad_fn
 from flatreg._flax import loss_scale
 from flatreg._flax.classification_loss import cross_entropy_and_accuracy
 from flatreg._flax.clean_pass import clean_pass
+from flatreg._flax.loss_arguments import (
+    check_further_arguments,
+    check_keys_are_named,
+    further_argnums,
+)
 from flatreg._flax.metrics import LossOutput, Metrics, loss_and_metrics, step_metrics
 from flatreg.linen._apply import Apply, flax_errors_explained
 from flatreg.linen._state import TrainState
@@ -17,15 +23,23 @@ from flatreg.typing import Params
 
 
 class LossFn(Protocol):
-    """A loss function, ``loss_fn(apply, batch, train) -> loss`` or ``(loss, metrics)``."""
+    """A loss function, ``loss_fn(apply, batch, train) -> loss`` or ``(loss, metrics)``.
 
-    def __call__(self, apply: Apply, batch: Any, train: bool, /) -> LossOutput:
+    It may take further arguments, ``loss_fn(apply, batch, train, *args, **kwargs)``, which the step
+    passes on.
+    """
+
+    def __call__(
+        self, apply: Apply, batch: Any, train: bool, /, *args: Any, **kwargs: Any
+    ) -> LossOutput:
         """Return the loss of a batch.
 
         Args:
           apply: the model with its variables filled in.
           batch: the batch that the step received.
           train: True in a train step, False in an evaluation step.
+          *args: the positional arguments of the step after the batch.
+          **kwargs: the keyword arguments of the step.
 
         Returns:
           The loss, a floating-point scalar, or a pair of the loss and a dict of metrics.
@@ -48,8 +62,9 @@ def classification_loss(apply: Apply, batch: Any, train: bool) -> tuple[jax.Arra
       The loss, in at least float32, and ``{"accuracy": accuracy}``.
 
     Raises:
-      TypeError: if the batch is not a pair, or if the model does not take the argument ``train``
-        (write your own loss function in that case).
+      TypeError: if the batch is not a pair, if the labels are not integers, or if the model does
+        not take the argument ``train`` (write your own loss function in that case).
+      ValueError: if there is not one label per example, for example because labels are one-hot.
 
     Examples:
       >>> import jax, jax.numpy as jnp, flax.linen as nn, optax, flatreg
@@ -75,11 +90,16 @@ def make_train_step(
     loss_fn: LossFn,
     *,
     rngs: str | Iterable[str] = ("dropout",),
+    key_argnums: int | Sequence[int] | None = None,
     microbatches: int = 1,
     shards: int | None = None,
     ascent_fraction: float = 1.0,
-) -> Callable[[TrainState, Any], tuple[TrainState, Metrics]]:
+    axis_name: AxisName | None = None,
+) -> Callable[..., tuple[TrainState, Metrics]]:
     """Make a train step ``step(state, batch) -> state, metrics``, a pure function for ``jax.jit``.
+
+    The step passes further arguments on to the loss: ``step(state, batch, *args, **kwargs)`` calls
+    ``loss_fn(apply, batch, train, *args, **kwargs)``.
 
     A step has two phases:
 
@@ -102,9 +122,13 @@ def make_train_step(
       loss_fn: ``loss_fn(apply, batch, train)`` returns ``loss`` or ``(loss, metrics)``: a
         floating-point scalar and a dict. ``apply`` is the model with its variables filled in
         (:class:`Apply`), ``batch`` is the batch that the step received, and ``train`` is True.
+        Further arguments of the step follow, such as a random key or the weight of a penalty.
       rngs: the name or names of the model's random streams. In step t, call c of ``apply``, counted
         from 0, has the keys ``split(fold_in(fold_in(state.key, t), c), len(rngs))``, in the order
         of the names. Ignored if ``state.key`` is None.
+      key_argnums: the numbers of the further arguments of ``loss_fn`` that are random keys; 3 for
+        ``loss_fn(apply, batch, train, key)``. All passes of a step use the same key. Microbatch or
+        shard i gets ``fold_in(key, i)``. Needed only with ``microbatches`` and ``shards``.
       microbatches: the number k ≥ 1 of microbatches. Every pass evaluates them one after another,
         with the memory of one. Microbatch i has the examples i, i+k, i+2k, …, and its random key is
         the key of the step with i folded in. Floating-point metrics and statistics are averaged
@@ -118,6 +142,12 @@ def make_train_step(
         metrics and statistics come from these examples. Use values below 1 only with
         :func:`flatreg.sam` and :func:`flatreg.asam`, for the reasons that
         :func:`flatreg.value_and_grad_fn` lists.
+      axis_name: the axis of ``jax.pmap`` or ``jax.shard_map`` over which the batch is divided, or a
+        tuple of such axes; None elsewhere, including ``jax.jit`` with sharded arrays. The loss, all
+        gradients, and floating-point metrics and statistics are averaged over the devices; other
+        metrics and statistics stay the device's own. The state must be the same on all devices. On
+        device d, d is folded into the random key of the step, so devices have different dropout
+        masks. Further arguments that are keys are used as they are passed.
 
     Returns:
       The step. Its metrics are a dict with:
@@ -133,10 +163,13 @@ def make_train_step(
       ``out_shardings=(jax.tree.map(lambda x: x.sharding, state), None)``.
 
     Raises:
-      TypeError: if ``loss_fn`` does not take ``(apply, batch, train)``, or does not return a
-        floating-point scalar; if the first argument of the step is not a :class:`TrainState`.
+      TypeError: if ``loss_fn`` does not take ``(apply, batch, train)`` and the further arguments of
+        the step, or does not return a floating-point scalar; if the first argument of the step is
+        not a :class:`TrainState`.
       ValueError: if an option is out of range, or the parts do not divide the batch; if the loss is
-        not a scalar or does not use ``apply``; if a collection changes its structure.
+        not a scalar or does not use ``apply``; if a collection changes its structure; if a metric
+        has the name of one that the step adds; if the parts of a batch would share a random key; if
+        the axis ``axis_name`` does not exist.
 
     Examples:
       >>> import jax, jax.numpy as jnp, flax.linen as nn, optax, flatreg
@@ -155,31 +188,44 @@ def make_train_step(
     """
     _check_signature(loss_fn)
     rng_names = (rngs,) if isinstance(rngs, str) else tuple(rngs)
+    further_keys = further_argnums(key_argnums, _LOSS_ARGUMENTS)
 
-    def scaled_loss(params: Params, batch: Any, key: jax.Array, state: TrainState) -> Any:
+    def scaled_loss(
+        params: Params, batch: Any, key: jax.Array, state: TrainState, kwargs: Any, *args: Any
+    ) -> Any:
+        if axis_name is not None:
+            key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
         variables = state.replace(params=params).variables
         names = () if state.key is None else rng_names
         apply = Apply(state.apply_fn, variables, key if names else None, names, train=True)
-        loss, metrics = _evaluate(loss_fn, apply, batch, train=True)
+        loss, metrics = _evaluate(loss_fn, apply, batch, True, *args, **kwargs)
         return loss_scale.scaled(loss, state.dynamic_scale), (metrics, apply.collections)
 
     evaluate = value_and_grad_fn(
         scaled_loss,
         has_aux=True,
         batch_argnums=1,
-        key_argnums=2,
+        key_argnums=(2, *(5 + i for i in further_keys)),
         microbatches=microbatches,
         shards=shards,
         ascent_fraction=ascent_fraction,
+        axis_name=axis_name,
     )
 
-    def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
+    def step(
+        state: TrainState, batch: Any, *args: Any, **kwargs: Any
+    ) -> tuple[TrainState, Metrics]:
         _check_state(state, "state, metrics = train_step(state, batch)")
+        check_further_arguments(loss_fn, _LOSS_ARGUMENTS, args, kwargs, "train_step(state, batch)")
+        if microbatches * (shards or 1) > 1:
+            check_keys_are_named(args, kwargs, further_keys)
         # 1. Evaluate the clean pass.
         key = _key_of_step(state)
         with flax_errors_explained(train=True):
             clean = clean_pass(
-                evaluate, state.params, batch, key, state, dynamic_scale=state.dynamic_scale
+                evaluate,
+                *(state.params, batch, key, state, kwargs, *args),
+                dynamic_scale=state.dynamic_scale,
             )
         # 2. Compute the update; the method calls clean.grad_fn.
         collections = dict(clean.variables)
@@ -196,11 +242,13 @@ def make_train_step(
     return step
 
 
-def make_eval_step(loss_fn: LossFn) -> Callable[[TrainState, Any], Metrics]:
+def make_eval_step(loss_fn: LossFn) -> Callable[..., Metrics]:
     """Make an evaluation step ``step(state, batch) -> metrics``, a pure function for ``jax.jit``.
 
     The step calls the loss with ``train=False``, without mutable collections and without random
-    keys. To evaluate averaged parameters, call ``step(state.replace(params=average), batch)``.
+    keys. To evaluate averaged parameters, call ``step(state.replace(params=average), batch)``. The
+    step passes further arguments on: ``step(state, batch, *args, **kwargs)`` calls
+    ``loss_fn(apply, batch, train, *args, **kwargs)``.
 
     Args:
       loss_fn: ``loss_fn(apply, batch, train)`` returns ``loss`` or ``(loss, metrics)``: a
@@ -211,9 +259,11 @@ def make_eval_step(loss_fn: LossFn) -> Callable[[TrainState, Any], Metrics]:
       The step. Its metrics are a dict with the metrics of ``loss_fn`` and ``loss``.
 
     Raises:
-      TypeError: if ``loss_fn`` does not take ``(apply, batch, train)``, or does not return a
-        floating-point scalar; if the first argument of the step is not a :class:`TrainState`.
-      ValueError: if the loss is not a scalar or does not use ``apply``.
+      TypeError: if ``loss_fn`` does not take ``(apply, batch, train)`` and the further arguments of
+        the step, or does not return a floating-point scalar; if the first argument of the step is
+        not a :class:`TrainState`.
+      ValueError: if the loss is not a scalar or does not use ``apply``, or if it returns another
+        metric with the name ``loss``.
 
     Examples:
       >>> import jax, jax.numpy as jnp, flax.linen as nn, optax
@@ -225,13 +275,17 @@ def make_eval_step(loss_fn: LossFn) -> Callable[[TrainState, Any], Metrics]:
     """
     _check_signature(loss_fn)
 
-    def step(state: TrainState, batch: Any) -> Metrics:
+    def step(state: TrainState, batch: Any, *args: Any, **kwargs: Any) -> Metrics:
         _check_state(state, "metrics = eval_step(state, batch)")
+        check_further_arguments(loss_fn, _LOSS_ARGUMENTS, args, kwargs, "eval_step(state, batch)")
         apply = Apply(state.apply_fn, state.variables, train=False)
         with flax_errors_explained(train=False):
-            return _evaluate(loss_fn, apply, batch, train=False)[1]
+            return _evaluate(loss_fn, apply, batch, False, *args, **kwargs)[1]
 
     return step
+
+
+_LOSS_ARGUMENTS = ("apply", "batch", "train")
 
 
 def _key_of_step(state: TrainState) -> jax.Array:
@@ -241,10 +295,10 @@ def _key_of_step(state: TrainState) -> jax.Array:
 
 
 def _evaluate(
-    loss_fn: LossFn, apply: Apply, batch: Any, *, train: bool
+    loss_fn: LossFn, apply: Apply, batch: Any, train: bool, /, *args: Any, **kwargs: Any
 ) -> tuple[jax.Array, Metrics]:
     """Return the loss, and its metrics with the loss added to them."""
-    loss, metrics = loss_and_metrics(loss_fn(apply, batch, train))
+    loss, metrics = loss_and_metrics(loss_fn(apply, batch, train, *args, **kwargs))
     if not apply.used:
         raise ValueError(
             "loss_fn never called apply, so its loss does not depend on the parameters: write "
@@ -264,7 +318,7 @@ def _check_state(state: Any, call: str) -> None:
 
 def _check_signature(loss_fn: LossFn) -> None:
     try:
-        inspect.signature(loss_fn).bind(None, None, True)
+        inspect.signature(loss_fn).bind_partial(None, None, True)
     except TypeError as error:
         raise TypeError(
             f"loss_fn must take (apply, batch, train), but {loss_fn!r} does not ({error}): write "

@@ -9,7 +9,9 @@ from flax import nnx
 from flax.training.dynamic_scale import DynamicScale
 
 from flatreg._flax import loss_scale
+from flatreg._flax.buffers import without_shared_buffers
 from flatreg._flax.chain_order import check_transformation
+from flatreg.nnx._variables import GRAPH
 
 Model = TypeVar("Model")
 
@@ -19,6 +21,10 @@ class Optimizer(nnx.Optimizer[Model]):
 
     The step that :func:`make_train_step` returns also works with a plain ``nnx.Optimizer``, which
     has neither the count nor the loss scale.
+
+    No two Variables of the model and the optimizer share an array afterward: repeated arrays are
+    replaced by copies, so that both can be donated. A plain ``nnx.Optimizer`` cannot be donated
+    together with the model if ``tx`` keeps the initial parameters, as ``optax.contrib.dog`` does.
 
     Args:
       model: the model to train.
@@ -77,3 +83,13 @@ class Optimizer(nnx.Optimizer[Model]):
         if dynamic_scale is not None:
             arrays = loss_scale.with_array_fields(dynamic_scale)
             self.dynamic_scale = nnx.data(jax.tree.map(nnx.OptState, arrays))
+        _copy_shared_arrays(model, self)
+
+
+def _copy_shared_arrays(model: Any, optimizer: Any) -> None:
+    """Give each Variable of the model and the optimizer arrays of its own."""
+    state = nnx.state((model, optimizer), **GRAPH)
+    copied = without_shared_buffers(state)
+    pairs = zip(jax.tree.leaves(state), jax.tree.leaves(copied), strict=True)
+    if any(old is not new for old, new in pairs):
+        nnx.update((model, optimizer), copied)

@@ -1,6 +1,8 @@
 """Train and evaluation steps for Flax NNX: ``make_train_step`` and ``make_eval_step``."""
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Sequence
+from types import FrameType
 from typing import Any, Protocol
 
 import jax
@@ -8,14 +10,20 @@ import jax.numpy as jnp
 from flax import nnx
 
 from flatreg._core.batches import leading_axis
+from flatreg._core.devices import AxisName
 from flatreg._core.oracle import value_and_grad_fn
 from flatreg._flax import loss_scale
 from flatreg._flax.chain_order import check_order
 from flatreg._flax.classification_loss import cross_entropy_and_accuracy
 from flatreg._flax.clean_pass import clean_pass
 from flatreg._flax.guarded_update import GuardedUpdate, guarded_update
+from flatreg._flax.loss_arguments import (
+    check_further_arguments,
+    check_keys_are_named,
+    further_argnums,
+)
 from flatreg._flax.metrics import LossOutput, Metrics, loss_and_metrics, step_metrics
-from flatreg.nnx._dropout_counts import advance_counts, fold_in_first_example
+from flatreg.nnx._dropout_counts import advance_counts, fold_in_part
 from flatreg.nnx._optimizer import Optimizer
 from flatreg.nnx._variables import (
     GRAPH,
@@ -32,14 +40,20 @@ from flatreg.typing import Params
 
 
 class LossFn(Protocol):
-    """A loss function, ``loss_fn(model, batch) -> loss`` or ``(loss, metrics)``."""
+    """A loss function, ``loss_fn(model, batch) -> loss`` or ``(loss, metrics)``.
 
-    def __call__(self, model: Any, batch: Any, /) -> LossOutput:
+    It may take further arguments, ``loss_fn(model, batch, *args, **kwargs)``, which the step passes
+    on.
+    """
+
+    def __call__(self, model: Any, batch: Any, /, *args: Any, **kwargs: Any) -> LossOutput:
         """Return the loss of a batch.
 
         Args:
           model: a copy of the model that the step received, in the same mode.
           batch: the batch that the step received.
+          *args: the positional arguments of the step after the batch.
+          **kwargs: the keyword arguments of the step.
 
         Returns:
           The loss, a floating-point scalar, or a pair of the loss and a dict of metrics.
@@ -61,7 +75,8 @@ def classification_loss(model: Any, batch: Any) -> tuple[jax.Array, Metrics]:
       The loss, in at least float32, and ``{"accuracy": accuracy}``.
 
     Raises:
-      TypeError: if the batch is not a pair.
+      TypeError: if the batch is not a pair, or if the labels are not integers.
+      ValueError: if there is not one label per example, for example because labels are one-hot.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -76,11 +91,17 @@ def classification_loss(model: Any, batch: Any) -> tuple[jax.Array, Metrics]:
 def make_train_step(
     loss_fn: LossFn,
     *,
+    key_argnums: int | Sequence[int] | None = None,
     microbatches: int = 1,
     shards: int | None = None,
     ascent_fraction: float = 1.0,
-) -> Callable[[Any, nnx.Optimizer[Any], Any], Metrics]:
+    axis_name: AxisName | None = None,
+) -> Callable[..., Metrics]:
     """Make a train step ``step(model, optimizer, batch) -> metrics``, which updates both in place.
+
+    The step passes further arguments on to the loss: ``step(model, optimizer, batch, *args,
+    **kwargs)`` calls ``loss_fn(model, batch, *args, **kwargs)``. Compile it with ``nnx.jit``.
+    ``jax.jit`` works on copies of the model and the optimizer, whose changes would be lost.
 
     A step has four phases:
 
@@ -105,7 +126,11 @@ def make_train_step(
     Args:
       loss_fn: ``loss_fn(model, batch)`` returns ``loss`` or ``(loss, metrics)``: a floating-point
         scalar and a dict. ``model`` is a copy of the model that the step received. The loss may
-        change the Variables of the model, but it must not create or remove any.
+        change the Variables of the model, but it must not create or remove any. Further arguments
+        of the step follow, such as a random key or the weight of a penalty.
+      key_argnums: the numbers of the further arguments of ``loss_fn`` that are random keys; 2 for
+        ``loss_fn(model, batch, key)``. All passes of a step use the same key. Microbatch or shard i
+        gets ``fold_in(key, i)``. Needed only with ``microbatches`` and ``shards``.
       microbatches: the number k ≥ 1 of microbatches. Every pass evaluates them one after another,
         with the memory of one. Microbatch i has the examples i, i+k, i+2k, …, and i is folded into
         every ``nnx.RngKey`` of its pass. Floating-point metrics and Variables are averaged over the
@@ -118,6 +143,12 @@ def make_train_step(
         pass uses only the first examples of the batch, which makes the step cheaper, and Variables
         and metrics come from these examples. Use it only with :func:`flatreg.sam` and
         :func:`flatreg.asam`, for the reasons that :func:`flatreg.value_and_grad_fn` lists.
+      axis_name: the axis of ``jax.pmap`` or ``jax.shard_map`` over which the batch is divided, or a
+        tuple of such axes; None elsewhere, including ``nnx.jit`` with sharded arrays. The loss, all
+        gradients, and floating-point metrics and Variables are averaged over the devices; others
+        stay the device's own. The model and the optimizer must be the same on all devices. The
+        index of the device is folded into every ``nnx.RngKey``, so devices have different dropout
+        masks. Further arguments that are keys are used as they are passed.
 
     Returns:
       The step, for ``nnx.jit``. It takes an :class:`Optimizer`, or any ``nnx.Optimizer``, which
@@ -131,11 +162,14 @@ def make_train_step(
       Donate the model and the optimizer to save memory: ``nnx.jit(step, donate_argnums=(0, 1))``.
 
     Raises:
-      TypeError: if the second argument of the step is not an ``nnx.Optimizer``, or the loss is not
-        a floating-point scalar.
+      TypeError: if the second argument of the step is not an ``nnx.Optimizer``; if the loss does
+        not take the further arguments of the step, or is not a floating-point scalar; if
+        ``jax.jit`` or another transformation of JAX calls the step.
       ValueError: if an option is out of range, or the parts do not divide the batch; if the loss is
         not a scalar, or creates Variables; if ``wrt`` selects no Variable; if the chain has a
-        method in the wrong place, for example at its end.
+        method in the wrong place, for example at its end; if a metric has the name of one that the
+        step adds; if the parts of a batch would share a random key; if the axis ``axis_name`` does
+        not exist.
 
     Examples:
       >>> import jax, jax.numpy as jnp, optax, flatreg
@@ -160,6 +194,7 @@ def make_train_step(
       >>> print(nnx.jit(make_eval_step(classification_loss))(model, batch)["accuracy"])
       1.0
     """
+    further_keys = further_argnums(key_argnums, _LOSS_ARGUMENTS)
 
     def scaled_loss(
         params: Params,
@@ -167,12 +202,14 @@ def make_train_step(
         example_numbers: jax.Array | None,
         model: SplitModel,
         dynamic_scale: Any,
+        kwargs: Any,
+        *args: Any,
     ) -> tuple[jax.Array, tuple[Metrics, ModelChanges]]:
         """Run one pass as a pure function of the parameters, on a copy of the model."""
-        rng_state = fold_in_first_example(model.rng_state, example_numbers)
+        rng_state = fold_in_part(model.rng_state, example_numbers, axis_name)
         before = model._replace(params=params, rng_state=rng_state)
         copy = merged_copy(before)
-        loss, metrics = loss_and_metrics(loss_fn(copy, batch))
+        loss, metrics = loss_and_metrics(loss_fn(copy, batch, *args, **kwargs))
         changes = model_changes(before, split_model(copy, model.wrt))
         return loss_scale.scaled(loss, dynamic_scale), (metrics, changes)
 
@@ -180,14 +217,23 @@ def make_train_step(
         scaled_loss,
         has_aux=True,
         batch_argnums=(1, 2),
+        key_argnums=[6 + i for i in further_keys],
         microbatches=microbatches,
         shards=shards,
         ascent_fraction=ascent_fraction,
+        axis_name=axis_name,
     )
     parts = microbatches * (shards or 1)
 
-    def step(model: Any, optimizer: nnx.Optimizer[Any], batch: Any) -> Metrics:
+    def step(
+        model: Any, optimizer: nnx.Optimizer[Any], batch: Any, *args: Any, **kwargs: Any
+    ) -> Metrics:
+        _check_caller(inspect.currentframe())
         _check_optimizer(optimizer)
+        call = "train_step(model, optimizer, batch)"
+        check_further_arguments(loss_fn, _LOSS_ARGUMENTS, args, kwargs, call)
+        if parts > 1:
+            check_keys_are_named(args, kwargs, further_keys)
         # 1. Split the model.
         before = split_model(model, optimizer.wrt)
         opt_state = as_pure(optimizer.opt_state)
@@ -195,7 +241,7 @@ def make_train_step(
         check_order(opt_state)
         # 2. Evaluate the clean pass.
         numbers = _example_numbers(batch, parts)
-        arguments = before.params, batch, numbers, before, dynamic_scale
+        arguments = before.params, batch, numbers, before, dynamic_scale, kwargs, *args
         clean = clean_pass(evaluate, *arguments, dynamic_scale=dynamic_scale)
         # 3. Compute the update; the method calls clean.grad_fn.
         update = guarded_update(
@@ -214,11 +260,13 @@ def make_train_step(
     return step
 
 
-def make_eval_step(loss_fn: LossFn) -> Callable[[Any, Any], Metrics]:
+def make_eval_step(loss_fn: LossFn) -> Callable[..., Metrics]:
     """Make an evaluation step ``step(model, batch) -> metrics``, which does not change the model.
 
     The step runs a copy of the model in its current mode. Call ``model.eval()`` before the step, so
-    that BatchNorm uses its statistics and dropout is off, and call ``model.train()`` afterward.
+    that BatchNorm uses its statistics and dropout is off, and call ``model.train()`` afterward. The
+    step passes further arguments on: ``step(model, batch, *args, **kwargs)`` calls
+    ``loss_fn(model, batch, *args, **kwargs)``.
 
     Args:
       loss_fn: ``loss_fn(model, batch)`` returns ``loss`` or ``(loss, metrics)``: a floating-point
@@ -229,8 +277,10 @@ def make_eval_step(loss_fn: LossFn) -> Callable[[Any, Any], Metrics]:
       ``loss``.
 
     Raises:
-      TypeError: if the loss is not a floating-point scalar.
-      ValueError: if the loss is an array that is not a scalar.
+      TypeError: if the loss does not take the further arguments of the step, or is not a
+        floating-point scalar.
+      ValueError: if the loss is an array that is not a scalar, or if it returns another metric with
+        the name ``loss``.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -242,11 +292,17 @@ def make_eval_step(loss_fn: LossFn) -> Callable[[Any, Any], Metrics]:
       0.0 [0. 0.]
     """
 
-    def step(model: Any, batch: Any) -> Metrics:
+    def step(model: Any, batch: Any, *args: Any, **kwargs: Any) -> Metrics:
+        call = "eval_step(model, batch)"
+        check_further_arguments(loss_fn, _LOSS_ARGUMENTS, args, kwargs, call)
         graphdef, state = nnx.split(model, **GRAPH)
-        return loss_and_metrics(loss_fn(nnx.merge(graphdef, copied(state)), batch))[1]
+        copy = nnx.merge(graphdef, copied(state))
+        return loss_and_metrics(loss_fn(copy, batch, *args, **kwargs))[1]
 
     return step
+
+
+_LOSS_ARGUMENTS = ("model", "batch")
 
 
 def _example_numbers(batch: Any, parts: int) -> jax.Array | None:
@@ -274,6 +330,22 @@ def _update_optimizer(
         if dynamic_scale is not None:
             adjusted = loss_scale.adjusted(dynamic_scale, update.finite)
             nnx.update(optimizer.dynamic_scale, nnx.state(adjusted, **GRAPH))
+
+
+def _check_caller(frame: FrameType | None) -> None:
+    """Check that no transformation of JAX itself calls the step.
+
+    JAX passes copies of the model and the optimizer to the function that it traces, and a step
+    returns only metrics, so nothing would change. The transformations of Flax, such as ``nnx.jit``,
+    write the changes back.
+    """
+    caller = None if frame is None else frame.f_back
+    if caller is not None and caller.f_globals.get("__name__", "").startswith("jax."):
+        raise TypeError(
+            "a transformation of JAX, such as jax.jit, calls the train step. It passes copies of "
+            "the model and the optimizer, so their changes would be lost: write train_step = "
+            "nnx.jit(make_train_step(loss_fn), donate_argnums=(0, 1))."
+        )
 
 
 def _check_optimizer(optimizer: Any) -> None:

@@ -10,7 +10,7 @@ from flax import nnx
 from flatreg._core import oracle
 from flatreg._core.batches import Roles, count_examples
 from flatreg._core.devices import AxisName
-from flatreg.nnx._dropout_counts import advance_counts, fold_in_first_example
+from flatreg.nnx._dropout_counts import advance_counts, fold_in_part
 from flatreg.nnx._variables import (
     GRAPH,
     ModelChanges,
@@ -69,7 +69,8 @@ def value_and_grad_fn(
       ascent_fraction: the fraction of the examples, in (0, 1], that the clean pass uses; see
         :func:`flatreg.value_and_grad_fn`. BatchNorm statistics come from these examples.
       axis_name: the axis of ``pmap`` or ``shard_map`` over which everything is averaged, including
-        floating-point Variables; see :func:`flatreg.value_and_grad_fn`.
+        floating-point Variables; see :func:`flatreg.value_and_grad_fn`. The index of the device is
+        folded into every ``nnx.RngKey``, so devices have different dropout masks.
 
     Returns:
       A function ``f(model, *args, **kwargs) -> value, grads, grad_fn``. It returns ``value``
@@ -132,7 +133,7 @@ def value_and_grad_fn(
         ) -> tuple[jax.Array, tuple[Any, ModelChanges]]:
             """One pass as a pure function of the parameters; it runs a copy of the model."""
             *args, numbers, unchanged = args_and_numbers
-            rng_state = fold_in_first_example(unchanged.rng_state, numbers)
+            rng_state = fold_in_part(unchanged.rng_state, numbers, axis_name)
             start = unchanged._replace(params=params, rng_state=rng_state)
             copy = merged_copy(start)
             out = loss_fn(copy, *args, **kwargs)

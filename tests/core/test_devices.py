@@ -7,16 +7,15 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 import pytest
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 import flatreg
+from tests.support.devices import DEVICES, SETTINGS, assert_each_device_has, mesh, on_devices
 from tests.support.problems import loss_fn, tanh_net, training_step
 
-DEVICES = 8
 HVPS = {
     "exact": flatreg.exact_hvp,
     "forward": flatreg.forward_hvp,
@@ -35,51 +34,13 @@ METHODS = {
 }
 VARIANTS = ["penalized_gradient", "penalty_forward", "penalty_difference"]
 VARIANTS += ["gam_forward", "gam_difference"]
-SETTINGS = ["pmap", "shard_map", "shard_map_unchecked", "vmap"]
 every_setting = pytest.mark.parametrize("setting", SETTINGS)
 every_method = pytest.mark.parametrize(
     "name",
     [pytest.param(name, marks=[pytest.mark.slow] if name in VARIANTS else []) for name in METHODS],
 )
-CLOSE = {"rtol": 1e-9, "atol": 1e-9}
 
 pytestmark = pytest.mark.usefixtures("x64")
-
-
-def mesh():
-    return jax.make_mesh((DEVICES,), ("data",), axis_types=(AxisType.Auto,))
-
-
-def on_devices(setting, function):
-    """``function(params, batch)`` with the batch divided, and the outputs of every device."""
-
-    def stacked(*args):
-        return jax.tree.map(lambda x: jnp.asarray(x)[None], function(*args))
-
-    def divided(batch):
-        return jax.tree.map(lambda x: x.reshape(DEVICES, -1, *x.shape[1:]), batch)
-
-    if setting in ("pmap", "vmap"):
-        over = {"pmap": jax.pmap, "vmap": jax.vmap}[setting]
-        mapped = over(function, axis_name="data", in_axes=(None, 0))
-        mapped = mapped if setting == "pmap" else jax.jit(mapped)
-        return lambda params, batch: mapped(params, divided(batch))
-    return jax.jit(
-        jax.shard_map(
-            stacked,
-            mesh=mesh(),
-            in_specs=(P(), P("data")),
-            out_specs=P("data"),
-            check_vma=setting == "shard_map",
-        )
-    )
-
-
-def assert_each_device_has(stacked, expected):
-    def check(x, y):
-        np.testing.assert_allclose(x, np.broadcast_to(y, np.shape(x)), **CLOSE)
-
-    jax.tree.map(check, stacked, expected)
 
 
 def problem():
