@@ -178,12 +178,14 @@ def test_a_path_without_a_checkpoint_is_refused(saved, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax's threads
-@pytest.mark.parametrize("name", ["_METADATA", "manifest.ocdbt", "d/*"])
+@pytest.mark.parametrize("name", ["_METADATA", "manifest.ocdbt", "d/*", "ocdbt.process_*/d/*"])
 @pytest.mark.parametrize("damage", ["removed", "truncated", "flipped"])
 def test_a_damaged_checkpoint_is_refused(saved, tmp_path, name, damage):
     folder, state = saved
     shutil.copytree(folder, tmp_path / "bad")
-    for file in (tmp_path / "bad").glob(name):
+    files = list((tmp_path / "bad").glob(name))
+    assert files
+    for file in files:
         content = file.read_bytes()
         file.unlink()
         if damage == "truncated":
@@ -203,3 +205,66 @@ def test_nothing_is_overwritten(saved):
     with pytest.raises(FileExistsError, match=r"one folder per step: save\(f\"{path}/{step}\""):
         checkpoint.save(folder, state)
     np.testing.assert_array_equal(checkpoint.restore(folder, state)["params"], state["params"])
+
+
+def test_leaves_of_every_kind_come_back_as_they_were(tmp_path):
+    """Small types of numbers, NumPy scalars, complex numbers and keys of all implementations."""
+    dtypes = (jnp.int2, jnp.int4, jnp.float4_e2m1fn, jnp.float8_e5m2, jnp.bfloat16)
+    state = {
+        **{jnp.dtype(dtype).name: jnp.arange(5).astype(dtype) % 2 for dtype in dtypes},
+        **{impl: jax.random.key(1, impl=impl) for impl in ("threefry2x32", "rbg", "unsafe_rbg")},
+        "scalars": [np.float32(0.1), np.int64(2**40), np.bool_(True), np.float16(0.5), 0.1 + 1j],
+        "numbers": [3, 0.1, True, None],
+        "array": np.arange(3),
+    }
+    checkpoint.save(tmp_path / "0", state)
+    restored = checkpoint.restore(tmp_path / "0", state)
+    assert_equal(restored, state)
+    assert jax.tree.map(type, restored) == jax.tree.map(type, state)
+
+
+def test_a_flipped_bit_of_a_small_type_changes_the_checksum():
+    for dtype in (jnp.int4, jnp.float4_e2m1fn):
+        x = jnp.zeros(8, dtype)
+        sums = [checkpoint._checksums({"x": x.at[3].set(value)}) for value in (0, 1)]
+        assert sums[0] != sums[1]
+
+
+@pytest.mark.parametrize(
+    "other", [jnp.tanh, "name", np.array(["a"]), object()], ids=["function", "text", "texts", "any"]
+)
+def test_leaves_that_are_not_arrays_are_named(tmp_path, other):
+    state = {"model": {"w": jnp.ones(2), "activation": other}}
+    message = r"'model/activation'.*eqx\.partition\(model, eqx\.is_array\).*eqx\.combine"
+    with pytest.raises(TypeError, match=message):
+        checkpoint.save(tmp_path / "0", state)
+    assert not (tmp_path / "0").exists()
+
+
+def test_types_that_orbax_cannot_store_are_named(tmp_path):
+    with pytest.raises(TypeError, match=r"uint2 and uint4.*'w'\. Save x\.astype\(jnp\.uint8\)"):
+        checkpoint.save(tmp_path / "0", {"w": jnp.zeros(2, jnp.uint4), "b": jnp.zeros(2)})
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        {"a.b": jnp.ones(2), "a": {"b": jnp.zeros(2)}},
+        {"a/b": jnp.ones(2), "a": {"b": jnp.zeros(2)}},
+        {"x": {"0": {"y": jnp.ones(2)}, "0.y": jnp.zeros(2)}},
+        {"w.": {"m": jnp.ones(2)}, "w": {".m": jnp.zeros(2)}},
+    ],
+    ids=["dot", "slash", "digits", "ends"],
+)
+def test_leaves_with_one_name_are_refused(tmp_path, state):
+    """One array would overwrite the other, or share its checksum."""
+    with pytest.raises(ValueError, match=r"would both be named .*Rename a key"):
+        checkpoint.save(tmp_path / "0", state)
+    assert not (tmp_path / "0").exists()
+
+
+def test_keys_of_another_implementation_are_refused(tmp_path):
+    """Keys of "rbg" and "unsafe_rbg" are the same arrays but draw different numbers."""
+    checkpoint.save(tmp_path / "0", {"key": jax.random.key(0, impl="rbg")})
+    with pytest.raises(ValueError, match=r"key is a random key of type key<rbg>.*impl='rbg'"):
+        checkpoint.restore(tmp_path / "0", {"key": jax.random.key(0, impl="unsafe_rbg")})

@@ -77,6 +77,15 @@ def test_low_rank_fine_tuning_selects_parameters_by_path():
     assert losses[1] < 0.9 * losses[0]
 
 
+def test_init_splits_its_key_in_two():
+    """The key that initializes the parameters does not draw dropout masks, too."""
+    x, model = examples()[0], Noisy()
+    state = initialized(model, chain(flatreg.sam()), x)
+    init_key, step_key = jax.random.split(KEY)
+    assert_equal(state.key, step_key)
+    assert_close(state.params, model.init(init_key, x, train=False)["params"], 1e-6)
+
+
 def test_init_keeps_every_collection_of_the_model():
     batch = examples()
     state = initialized(Noisy(), chain(flatreg.sam()), batch[0], dynamic_scale=DynamicScale())

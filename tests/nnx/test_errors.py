@@ -1,5 +1,6 @@
 """Argument validation of NNX steps. Each error shows the corrected call."""
 
+import jax
 import jax.numpy as jnp
 import optax
 import pytest
@@ -7,7 +8,7 @@ from flax import nnx
 
 import flatreg
 from flatreg.nnx import Optimizer, classification_loss, make_eval_step, make_train_step
-from tests.support.networks.nnx_models import HAS_TREE_MODE, Plain, Tied
+from tests.support.networks.nnx_models import HAS_TREE_MODE, Plain, Tied, pure
 from tests.support.steps import chain, examples
 
 SAM = chain(flatreg.sam(0.1))
@@ -132,3 +133,60 @@ def test_shared_modules_need_graph_mode():
     optimizer = Optimizer(model, SAM, wrt=nnx.Param)
     with pytest.raises(ValueError, match="graph=True"):  # an error of Flax itself
         nnx.jit(make_train_step(classification_loss), graph=False)(model, optimizer, examples())
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [jax.jit, lambda step: jax.vmap(step, in_axes=None, axis_size=2), jax.checkpoint],
+    ids=["jit", "vmap", "checkpoint"],
+)
+def test_jax_s_own_transformations_are_refused(transform):
+    """They pass copies of the model and the optimizer, whose changes would be lost."""
+    model = Plain(nnx.Rngs(0))
+    optimizer = Optimizer(model, SAM, wrt=nnx.Param)
+    with pytest.raises(TypeError, match=r"train_step = nnx\.jit\(make_train_step\(loss_fn\)"):
+        transform(make_train_step(classification_loss))(model, optimizer, examples())
+
+
+def test_a_pure_function_of_the_state_may_use_jax_jit():
+    model = Plain(nnx.Rngs(0))
+    step, state = pure(make_train_step(classification_loss), model, Optimizer(model, SAM, wrt=...))
+    new, _ = jax.jit(step)(state, examples())
+    assert any(jnp.any(x != y) for x, y in zip(*map(jax.tree.leaves, (new, state)), strict=True))
+
+
+def mixed_trees():
+    """Calls in which one tree holds Params and the other one arrays."""
+    model = Plain(nnx.Rngs(0))
+    graphdef, params = nnx.split(model)
+    arrays = nnx.as_pure(params)
+    optimizer = nnx.Optimizer(model, SAM, wrt=nnx.Param)
+
+    def loss_fn(params):
+        return classification_loss(nnx.merge(graphdef, params), examples())[0]
+
+    grads = nnx.grad(classification_loss, has_aux=True)(model, examples())[0]
+    oracle = lambda params: nnx.grad(classification_loss, has_aux=True)(  # noqa: E731
+        nnx.merge(graphdef, params), examples()
+    )[0]
+    gradient = jax.grad(loss_fn)
+    return {
+        "update": lambda: SAM.update(grads, SAM.init(arrays), arrays, grad_fn=gradient),
+        "update_params": lambda: SAM.update(
+            nnx.as_pure(grads), SAM.init(params), params, grad_fn=gradient
+        ),
+        "oracle": lambda: optimizer.update(model, grads, grad_fn=oracle),
+        "exact_hvp": lambda: flatreg.exact_hvp(gradient, arrays)[1](params),
+        "forward_hvp": lambda: flatreg.forward_hvp(gradient, params)[1](arrays),
+        "reverse_hvp": lambda: flatreg.reverse_hvp(gradient, arrays)[1](params),
+        "difference": lambda: flatreg.finite_difference_hvp(0.1)(gradient, params)[1](arrays),
+    }
+
+
+@pytest.mark.skipif(not hasattr(nnx, "as_pure"), reason="this version of Flax lacks as_pure")
+def test_params_beside_arrays_are_told_about_as_pure():
+    for call in mixed_trees().values():
+        with pytest.raises(
+            (ValueError, TypeError), match=r"nnx\.as_pure\(nnx\.state\(model, nnx.P"
+        ):
+            call()

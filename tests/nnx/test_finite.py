@@ -166,7 +166,7 @@ def test_float16_trains_like_float32(mode):
     """Every pass is scaled and unscaled, including Hessian-vector products and shards."""
     for method, shards in (
         (flatreg.combine(flatreg.sam(0.1), flatreg.gam(0.1, 0.5)), 1),
-        (flatreg.per_shard(flatreg.sam(0.1)), 2),
+        (flatreg.per_shard(flatreg.penalized_gradient(0.1, 0.5)), 2),
     ):
         ends = []
         for dtype, scale in ((jnp.float32, None), (jnp.float16, DynamicScale(scale=256.0))):
