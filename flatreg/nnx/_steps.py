@@ -24,6 +24,14 @@ from flatreg._flax.loss_arguments import (
 )
 from flatreg._flax.metrics import LossOutput, Metrics, loss_and_metrics, step_metrics
 from flatreg.nnx._dropout_counts import advance_counts, fold_in_part
+from flatreg.nnx._nodes import (
+    Arguments,
+    changes_of_nodes,
+    copies_for_part,
+    update_nodes,
+    with_nodes,
+    without_nodes,
+)
 from flatreg.nnx._optimizer import Optimizer
 from flatreg.nnx._variables import (
     GRAPH,
@@ -34,6 +42,7 @@ from flatreg.nnx._variables import (
     merged_copy,
     model_changes,
     split_model,
+    split_nodes,
     with_changes,
 )
 from flatreg.typing import Params
@@ -100,8 +109,12 @@ def make_train_step(
     """Make a train step ``step(model, optimizer, batch) -> metrics``, which updates both in place.
 
     The step passes further arguments on to the loss: ``step(model, optimizer, batch, *args,
-    **kwargs)`` calls ``loss_fn(model, batch, *args, **kwargs)``. Compile it with ``nnx.jit``.
-    ``jax.jit`` works on copies of the model and the optimizer, whose changes would be lost.
+    **kwargs)`` calls ``loss_fn(model, batch, *args, **kwargs)``. NNX objects among them, such as
+    ``nnx.Rngs``, are treated like the model: each pass runs a copy, and the changes of the clean
+    pass are written back.
+
+    Compile the step with ``nnx.jit``. ``jax.jit`` works on copies of the model and the optimizer,
+    whose changes would be lost.
 
     A step has four phases:
 
@@ -202,22 +215,26 @@ def make_train_step(
         example_numbers: jax.Array | None,
         model: SplitModel,
         dynamic_scale: Any,
-        kwargs: Any,
+        further: Arguments,
+        nodes: SplitModel,
         *args: Any,
-    ) -> tuple[jax.Array, tuple[Metrics, ModelChanges]]:
+    ) -> tuple[jax.Array, tuple[Metrics, tuple[ModelChanges, ModelChanges]]]:
         """Run one pass as a pure function of the parameters, on a copy of the model."""
         rng_state = fold_in_part(model.rng_state, example_numbers, axis_name)
         before = model._replace(params=params, rng_state=rng_state)
         copy = merged_copy(before)
-        loss, metrics = loss_and_metrics(loss_fn(copy, batch, *args, **kwargs))
+        nodes, copies = copies_for_part(nodes, example_numbers, axis_name)
+        arguments, kwargs = with_nodes(further.places, copies, args, further.kwargs)
+        loss, metrics = loss_and_metrics(loss_fn(copy, batch, *arguments, **kwargs))
         changes = model_changes(before, split_model(copy, model.wrt))
-        return loss_scale.scaled(loss, dynamic_scale), (metrics, changes)
+        changes_of_arguments = changes_of_nodes(nodes, copies)
+        return loss_scale.scaled(loss, dynamic_scale), (metrics, (changes, changes_of_arguments))
 
     evaluate = value_and_grad_fn(
         scaled_loss,
         has_aux=True,
         batch_argnums=(1, 2),
-        key_argnums=[6 + i for i in further_keys],
+        key_argnums=[7 + i for i in further_keys],
         microbatches=microbatches,
         shards=shards,
         ascent_fraction=ascent_fraction,
@@ -232,8 +249,9 @@ def make_train_step(
         _check_optimizer(optimizer)
         call = "train_step(model, optimizer, batch)"
         check_further_arguments(loss_fn, _LOSS_ARGUMENTS, args, kwargs, call)
+        further = without_nodes(args, kwargs)
         if parts > 1:
-            check_keys_are_named(args, kwargs, further_keys)
+            check_keys_are_named(further.args, further.kwargs, further_keys)
         # 1. Split the model.
         before = split_model(model, optimizer.wrt)
         opt_state = as_pure(optimizer.opt_state)
@@ -241,8 +259,12 @@ def make_train_step(
         check_order(opt_state)
         # 2. Evaluate the clean pass.
         numbers = _example_numbers(batch, parts)
-        arguments = before.params, batch, numbers, before, dynamic_scale, kwargs, *args
-        clean = clean_pass(evaluate, *arguments, dynamic_scale=dynamic_scale)
+        nodes = split_nodes(further.nodes)
+        clean = clean_pass(
+            evaluate,
+            *(before.params, batch, numbers, before, dynamic_scale, further, nodes, *further.args),
+            dynamic_scale=dynamic_scale,
+        )
         # 3. Compute the update; the method calls clean.grad_fn.
         update = guarded_update(
             optimizer.tx,
@@ -253,7 +275,9 @@ def make_train_step(
             clean.metrics["loss"],
         )
         # 4. Write the new values to the model and the optimizer.
-        _update_model(model, before, clean.variables, update)
+        changes, changes_of_arguments = clean.variables
+        _update_model(model, before, changes, update)
+        update_nodes(further.nodes, nodes, changes_of_arguments, update.finite)
         _update_optimizer(optimizer, dynamic_scale, update)
         return step_metrics(clean.metrics, ~update.finite, update.opt_state)
 

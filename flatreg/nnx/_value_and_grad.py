@@ -11,6 +11,13 @@ from flatreg._core import oracle
 from flatreg._core.batches import Roles, count_examples
 from flatreg._core.devices import AxisName
 from flatreg.nnx._dropout_counts import advance_counts, fold_in_part
+from flatreg.nnx._nodes import (
+    changes_of_nodes,
+    copies_for_part,
+    update_nodes,
+    with_nodes,
+    without_nodes,
+)
 from flatreg.nnx._variables import (
     GRAPH,
     ModelChanges,
@@ -19,6 +26,7 @@ from flatreg.nnx._variables import (
     merged_copy,
     model_changes,
     split_model,
+    split_nodes,
     with_changes,
 )
 from flatreg.typing import GradFn, Grads, Params
@@ -47,7 +55,8 @@ def value_and_grad_fn(
     The function runs a copy of the model. Then it writes what this clean pass changed to the model:
     BatchNorm statistics, dropout counts (``nnx.RngCount``) and all other Variables that are not
     trained, once per call. The oracle starts every pass from the Variables before the call, so all
-    passes have the same dropout masks, and it changes no Variable. :func:`make_train_step` does the
+    passes have the same dropout masks, and it changes no Variable. Other NNX objects among the
+    arguments, such as ``nnx.Rngs``, are treated in the same way. :func:`make_train_step` does the
     same, and also skips steps that are not finite and supports loss scaling.
 
     Args:
@@ -122,29 +131,37 @@ def value_and_grad_fn(
 
     def clean_pass_and_oracle(model: Any, *args: Any, **kwargs: Any) -> tuple[Any, Grads, GradFn]:
         before = _snapshot(split_model(model, wrt))
+        further = without_nodes(args, kwargs)
+        nodes_before = _snapshot(split_nodes(further.nodes))
         numbers = None
         if parts > 1 or ascent_fraction < 1:
             # 0, 1, …: one number per example, which tells the parts of a divided batch apart.
-            examples = jnp.arange(count_examples(roles, args, parts))
+            examples = jnp.arange(count_examples(roles, further.args, parts))
             numbers = examples if parts > 1 else None
 
         def loss_and_changes(
             params: Params, *args_and_numbers: Any
-        ) -> tuple[jax.Array, tuple[Any, ModelChanges]]:
+        ) -> tuple[jax.Array, tuple[Any, tuple[ModelChanges, ModelChanges]]]:
             """One pass as a pure function of the parameters; it runs a copy of the model."""
-            *args, numbers, unchanged = args_and_numbers
+            *args, numbers, unchanged, nodes = args_and_numbers
             rng_state = fold_in_part(unchanged.rng_state, numbers, axis_name)
             start = unchanged._replace(params=params, rng_state=rng_state)
             copy = merged_copy(start)
-            out = loss_fn(copy, *args, **kwargs)
+            nodes, copies = copies_for_part(nodes, numbers, axis_name)
+            arguments, kwargs = with_nodes(further.places, copies, args, further.kwargs)
+            out = loss_fn(copy, *arguments, **kwargs)
             loss, aux = oracle.loss_and_aux(out, has_aux)
-            return loss, (aux, model_changes(start, split_model(copy, wrt)))
+            changes = model_changes(start, split_model(copy, wrt)), changes_of_nodes(nodes, copies)
+            return loss, (aux, changes)
 
         evaluate = oracle.value_and_grad_fn(
             loss_and_changes, batch_argnums=(*batches, len(args) + 1), **options
         )
-        (value, (aux, changes)), grads, grad_fn = evaluate(before.params, *args, numbers, before)
-        _write_changes(model, before, changes)
+        (value, (aux, changes)), grads, grad_fn = evaluate(
+            *(before.params, *further.args, numbers, before, nodes_before)
+        )
+        _write_changes(model, before, changes[0])
+        update_nodes(further.nodes, nodes_before, changes[1], keep=True)
         return ((value, aux) if has_aux else value), _as_state(grads, model, wrt), grad_fn
 
     return clean_pass_and_oracle

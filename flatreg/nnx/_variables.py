@@ -78,6 +78,14 @@ def split_model(model: Any, wrt: Any) -> SplitModel:
     return SplitModel(graphdef, as_pure(params), rng_state, variables, arrays, wrt)
 
 
+def split_nodes(nodes: tuple[Any, ...]) -> SplitModel:
+    """Split NNX objects that hold nothing to train; ``params`` is empty."""
+    nothing = nnx.Nothing()
+    parts: Any = nnx.split(nodes, nothing, nnx.RngState, nnx.Variable, ..., **GRAPH)
+    graphdef, params, rng_state, variables, arrays = parts
+    return SplitModel(graphdef, as_pure(params), rng_state, variables, arrays, nothing)
+
+
 def merged_copy(model: SplitModel) -> Any:
     """Return a copy of the model that has the same arrays but its own Variables."""
     rng_state, variables = copied((model.rng_state, model.variables))

@@ -51,9 +51,14 @@ def linen_loss(apply, x, train, z_rng, weight=1.0, *, size):
 
 def penalized_step(loss_fn, params):
     """By hand: the loss, and θ − (1−α)∇L(θ) − α∇L(θ + r∇L/‖∇L‖)."""
-    loss, g = jax.value_and_grad(loss_fn)(params)
-    there = jax.grad(loss_fn)(optax.tree.add_scale(params, 0.3 / optax.tree.norm(g), g))
-    return loss, jax.tree.map(lambda w, g, h: w - 0.3 * g - 0.7 * h, params, g, there)
+
+    @jax.jit
+    def step(params):
+        loss, g = jax.value_and_grad(loss_fn)(params)
+        there = jax.grad(loss_fn)(optax.tree.add_scale(params, 0.3 / optax.tree.norm(g), g))
+        return loss, jax.tree.map(lambda w, g, h: w - 0.3 * g - 0.7 * h, params, g, there)
+
+    return step(params)
 
 
 @pytest.mark.parametrize("microbatches", [1, 2])
@@ -61,7 +66,8 @@ def test_linen_passes_keys_and_arguments_to_the_loss(microbatches):
     """The model also draws from two random streams. Each microbatch has its own keys."""
     x, _ = examples()
     key, z_rng = jax.random.key(1), jax.random.key(2)
-    state = flatreg.linen.TrainState.init(LinenEncoder(), TX, key, x, z_rng, train=False)
+    init = lambda: flatreg.linen.TrainState.init(LinenEncoder(), TX, key, x, z_rng, train=False)  # noqa: E731
+    state = jax.jit(init)()
     step = flatreg.linen.make_train_step(
         linen_loss, rngs=("prior", "dropout"), key_argnums=3, microbatches=microbatches
     )
@@ -83,7 +89,7 @@ def test_linen_passes_keys_and_arguments_to_the_loss(microbatches):
         return total
 
     assert_leaves_close((metrics["loss"], new.params), penalized_step(loss_fn, state.params), 1e-5)
-    evaluated = flatreg.linen.make_eval_step(linen_loss)(state, x, z_rng, size=0.5)
+    evaluated = jax.jit(flatreg.linen.make_eval_step(linen_loss))(state, x, z_rng, size=0.5)
     rebuilt = LinenEncoder().apply({"params": state.params}, x, z_rng, train=False)
     expected = elbo(lambda x, z_rng: rebuilt, x, z_rng, 1.0, 0.5)
     assert_leaves_close(evaluated["loss"], expected, 1e-5)
@@ -96,7 +102,7 @@ def test_nnx_passes_keys_and_arguments_to_the_loss(microbatches):
     model = NnxEncoder(nnx.Rngs(0))
     optimizer = nnx.Optimizer(model, TX, wrt=nnx.Param)
     graphdef, params = nnx.split(model)
-    evaluate = flatreg.nnx.make_eval_step(elbo)
+    evaluate = nnx.jit(flatreg.nnx.make_eval_step(elbo))
     evaluated = evaluate(model, x, z_rng, 2.0, size=0.5)
     assert_leaves_close(evaluated["loss"], elbo(model, x, z_rng, 2.0, 0.5), 1e-6)
 
@@ -130,7 +136,7 @@ def nnx_step(loss_fn, batch, *args, method=None, **options):
     model = nnx_models.Plain(nnx.Rngs(0))
     optimizer = nnx.Optimizer(model, chain(method or flatreg.sam()), wrt=nnx.Param)
     step = flatreg.nnx.make_train_step(loss_fn, **options)
-    return step(model, optimizer, batch, *args)
+    return nnx.eval_shape(step, model, optimizer, batch, *args)
 
 
 both_faces = pytest.mark.parametrize("run", [linen_step, nnx_step])
@@ -256,3 +262,55 @@ def test_wrong_arguments_are_named(run):
     step = flatreg.linen.make_train_step(lambda apply, batch, train, key: None)
     with pytest.raises(TypeError, match=r"0 further .*train_step\(state, batch, key\)"):
         step(state, examples())
+
+
+class Outside(nnx.Module):
+    """A network whose dropout draws from random streams that are an argument of its call."""
+
+    def __init__(self, rngs):
+        self.plain = nnx_models.Plain(rngs)
+        self.dropout = nnx.Dropout(0.5)
+
+    def __call__(self, x, rngs):
+        return self.plain(self.dropout(x, rngs=rngs))
+
+
+@pytest.mark.parametrize("stock", [False, True], ids=["train_step", "value_and_grad_fn"])
+def test_nnx_rngs_may_be_an_argument_of_the_loss(stock):
+    """All passes draw the same mask, and the count of the streams increases by one per step."""
+    batch = examples()
+    model, rngs = Outside(nnx.Rngs(0)), nnx.Rngs(7)
+    optimizer = nnx.Optimizer(model, TX, wrt=nnx.Param)
+    graphdef, params = nnx.split(model)
+
+    def loss_fn(model, batch, rngs):
+        return classified(lambda x: model(x, rngs), batch)[0]
+
+    def by_hand(params):
+        return loss_fn(nnx.merge(graphdef, params), batch, nnx.Rngs(7))
+
+    def stock_step(model, optimizer, batch, rngs):
+        loss, grads, grad_fn = flatreg.nnx.value_and_grad_fn(loss_fn)(model, batch, rngs)
+        optimizer.update(model, grads, grad_fn=grad_fn)
+        return {"loss": loss}
+
+    expected = penalized_step(by_hand, jax.tree.map(jnp.copy, params))
+    step = nnx.jit(stock_step if stock else flatreg.nnx.make_train_step(loss_fn))
+    metrics = step(model, optimizer, batch, rngs)
+    assert_leaves_close((metrics["loss"], nnx.state(model)), expected, 1e-5)
+    assert rngs.default.count[...] == 1
+
+
+def test_microbatches_draw_different_masks_from_nnx_rngs():
+    """The number of its first example is folded into the keys of each microbatch."""
+
+    def loss_fn(model, x, rngs):
+        mask = nnx.Dropout(0.5)(jnp.ones((16,)), rngs=rngs)
+        return model(x).mean() + 0 * mask.mean(), {"mask": mask}
+
+    model, rngs = nnx_models.Plain(nnx.Rngs(0)), nnx.Rngs(7)
+    optimizer = nnx.Optimizer(model, TX, wrt=nnx.Param)
+    step = nnx.jit(flatreg.nnx.make_train_step(loss_fn, microbatches=2))
+    metrics = step(model, optimizer, examples()[0], rngs=rngs)
+    assert set(metrics["mask"].tolist()) == {0.0, 1.0, 2.0}  # 1 where the two masks differ
+    assert rngs.default.count[...] == 1
