@@ -122,7 +122,13 @@ def test_checkpoints_of_orbax_s_manager_can_be_restored(tmp_path):
 
 @pytest.fixture
 def saved(tmp_path):
-    state = {"params": jnp.arange(6.0).reshape(2, 3), "key": jax.random.key(0), "step": 3}
+    """A small state whose table is large enough to be stored in a file of values."""
+    state = {
+        "params": jnp.arange(6.0).reshape(2, 3),
+        "key": jax.random.key(0),
+        "step": 3,
+        "table": jnp.sin(jnp.arange(1024.0)),
+    }
     checkpoint.save(tmp_path / "good", state)
     return tmp_path / "good", state
 
