@@ -226,41 +226,41 @@ def test_the_loss_scale_follows_flax_s_rule(start, minimum):
         )
 
 
-SMALL = 1e-6
-
-
-def small_loss(apply, batch, train):
-    """A loss whose gradient is almost zero in float16, unless it is scaled."""
-    loss, metrics = classification_loss(apply, batch, train)
-    return SMALL * loss, metrics
-
-
-def large_product(hvp):
-    """A method that returns the product of the Hessian and a vector, which is not small."""
+def product_over(size, hvp):
+    """A method that returns the gradient minus a product of the Hessian, both over ``size``."""
 
     def direction(grad_fn, params, g):
         wide, product = hvp(grad_fn, params)
         assert {x.dtype for x in jax.tree.leaves((g, wide))} == {jnp.dtype("float32")}
         ones = jax.tree.map(jnp.ones_like, params)
-        return jax.tree.map(lambda g, hv: (g - hv) / SMALL, g, product(ones))
+        return jax.tree.map(lambda g, hv: (g - hv) / size, g, product(ones))
 
     return flatreg.from_direction(direction)
 
 
 @pytest.mark.parametrize(
-    ("hvp", "shards"),
-    [(flatreg.exact_hvp, 1), (flatreg.reverse_hvp, 1), (flatreg.exact_hvp, 2)],
-    ids=["exact", "reverse", "per_shard"],
+    ("hvp", "shards", "size", "scale"),
+    [
+        (flatreg.exact_hvp, 1, 1e-6, DynamicScale()),
+        (flatreg.exact_hvp, 2, 1e-6, DynamicScale()),
+        (flatreg.reverse_hvp, 1, 1.0, DynamicScale(scale=8.0)),  # It divides v by the scale.
+    ],
+    ids=["exact", "per_shard", "reverse"],
 )
-def test_gradients_of_float16_are_unscaled_in_float32(hvp, shards):
-    """At the default scale of 65,536, which float16 cannot hold, with float16 parameters.
+def test_gradients_of_float16_are_unscaled_in_float32(hvp, shards, size, scale):
+    """With float16 parameters, at the default scale of 65,536, which float16 cannot hold.
 
     Gradients of 1e-7 are unscaled exactly in float32, and are 0 or off by half in float16.
     """
     batch = examples(jnp.float16)
-    method = large_product(hvp) if shards == 1 else flatreg.per_shard(large_product(hvp))
-    tx = optax.chain(method, optax.sgd(0.1))
-    state = state_of(Plain(), tx, batch[0], dynamic_scale=DynamicScale())
+    method = product_over(size, hvp)
+    tx = optax.chain(flatreg.per_shard(method) if shards > 1 else method, optax.sgd(0.1))
+    state = state_of(Plain(), tx, batch[0], dynamic_scale=scale)
+
+    def small_loss(apply, batch, train):
+        loss, metrics = classification_loss(apply, batch, train)
+        return size * loss, metrics
+
     new, metrics = jax.jit(make_train_step(small_loss, shards=shards))(state, batch)
     assert not metrics["skipped"]
     wide = jax.tree.map(lambda w: w.astype(jnp.float32), state.params)
