@@ -48,6 +48,11 @@ def with_standard_promotion(function: Callable[P, T]) -> Callable[P, T]:
     return wrapped
 
 
+def new_if_finite(new: Grads, old: Grads) -> Grads:
+    """The new entries where they are finite and the old ones elsewhere, in the old dtypes."""
+    return jax.tree.map(lambda x, y: jnp.where(jnp.isfinite(x), x, y).astype(y.dtype), new, old)
+
+
 def matmul(x: jax.Array, y: jax.Array) -> jax.Array:
     """x @ y in full precision. By default, GPUs and TPUs round the factors to about ten bits."""
     return jnp.matmul(x, y, precision=jax.lax.Precision.HIGHEST)
@@ -113,12 +118,24 @@ def mix(*terms: tuple[float | jax.Array, Grads]) -> Grads:
     )
 
 
+def ascent(uphill: Grads, length: float | jax.Array, scale: Params | None = None) -> Grads:
+    """ρ T²u/‖Tu‖ in at least float32; ``scale=None`` means T = 1. Zero at zero."""
+    return scaled(scale, _scaled_unit(scaled(scale, uphill), length))
+
+
 def shift(
     params: Params, uphill: Grads, length: float | jax.Array, scale: Params | None = None
 ) -> Params:
     """θ + ρ T²u/‖Tu‖ in the parameters' dtypes; ``scale=None`` means T = 1."""
-    step = scaled(scale, _scaled_unit(scaled(scale, uphill), length))
+    step = ascent(uphill, length, scale)
     return optax.tree.cast_like(mix((1, params), (1, step)), params)
+
+
+def wide_zeros(params: Params) -> Params:
+    """A tree of zeros like the parameters, in at least float32. It reads only shapes and dtypes."""
+    return jax.tree.map(
+        lambda w: jnp.zeros_like(w, jnp.promote_types(jnp.result_type(w), jnp.float32)), params
+    )
 
 
 def inner(x: Grads, y: Grads) -> jax.Array:

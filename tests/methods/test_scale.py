@@ -26,6 +26,10 @@ SCALED = {  # name of the method -> factory that takes a scale
     "gradient_regularization": functools.partial(flatreg.gradient_regularization, 0.3),
     "gam": functools.partial(flatreg.gam, 0.3, 0.5),
     "gam_accelerated": functools.partial(flatreg.gam_accelerated, 0.3, 0.2),
+    "gsam": functools.partial(flatreg.gsam, 0.3),
+    "friendly_sam": functools.partial(flatreg.friendly_sam, 0.3),
+    "looksam": functools.partial(flatreg.looksam, 0.3),
+    "stable_sam": functools.partial(flatreg.stable_sam, 0.3),
     "perturbed_gradient": functools.partial(
         flatreg.perturbed_gradient, KEY, 0.3, distribution=same_noise
     ),
@@ -54,7 +58,8 @@ def perturbations(make):
 
     with_hvp = {"hvp": hvp} if "hvp" in inspect.signature(make).parameters else {}
     method = make(**with_hvp)
-    method.update(jax.grad(loss)(params), method.init(params), params, grad_fn=grad_fn)
+    with jax.disable_jit():  # The oracle of looksam is inside a lax.cond.
+        method.update(jax.grad(loss)(params), method.init(params), params, grad_fn=grad_fn)
     return seen
 
 

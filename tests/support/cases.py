@@ -174,6 +174,28 @@ AUTHORS_GAM = GAM_ACCELERATED.scaled()._replace(
     name="gam_accelerated_authors", scalars=ACCELERATED | {"clean_weight": 1.0}
 )
 
+GSAM = Case("gsam", flatreg.gsam, surrogates.gsam, {"rho": 0.3, "alpha": 0.4}, {"rho": 0.0}, 1)
+STABLE_SAM = Case(
+    "stable_sam", flatreg.stable_sam, surrogates.stable_sam, {"rho": 0.3}, {"rho": 0.0}, 1
+)
+# The first step of friendly_sam and of looksam is SAM's. test_family.py follows the later steps.
+FRIENDLY_SAM = Case(
+    "friendly_sam",
+    partial(flatreg.friendly_sam, decay=0.6),
+    surrogates.sam_on_the_first_step,
+    {"rho": 0.3, "sigma": 0.5},
+    {"rho": 0.0},
+    calls=1,
+)
+LOOKSAM = Case(
+    "looksam",
+    partial(flatreg.looksam, k=1),
+    surrogates.sam_on_the_first_step,
+    {"rho": 0.3, "alpha": 0.7},
+    {"rho": 0.0},
+    calls=1,
+)
+
 CASES = [
     SAM,
     SAM.scaled(),
@@ -193,6 +215,11 @@ CASES = [
     PERTURBED_GRADIENT,
     PERTURBED_GRADIENT.scaled(),
     ANTITHETIC,
+    GSAM,
+    GSAM.scaled(),
+    STABLE_SAM,
+    FRIENDLY_SAM,
+    LOOKSAM,
 ]
 
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

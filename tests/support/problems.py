@@ -47,6 +47,8 @@ METHODS: dict[str, Callable[[], optax.GradientTransformationExtraArgs]] = {
     "perturbed_curvature": lambda: flatreg.perturbed_gradient(
         jax.random.PRNGKey(1), 0.3, curvature=flatreg.CurvatureScale(interval=2, rho=0.1)
     ),
+    "friendly_sam_scheduled": lambda: flatreg.friendly_sam(ramp, 1.0),
+    "looksam_skipping": lambda: flatreg.looksam(ramp, 2),
     "averaging": lambda: averaging_sam(ramp),
     "observe": lambda: flatreg.observe(flatreg.sam(0.3)),
     "per_shard": lambda: flatreg.per_shard(flatreg.sam(ramp)),

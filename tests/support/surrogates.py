@@ -115,3 +115,30 @@ def perturbed_gradient(sigma: float, z: float, scale: Scale = ones) -> Surrogate
 
 def perturbed_gradient_antithetic(sigma: float, z: float) -> Surrogate:
     return lambda loss, w: (loss(w + sigma * z) + loss(w - sigma * z)) / 2
+
+
+def gsam(rho: float, alpha: float, scale: Scale = ones) -> Surrogate:
+    """g̃ − α(g − c g̃) with c = ⟨g, g̃⟩/‖g̃‖² is the gradient of (1 + αc) L̃ − αL."""
+
+    def surrogate(loss: Loss, w: jax.Array) -> jax.Array:
+        grad = jax.grad(loss)
+        worst = shifted(w, grad(w), rho, stop(scale(w)))
+        c = stop(grad(w) @ grad(worst) / (grad(worst) @ grad(worst)))
+        return (1 + alpha * c) * loss(worst) - alpha * loss(w)
+
+    return surrogate
+
+
+def stable_sam(rho: float, scale: Scale = ones) -> Surrogate:
+    def surrogate(loss: Loss, w: jax.Array) -> jax.Array:
+        grad = jax.grad(loss)
+        worst = shifted(w, grad(w), rho, stop(scale(w)))
+        return stop(jnp.linalg.norm(grad(w)) / jnp.linalg.norm(grad(worst))) * loss(worst)
+
+    return surrogate
+
+
+def sam_on_the_first_step(rho: float, scale: Scale = ones, **unused: float) -> Surrogate:
+    """The surrogate of methods that differ from SAM only on later steps."""
+    del unused
+    return sam(rho, scale)
