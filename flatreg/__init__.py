@@ -20,7 +20,8 @@ require more than JAX and Optax:
 - ``flatreg.checkpoint``: save and restore train states.
 - ``flatreg.plots``: figures of the measures.
 
-The types are in ``flatreg.typing``. The methods are in ``flatreg.methods``, one file per paper.
+The types are in ``flatreg.typing``. The methods are in ``flatreg.methods``, one file per paper, and
+the wrappers, which need one gradient per step, in ``flatreg.wrappers``.
 """
 
 from typing import TYPE_CHECKING
@@ -60,6 +61,17 @@ from flatreg.typing import (
     Scale,
     StatefulDirection,
 )
+from flatreg.wrappers import (
+    MomentumSAMState,
+    PreviousGradientSAMState,
+    RevisitState,
+    batch_fingerprint,
+    eval_params,
+    momentum_sam,
+    previous_gradient_sam,
+    revisit,
+    revisited,
+)
 
 if TYPE_CHECKING:
     from flatreg import checkpoint as checkpoint
@@ -90,14 +102,19 @@ __all__ = [
     "Hvp",
     "LookSAMState",
     "Method",
+    "MomentumSAMState",
     "Observation",
+    "PreviousGradientSAMState",
+    "RevisitState",
     "ScalarOrSchedule",
     "Scale",
     "StatefulDirection",
     "__version__",
     "after",
     "asam",
+    "batch_fingerprint",
     "combine",
+    "eval_params",
     "every",
     "exact_hvp",
     "finite_difference_hvp",
@@ -111,14 +128,18 @@ __all__ = [
     "gradient_regularization",
     "gsam",
     "looksam",
+    "momentum_sam",
     "observe",
     "on",
     "penalized_gradient",
     "per_shard",
     "perturbed_gradient",
+    "previous_gradient_sam",
     "radius_schedule",
     "randomly",
     "reverse_hvp",
+    "revisit",
+    "revisited",
     "sam",
     "stable_sam",
     "value_and_grad_fn",
@@ -139,4 +160,4 @@ def __dir__() -> list[str]:
     from importlib.util import find_spec
 
     installed = {name for name, needs in _PACKAGES.items() if find_spec(needs)}
-    return sorted({*__all__, *installed, "methods", "typing", "__all__", "__doc__"})
+    return sorted({*__all__, *installed, "methods", "typing", "wrappers", "__all__", "__doc__"})

@@ -131,6 +131,41 @@ def checked_method(name: str, method: Any) -> Method:
     return optax.with_extra_args_support(method)
 
 
+def checked_base(name: str, base: Any) -> Method:
+    """Returns the optimizer that a wrapper gets, after checking that it is a transformation."""
+    if not (hasattr(base, "init") and hasattr(base, "update")):
+        raise TypeError(
+            f"{name} wraps an optimizer, got {base!r}: write "
+            f"flatreg.{name}(optax.sgd(0.1, momentum=0.9))."
+        )
+    return optax.with_extra_args_support(base)
+
+
+def check_wrapped_update(name: str, updates: Grads, params: Params | None) -> None:
+    """Checks the arguments of a wrapper's ``update``: the gradient and the parameters."""
+    call = "updates, state = tx.update(grads, state, params)"
+    if params is None:
+        raise ValueError(f"{name} needs the parameters: write {call}.")
+    check_arrays(name, params)
+    if not alike(updates, params):
+        raise ValueError(
+            f"{name} needs a gradient shaped like params, but "
+            f"{_difference('params', params, 'the gradient', updates)}: write {call}."
+            f"{_about_none(updates, params)}"
+        )
+
+
+def check_whole(**static: Any) -> None:
+    """Checks that each static argument is a Python integer of at least 1."""
+    for name, value in static.items():
+        if not isinstance(value, int | np.integer) or value < 1:
+            hint = f" {static_args(name)}" if hasattr(value, "aval") else ""
+            raise ValueError(
+                f"{name} must be a whole number of at least 1, got {value!r}: for example, write "
+                f"{name}=4.{hint}"
+            )
+
+
 def check_update(name: str, updates: Grads, params: Params | None, grad_fn: Any) -> None:
     """Checks the arguments of ``update``: the gradient, the parameters and the oracle."""
     if params is None:

@@ -11,6 +11,10 @@ determined from the result of the update:
    contain no NaN, and no transformation that skips such steps itself (``optax.apply_if_finite``)
    has skipped this one.
 
+:func:`flatreg.revisit` skips such steps itself, because its position in the group of batches must
+advance and its shift must change. Its new state and parameters are kept, and the step counts as
+skipped.
+
 Transformations whose purpose is to discard values (``optax.zero_nans``, a mask that freezes
 weights) also hide a NaN from this test.
 
@@ -31,14 +35,17 @@ import optax
 from flatreg._flax.opt_states import states_of_type
 from flatreg._flax.oracles import transformed_oracle
 from flatreg.typing import GradFn, Grads, Params
+from flatreg.wrappers import RevisitState
 
 
 class GuardedUpdate(NamedTuple):
     """The result of :func:`guarded_update`.
 
     Attributes:
-      params: the new parameters, or the old ones if the step was not finite.
-      opt_state: the new optimizer state, or the old one if the step was not finite.
+      params: the new parameters, or the old ones if the step was not finite. With
+        :func:`flatreg.revisit`, the shift on them changes in any case.
+      opt_state: the new optimizer state, or the old one if the step was not finite. With
+        :func:`flatreg.revisit`, the position in the group changes in any case.
       finite: whether the step was finite, a boolean scalar.
     """
 
@@ -77,7 +84,10 @@ def guarded_update(
     finite = all_finite((updates, accumulated)) & ~_skipped_by_chain(new_opt_state)
     new_params = optax.apply_updates(params, updates)
     choose = functools.partial(optax.tree.where, finite)
-    return GuardedUpdate(choose(new_params, params), choose(new_opt_state, opt_state), finite)
+    new_params, new_opt_state = choose(new_params, params), choose(new_opt_state, opt_state)
+    for wrapper in states_of_type(RevisitState, new_opt_state):
+        finite &= wrapper.last_finite  # It has skipped the step itself, and moved its shift.
+    return GuardedUpdate(new_params, new_opt_state, finite)
 
 
 def nan_if_not_finite(loss: jax.Array, grad_fn: GradFn) -> GradFn:

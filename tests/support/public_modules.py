@@ -4,6 +4,7 @@ PUBLIC_MODULES = [
     "flatreg",
     "flatreg.typing",
     "flatreg.methods",
+    "flatreg.wrappers",
     "flatreg.measures",
     "flatreg.lipschitz",
     "flatreg.linen",
