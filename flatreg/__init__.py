@@ -26,8 +26,16 @@ the wrappers, which need one gradient per step, in ``flatreg.wrappers``.
 
 from typing import TYPE_CHECKING
 
-from flatreg._core.combinators import after, combine, every, randomly
+from flatreg._core.combinators import (
+    WhenSharpState,
+    after,
+    combine,
+    every,
+    randomly,
+    when_sharp,
+)
 from flatreg._core.directions import DirectionState, from_direction, from_stateful_direction
+from flatreg._core.functional import functional_value_and_grad_fn
 from flatreg._core.hvp import exact_hvp, finite_difference_hvp, forward_hvp, reverse_hvp
 from flatreg._core.observe import Observation, observe
 from flatreg._core.oracle import value_and_grad_fn
@@ -109,6 +117,7 @@ __all__ = [
     "ScalarOrSchedule",
     "Scale",
     "StatefulDirection",
+    "WhenSharpState",
     "__version__",
     "after",
     "asam",
@@ -122,6 +131,7 @@ __all__ = [
     "friendly_sam",
     "from_direction",
     "from_stateful_direction",
+    "functional_value_and_grad_fn",
     "gam",
     "gam_accelerated",
     "gradient_norm_penalty",
@@ -143,6 +153,7 @@ __all__ = [
     "sam",
     "stable_sam",
     "value_and_grad_fn",
+    "when_sharp",
 ]
 
 # The packages that are imported lazily, and the module that must be installed for each of them.

@@ -42,6 +42,16 @@ class Part(NamedTuple):
     number: jax.Array
 
 
+class PerPart(NamedTuple):
+    """A part of aux that belongs to one microbatch, shard or device, and is not averaged.
+
+    Attributes:
+      value: the tree of one part, or that of all parts with a leading axis.
+    """
+
+    value: Any
+
+
 ArgsOf: TypeAlias = Callable[[Part], Args]
 
 
@@ -183,10 +193,12 @@ def _indices(parts: jax.Array) -> jax.Array:
 def _merge(outs: Any) -> Any:
     """Averages floating-point leaves over the parts. All other leaves come from the last part."""
 
-    def merge(x: jax.Array) -> jax.Array:
+    def merge(x: Any) -> Any:
+        if isinstance(x, PerPart):
+            return x
         return jnp.mean(x, axis=0) if jnp.issubdtype(x.dtype, jnp.inexact) else x[-1]
 
-    return jax.tree.map(merge, outs)
+    return jax.tree.map(merge, outs, is_leaf=lambda x: isinstance(x, PerPart))
 
 
 def _replace(args: Args, positions: Sequence[int], values: Sequence[Any]) -> Args:

@@ -4,9 +4,11 @@ Each combinator takes methods made by :func:`flatreg.from_direction`, or by othe
 returns a method. Combinators can therefore be nested: ``combine(sam(), every(gam(0.1, 1.0), 5))``.
 """
 
-from typing import Any
+import math
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from flatreg._core.checks import (
@@ -19,7 +21,7 @@ from flatreg._core.checks import (
     checked_method,
 )
 from flatreg._core.directions import holds_method, holds_optimizer
-from flatreg._core.tree import mix
+from flatreg._core.tree import mix, new_if_finite, norm
 from flatreg.typing import Grads, Method, Params, ScalarOrSchedule
 
 
@@ -200,6 +202,104 @@ def randomly(method: Method, probability: ScalarOrSchedule, key: jax.Array) -> M
         return jax.random.bernoulli(jax.random.fold_in(key, step), p)
 
     return _on_steps("randomly", method, is_on)
+
+
+class WhenSharpState(NamedTuple):
+    """State of :func:`when_sharp`.
+
+    Attributes:
+      count: the number of updates so far, an int32 scalar.
+      mean: the moving average μ of ‖g‖², a float32 scalar.
+      variance: the moving average σ² of (‖g‖² − μ)², a float32 scalar.
+      inner_state: the state of the method.
+    """
+
+    count: jax.Array  # type: ignore[assignment]  # hides tuple.count, as Optax does
+    mean: jax.Array
+    variance: jax.Array
+    inner_state: optax.OptState
+
+
+def when_sharp(
+    method: Method, threshold: ScalarOrSchedule = 0.0, *, decay: ScalarOrSchedule = 0.9
+) -> Method:
+    r"""Applies a method where the gradient is large, as in AE-SAM; elsewhere the plain gradient.
+
+    A step applies the method if ‖g‖² ≥ μ + cσ, where μ and σ² are moving averages of the mean and
+    variance of ‖g‖²:
+
+    .. code-block:: text
+
+      μ ← δμ + (1 − δ)‖g‖²          σ² ← δσ² + (1 − δ)(‖g‖² − μ)²
+
+    They include the current gradient, and start with μ = 0 and σ² = e⁻¹⁰. If ‖g‖² were normal, a
+    threshold c of 1 would select 16% of the steps, 0 half of them, and −1 84%. The paper decreases
+    c over T steps from λ₂ = 1 to λ₁ = −1: ``when_sharp(sam(rho), optax.linear_schedule(1.0, -1.0,
+    T))``.
+
+    On the other steps, the extra gradients of the method are skipped (``lax.cond``) and its state
+    does not change. This holds under ``jit``, ``scan`` and ``lax.map``; ``vmap`` computes both
+    branches. A gradient that is not finite does not enter the averages, and the method is applied.
+
+    Args:
+      method: the method to apply.
+      threshold: the threshold c in units of σ, any number or a schedule.
+      decay: the decay rate δ of both averages, in [0, 1], a number or a schedule.
+
+    Returns:
+      A transformation. If the method costs c gradients, a step costs between 1 and c gradients.
+
+    Raises:
+      TypeError: if ``threshold`` or ``decay`` is not a number or a schedule, or ``method`` is not a
+        transformation.
+      ValueError: if ``decay`` is a Python number outside [0, 1]; in ``init``, if ``method`` is an
+        optimizer, such as ``optax.sgd``, or contains an adaptive one.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp, flatreg
+      >>> grad_fn = jax.grad(lambda w: jnp.sum(w**2) / 2)
+      >>> tx = flatreg.when_sharp(flatreg.sam(5.0))
+      >>> w = jnp.array([3.0, 4.0])
+      >>> first, state = tx.update(w, tx.init(w), w, grad_fn=grad_fn)
+      >>> small, state = tx.update(w / 10, state, w / 10, grad_fn=grad_fn)
+      >>> print(first, small)
+      [6. 8.] [0.3 0.4]
+
+    References:
+      Jiang et al., `An Adaptive Policy to Employ Sharpness-Aware Minimization
+      <https://arxiv.org/abs/2304.14647>`_, ICLR 2023.
+    """
+    check_scalars(threshold=threshold, decay=decay)
+    check_between(0, 1, decay=decay)
+    given, method = method, checked_method("when_sharp", method)
+
+    def init(params: Params) -> Any:
+        inner_state = method.init(params)
+        _check_no_optimizer("when_sharp", given, inner_state, params)
+        variance = jnp.full((), math.exp(-10), jnp.float32)
+        return WhenSharpState(
+            jnp.zeros((), jnp.int32), jnp.zeros((), jnp.float32), variance, inner_state
+        )
+
+    def update(updates: Grads, state: Any, params: Any = None, **extra: Any) -> tuple[Grads, Any]:
+        c, delta = (x(state.count) if callable(x) else x for x in (threshold, decay))
+        square = norm(updates) ** 2
+        mean = delta * state.mean + (1 - delta) * square
+        variance = delta * state.variance + (1 - delta) * (square - mean) ** 2
+        is_flat = square < mean + c * jnp.sqrt(variance)  # False for NaN
+        structures: Any = jax.tree.structure(updates), jax.tree.structure(params)
+        if structures[0] == structures[1]:  # Both branches must return the parameters' dtypes.
+            updates = optax.tree.cast_like(updates, params)
+        d, inner_state = jax.lax.cond(
+            is_flat,
+            lambda: (updates, state.inner_state),
+            lambda: method.update(updates, state.inner_state, params, **extra),
+        )
+        mean, variance = new_if_finite((mean, variance), (state.mean, state.variance))
+        count: Any = optax.safe_increment(state.count)
+        return d, WhenSharpState(count, mean, variance, inner_state)
+
+    return Method(init, update)
 
 
 def _on_steps(name: str, method: Method, condition: Any) -> Method:

@@ -15,12 +15,13 @@ such an average depends on whether it knows this:
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 
-from flatreg._core.batches import Args, Evaluate, ValueAndAux
+from flatreg._core.batches import Args, Evaluate, PerPart, ValueAndAux
 from flatreg._core.tree import named_leaves
 from flatreg.typing import Grads, Params
 
@@ -43,9 +44,20 @@ def averaged(evaluate: Evaluate, axis_name: AxisName) -> Evaluate:
     def run(params: Params, args: Args) -> tuple[ValueAndAux, Grads]:
         (value, aux), grads = evaluate(_on_each_device(params, axis_name), args)
         value, grads = jax.lax.pmean((value, grads), axis_name)
-        return (value, jax.tree.map(lambda x: _mean_if_floating(x, axis_name), aux)), grads
+        mean = functools.partial(_mean_if_floating, axis_name=axis_name)
+        aux = jax.tree.map(mean, aux, is_leaf=lambda x: isinstance(x, PerPart))
+        return (value, aux), grads
 
     return run
+
+
+def averaged_gradient(
+    gradient: Callable[[Params, Any], Grads], axis_name: AxisName
+) -> Callable[[Params, Any], Grads]:
+    """The function ``(params, args) -> gradient``, averaged over the devices."""
+    return lambda params, args: jax.lax.pmean(
+        gradient(_on_each_device(params, axis_name), args), axis_name
+    )
 
 
 def check_replicated(params: Params, axis_name: AxisName) -> None:
@@ -116,5 +128,7 @@ def _names(axis_name: AxisName) -> tuple[str, ...]:
 
 
 def _mean_if_floating(x: Any, axis_name: AxisName) -> Any:
+    if isinstance(x, PerPart):
+        return x
     dtype = x.dtype if hasattr(x, "dtype") else jnp.result_type(x)
     return jax.lax.pmean(x, axis_name) if jnp.issubdtype(dtype, jnp.inexact) else x

@@ -14,9 +14,9 @@ from flatreg._core.tree import inner, mix, norm, unit
 from flatreg.typing import Grads, Method, Params
 
 try:
-    from jax.extend.core import get_opaque_trace_state
+    from jax.extend.core import get_opaque_trace_state as get_opaque_trace_state
 except ImportError:  # the oldest supported versions of JAX
-    from jax.core import get_opaque_trace_state
+    from jax.core import get_opaque_trace_state as get_opaque_trace_state
 
 
 class Observation(NamedTuple):

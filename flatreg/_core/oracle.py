@@ -6,6 +6,7 @@ example metrics and BatchNorm statistics) come only from the clean pass. The ora
 gradient and discards everything else that its passes compute.
 """
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
@@ -31,6 +32,21 @@ from flatreg._core.batches import (
 from flatreg._core.checks import check_differentiable
 from flatreg._core.devices import AxisName, averaged, check_axis_name, check_replicated
 from flatreg.typing import GradFn, Grads, Params
+
+
+@dataclasses.dataclass(frozen=True, eq=False)  # eq=False makes it hashable for jax.jit
+class OracleWithAux:
+    """A gradient oracle that can also return the value and aux of its pass.
+
+    Attributes:
+      evaluate: the pass, ``params -> (value, aux), grads``.
+    """
+
+    evaluate: Callable[[Params], tuple[ValueAndAux, Grads]]
+
+    def __call__(self, params: Params) -> Grads:
+        """Returns ∇L(params)."""
+        return self.evaluate(params)[1]
 
 
 def value_and_grad_fn(
@@ -104,7 +120,9 @@ def value_and_grad_fn(
         on only this fraction of the batch.
       - :func:`flatreg.gam_accelerated` subtracts the clean gradient from a perturbed one, so it
         would ascend along the difference between the two sets of examples.
-      - Metrics and BatchNorm statistics come from this fraction of the batch.
+      - ``aux`` comes from this fraction of the batch, and so do BatchNorm statistics in it. The
+        train steps of :mod:`flatreg.linen` and :mod:`flatreg.nnx` replace it by the aux of the
+        perturbed pass, which uses the whole batch.
       - If the batch is sharded over devices, its first examples are on the first devices, so they
         are moved between devices. If the axes belong to an Explicit mesh, the number of these
         examples must be a multiple of the number of devices.
@@ -129,7 +147,7 @@ def value_and_grad_fn(
       [0.5 0.5]
     """
     roles = Roles(positions(batch_argnums), positions(key_argnums))
-    _check_options(roles, microbatches, shards, ascent_fraction, axis_name)
+    check_options(roles, microbatches, shards, ascent_fraction, axis_name)
 
     def clean_pass_and_oracle(
         params: Params, *args: Any, **kwargs: Any
@@ -150,7 +168,7 @@ def value_and_grad_fn(
             (value, aux), grads, grad_fn = vmap_parts(evaluate, params, parts, args_of)
         else:
             (value, aux), grads = evaluate_clean(params, args)
-            grad_fn = lambda params: evaluate(params, args)[1]  # noqa: E731
+            grad_fn = OracleWithAux(lambda params: evaluate(params, args))
         return ((value, aux) if has_aux else value), grads, grad_fn
 
     return clean_pass_and_oracle
@@ -220,7 +238,7 @@ def positions(argnums: int | Sequence[int] | None) -> tuple[int, ...]:
     return tuple(int(i) - 1 for i in argnums)
 
 
-def _check_options(
+def check_options(
     roles: Roles,
     microbatches: int,
     shards: int | None,

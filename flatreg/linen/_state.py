@@ -257,7 +257,7 @@ class TrainState(train_state.TrainState):
         params, opt_state, finite = guarded_update(
             self.tx, grads, self.opt_state, params, grad_fn, value
         )
-        choose = functools.partial(jax.tree.map, functools.partial(_new_or_old, finite))
+        choose = functools.partial(jax.tree.map, functools.partial(new_or_old, finite))
         if has_fp8_scales(all_grads):
             params = choose({**all_grads, "params": params}, self.params)
         if self.dynamic_scale is not None:
@@ -274,7 +274,7 @@ class TrainState(train_state.TrainState):
         )
 
 
-def _new_or_old(finite: jax.Array, new: Any, old: Any) -> jax.Array:
+def new_or_old(finite: jax.Array, new: Any, old: Any) -> jax.Array:
     """Return the new value if the step was finite, otherwise the old one.
 
     The result has the dtype of the old value, so that the state can be carried through a scan.

@@ -1,5 +1,6 @@
 """Train and evaluation steps for Flax Linen: ``make_train_step`` and ``make_eval_step``."""
 
+import functools
 import inspect
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
@@ -18,7 +19,7 @@ from flatreg._flax.loss_arguments import (
 )
 from flatreg._flax.metrics import LossOutput, Metrics, loss_and_metrics, step_metrics
 from flatreg.linen._apply import Apply, flax_errors_explained
-from flatreg.linen._state import TrainState
+from flatreg.linen._state import TrainState, new_or_old
 from flatreg.typing import Params
 
 
@@ -138,10 +139,12 @@ def make_train_step(
         the step with i folded in. Floating-point metrics and statistics are averaged over the
         parts; others come from the last one.
       ascent_fraction: the fraction of the batch, in (0, 1], that the clean pass uses. Below 1, the
-        clean pass uses only the first examples of the batch, which makes the step cheaper, and
-        metrics and statistics come from these examples. Use values below 1 only with
-        :func:`flatreg.sam` and :func:`flatreg.asam`, for the reasons that
-        :func:`flatreg.value_and_grad_fn` lists.
+        clean pass uses only the first examples of the batch, which makes the step cheaper. Metrics
+        and statistics then come from the perturbed pass, which uses the whole batch, so ``loss`` is
+        the loss at the perturbed parameters. Use values below 1 only with :func:`flatreg.sam` and
+        :func:`flatreg.asam`, for the reasons that :func:`flatreg.value_and_grad_fn` lists. If the
+        chain calls the oracle only on some steps (:func:`flatreg.every`), metrics and statistics
+        come from the first examples.
       axis_name: the axis of ``jax.pmap`` or ``jax.shard_map`` over which the batch is divided, or a
         tuple of such axes; None elsewhere, including ``jax.jit`` with sharded arrays. The loss, all
         gradients, and floating-point metrics and statistics are averaged over the devices; other
@@ -226,18 +229,22 @@ def make_train_step(
                 evaluate,
                 *(state.params, batch, key, state, kwargs, *args),
                 dynamic_scale=state.dynamic_scale,
+                ascent_fraction=ascent_fraction,
             )
-        # 2. Compute the update; the method calls clean.grad_fn.
-        collections = dict(clean.variables)
-        new_state = state.apply_gradients(
-            grads=clean.grads,
-            grad_fn=clean.grad_fn,
-            value=clean.metrics["loss"],
-            batch_stats=collections.pop("batch_stats", state.batch_stats),
-            collections=collections,
-        )
+            # 2. Compute the update; the method calls clean.grad_fn.
+            new_state = state.apply_gradients(
+                grads=clean.grads, grad_fn=clean.grad_fn, value=clean.metrics["loss"]
+            )
         skipped = new_state.skipped != state.skipped
-        return new_state, step_metrics(clean.metrics, skipped, new_state.opt_state)
+        metrics, variables = clean.on_whole_batch()
+        collections = dict(variables)
+        statistics = collections.pop("batch_stats", state.batch_stats)
+        keep = functools.partial(jax.tree.map, functools.partial(new_or_old, ~skipped))
+        new_state = new_state.replace(
+            batch_stats=keep(statistics, state.batch_stats),
+            collections=keep(collections, state.collections),
+        )
+        return new_state, step_metrics(metrics, skipped, new_state.opt_state)
 
     return step
 

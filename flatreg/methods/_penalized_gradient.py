@@ -45,6 +45,9 @@ def penalized_gradient(
     is treated as a constant in differentiation. ``alpha=1`` is SAM with ρ = r, and ``alpha=0`` is
     the plain gradient.
 
+    WSAM with the weight γ in its coupled form, g + γ/(1 − γ) (∇L(θ + ρĝ) − g), is
+    ``penalized_gradient(r=rho, alpha=gamma / (1 - gamma))``.
+
     With adaptive optimizers and a learning-rate warm-up, the penalty can be harmful. One of three
     warm-ups over the first T steps avoids this: ``r=optax.linear_schedule(0.0, 0.1, T)``
     (r-warm-up), ``alpha=optax.linear_schedule(0.0, 0.8, T)`` (λ-warm-up), or
@@ -89,6 +92,9 @@ def penalized_gradient(
 
       Zhao et al., `When Will Gradient Regularization Be Harmful?
       <https://arxiv.org/abs/2406.09723>`_, ICML 2024.
+
+      Yue et al., `Sharpness-Aware Minimization Revisited: Weighted Sharpness as a Regularization
+      Term <https://arxiv.org/abs/2305.15817>`_, KDD 2023 (WSAM).
     """
     check_nonnegative(r=r, alpha=alpha)
     check_scale(scale)

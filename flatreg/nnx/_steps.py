@@ -153,9 +153,12 @@ def make_train_step(
         of its first example is folded into every ``nnx.RngKey``. Variables and metrics are averaged
         over the parts if they are of floating point; others come from the last one.
       ascent_fraction: the fraction of the batch, in (0, 1], that the clean pass uses. Below 1, this
-        pass uses only the first examples of the batch, which makes the step cheaper, and Variables
-        and metrics come from these examples. Use it only with :func:`flatreg.sam` and
-        :func:`flatreg.asam`, for the reasons that :func:`flatreg.value_and_grad_fn` lists.
+        pass uses only the first examples of the batch, which makes the step cheaper. Variables and
+        metrics then come from the perturbed pass, which uses the whole batch, so ``loss`` is the
+        loss at the perturbed parameters. Use it only with :func:`flatreg.sam` and
+        :func:`flatreg.asam`, for the reasons that :func:`flatreg.value_and_grad_fn` lists. If the
+        chain calls the oracle only on some steps (:func:`flatreg.every`), Variables and metrics
+        come from the first examples.
       axis_name: the axis of ``jax.pmap`` or ``jax.shard_map`` over which the batch is divided, or a
         tuple of such axes; None elsewhere, including ``nnx.jit`` with sharded arrays. The loss, all
         gradients, and floating-point metrics and Variables are averaged over the devices; others
@@ -264,6 +267,7 @@ def make_train_step(
             evaluate,
             *(before.params, batch, numbers, before, dynamic_scale, further, nodes, *further.args),
             dynamic_scale=dynamic_scale,
+            ascent_fraction=ascent_fraction,
         )
         # 3. Compute the update; the method calls clean.grad_fn.
         update = guarded_update(
@@ -275,11 +279,11 @@ def make_train_step(
             clean.metrics["loss"],
         )
         # 4. Write the new values to the model and the optimizer.
-        changes, changes_of_arguments = clean.variables
+        metrics, (changes, changes_of_arguments) = clean.on_whole_batch()
         _update_model(model, before, changes, update)
         update_nodes(further.nodes, nodes, changes_of_arguments, update.finite)
         _update_optimizer(optimizer, dynamic_scale, update)
-        return step_metrics(clean.metrics, ~update.finite, update.opt_state)
+        return step_metrics(metrics, ~update.finite, update.opt_state)
 
     return step
 

@@ -26,7 +26,7 @@ from flatreg._core.checks import (
     checked_base,
     checked_scale,
 )
-from flatreg._core.tree import ascent, mix, norm, unit
+from flatreg._core.tree import ascent, mix, norm
 from flatreg.typing import Grads, Method, Params, ScalarOrSchedule, Scale
 
 Batch = TypeVar("Batch")
@@ -176,27 +176,28 @@ def revisit(
         **extra: Any,
     ) -> tuple[Grads, RevisitState]:
         check_wrapped_update("revisit", updates, params)
-        slot, visit = place(state.count)
-        # 1. The step of the optimizer at the clean parameters.
-        direction = _entry(state.directions, slot)
-        ahead = _entry(state.directions, place(state.count + 1)[0])
-        directions, direction, ahead = jax.lax.optimization_barrier(
-            (state.directions, direction, ahead)
+        count: Any = optax.safe_increment(state.count)
+        (slot, visit), (next_slot, next_visit) = place(state.count), place(count)
+        size = norm(updates)
+        # The cond copies the direction, after which XLA can write the new one in its place. It uses
+        # the gradient (whose norm is never below zero) so that no copy exists before the gradient.
+        direction = jax.lax.cond(
+            (visit > 0) & ~(size < 0),
+            lambda: _entry(state.directions, slot),
+            lambda: jax.tree.map(jnp.zeros_like, _entry(state.directions, slot)),
         )
+        # 1. The step of the optimizer at the clean parameters.
         clean = optax.tree.cast_like(mix((1, params), (-state.radius, direction)), params)
-        finite = jnp.isfinite(norm(updates))
+        finite = jnp.isfinite(size)
         step, inner_state = base.update(updates, state.inner_state, clean, **extra)
         step = _where(finite, step, optax.tree.zeros_like(step))
         inner_state = _where(finite, inner_state, state.inner_state)
         # 2. The direction of the gradient, or the last one of this batch, or none.
-        last = optax.tree.cast_like(unit(updates), direction)
-        kept = _where(visit > 0, direction, optax.tree.zeros_like(direction))
-        last = _where(finite, last, kept)
-        # 3. The shift for the next batch. It is read before the write, which is then in place.
-        count: Any = optax.safe_increment(state.count)
-        next_slot, next_visit = place(count)
-        ahead = last if group == 1 else ahead
-        directions = _with_entry(directions, last, slot)
+        unit = mix((1 / jnp.where(size == 0, 1, size), updates))  # without an array for g/max|g|
+        last = _where(finite, optax.tree.cast_like(unit, direction), direction)
+        # 3. The shift for the next batch.
+        directions = _with_entry(state.directions, last, slot)
+        ahead = _entry(directions, next_slot)
         if scale is not None:  # T is that of the parameters at the shift, so T²g/‖Tg‖ is stored.
             factors = checked_scale(scale, optax.apply_updates(clean, step))
             scaled = optax.tree.cast_like(ascent(ahead, 1.0, factors), ahead)

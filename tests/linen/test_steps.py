@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from jax import export
 
 import flatreg
@@ -108,8 +109,8 @@ def test_each_shard_has_its_own_perturbation():
 
 
 @x64
-def test_ascent_fraction_uses_and_reports_the_first_examples():
-    """The ascent direction and the metrics come from the first quarter of the batch."""
+def test_ascent_fraction_ascends_on_the_first_examples():
+    """The ascent direction comes from a quarter of the batch, the metrics from the second pass."""
     batch = examples(jnp.float64)
     first, *_ = parts_of(batch, 4)
     state = state_of(Plain(), optax.chain(flatreg.sam(0.3), optax.sgd(1.0)), batch[0])
@@ -118,8 +119,39 @@ def test_ascent_fraction_uses_and_reports_the_first_examples():
     uphill = plain_gradient(state, first)(state.params)
     d = sam_direction(state.params, uphill, plain_gradient(state, batch), 0.3)
     assert_close(new.params, optax.tree.sub(state.params, d), 1e-9)
-    loss, _ = clean_forward(state, state.params, first)
+    worst = optax.tree.add_scale(state.params, 0.3 / optax.tree.norm(uphill), uphill)
+    loss, _ = clean_forward(state, worst, batch)
     assert_close(metrics["loss"], loss, 1e-9)
+
+
+@x64
+@pytest.mark.parametrize("fraction", [0.25, 1.0])
+def test_statistics_come_from_the_pass_with_the_whole_batch(fraction):
+    """Below one it is the perturbed pass: the clean one sees only the first examples."""
+    x, labels = batch = examples(jnp.float64)
+    state = state_of(Noisy(), optax.chain(flatreg.sam(0.3), optax.sgd(1.0)), x)
+    step = jax.jit(make_train_step(classification_loss, ascent_fraction=fraction))
+    new, metrics = step(state, batch)
+    first = x[: int(16 * fraction)], labels[: int(16 * fraction)]
+    g = jax.grad(clean_forward, argnums=1, has_aux=True)(state, state.params, first)[0]
+    worst = optax.tree.add_scale(state.params, 0.3 / optax.tree.norm(g), g)
+    seen_at = state.params if fraction == 1 else worst
+    loss, batch_stats = clean_forward(state, seen_at, batch)
+    assert_close(new.batch_stats, batch_stats, 1e-9)
+    assert_close(metrics["loss"], loss, 1e-9)
+    skipped, metrics = step(state, (x.at[-1].set(jnp.nan), labels))
+    assert metrics["skipped"]
+    assert_equal(skipped.batch_stats, state.batch_stats)
+
+
+@pytest.mark.parametrize("tx", [optax.identity(), flatreg.every(flatreg.sam(0.3), 2)])
+def test_without_a_visible_second_pass_the_first_one_is_reported(tx):
+    batch = examples()
+    first, *_ = parts_of(batch, 4)
+    state = state_of(Plain(), optax.chain(tx, optax.sgd(1.0)), batch[0])
+    step = jax.jit(make_train_step(classification_loss, ascent_fraction=0.25))
+    _, metrics = step(state, batch)
+    assert_close(metrics["loss"], clean_forward(state, state.params, first)[0], 1e-5)
 
 
 def test_metrics_come_from_the_clean_pass_and_from_observe():

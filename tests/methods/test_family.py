@@ -116,7 +116,11 @@ def loss_equated(t, w, grad, g, memory):
     return grad(w + min(0.3 * 0.9**t / float(jnp.linalg.norm(g)), 0.5) * unit(g)), memory
 
 
+AE_THRESHOLD = lambda step: 1 - 2 * step / STEPS  # noqa: E731
+
 PAPERS = {
+    "when_sharp": (lambda: flatreg.when_sharp(flatreg.sam(RHO), AE_THRESHOLD), adaptive_sam),
+    "le_sam": (lambda: flatreg.sam(0.5, loss_increase=lambda t: 0.3 * 0.9**t), loss_equated),
     "gsam": (lambda: flatreg.gsam(RHO, 0.4), gsam),
     "stable_sam": (lambda: flatreg.stable_sam(RHO), stable_sam),
     "friendly_sam": (lambda: flatreg.friendly_sam(RHO), friendly_sam),
@@ -137,6 +141,40 @@ def test_looksam_computes_the_second_gradient_every_k_steps(k):
         jax.jit(lambda: walk(flatreg.looksam(0.1, k), oracle, steps=10))()
     assert oracle.runs() == -(-10 // k)
     assert oracle.traced == 1
+
+
+def test_when_sharp_applies_the_method_on_some_steps_only():
+    oracle = Counter()
+    method = flatreg.when_sharp(flatreg.sam(0.1), 0.0, decay=0.5)
+
+    def step(carry, batch):
+        w, state = carry
+        g = gradient(w, batch)
+        d, state = method.update(g, state, w, grad_fn=oracle)
+        return (w - 0.1 * d, state), jnp.sum(g**2)
+
+    squares = jax.jit(lambda w: jax.lax.scan(step, (w, method.init(w)), batches())[1])(start())
+    mean, on = 0.0, 0
+    for square in squares:
+        mean = 0.5 * mean + 0.5 * square
+        on += square >= mean
+    assert oracle.runs() == on
+    assert 2 < on < STEPS - 2
+
+
+def test_the_loss_increase_bounds_the_first_order_increase():
+    w = start()
+    g = gradient(w, jax.tree.map(lambda x: x[0], batches()))
+    size = float(jnp.linalg.norm(g))
+    for sigma, rho, expected in ((0.1, 9.0, 0.1 / size), (0.1, 0.01, 0.01), (0.0, 1.0, 0.0)):
+        method = flatreg.sam(rho, loss_increase=sigma)
+        moved, _ = method.update(g, method.init(w), w, grad_fn=lambda point: point)
+        np.testing.assert_allclose(jnp.linalg.norm(moved - w), expected, rtol=1e-9)
+    method, zero = flatreg.sam(1.0, loss_increase=0.1), jnp.zeros(6)
+    moved, _ = method.update(zero, method.init(w), w, grad_fn=lambda point: point)
+    np.testing.assert_array_equal(moved, w)
+    with pytest.raises(ValueError, match="loss_increase must be finite and at least 0"):
+        flatreg.sam(loss_increase=-0.1)
 
 
 def test_looksam_without_its_component_is_sam_every_k_steps():

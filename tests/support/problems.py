@@ -47,6 +47,8 @@ METHODS: dict[str, Callable[[], optax.GradientTransformationExtraArgs]] = {
     "perturbed_curvature": lambda: flatreg.perturbed_gradient(
         jax.random.PRNGKey(1), 0.3, curvature=flatreg.CurvatureScale(interval=2, rho=0.1)
     ),
+    "when_sharp": lambda: flatreg.when_sharp(flatreg.sam(ramp), ramp),
+    "sam_loss_increase": lambda: flatreg.sam(0.5, loss_increase=ramp),
     "friendly_sam_scheduled": lambda: flatreg.friendly_sam(ramp, 1.0),
     "looksam_skipping": lambda: flatreg.looksam(ramp, 2),
     "averaging": lambda: averaging_sam(ramp),
