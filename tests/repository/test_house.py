@@ -184,6 +184,8 @@ def test_flatreg_offers_the_promised_names():
         sam asam penalized_gradient gradient_norm_penalty gradient_regularization gam
         gam_accelerated combine every after randomly per_shard observe on value_and_grad_fn
         exact_hvp forward_hvp reverse_hvp finite_difference_hvp from_direction
-        from_stateful_direction perturbed_gradient
+        from_stateful_direction perturbed_gradient gsam friendly_sam looksam stable_sam when_sharp
+        functional_value_and_grad_fn revisit revisited momentum_sam previous_gradient_sam
+        eval_params
     """
     assert set(promised.split()) <= set(flatreg.__all__)
