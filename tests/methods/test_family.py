@@ -24,7 +24,13 @@ OPTIMIZERS = {
     "adamw": lambda: optax.adamw(0.05, weight_decay=0.1),
     "clipped": lambda: optax.chain(optax.clip_by_global_norm(0.2), optax.sgd(0.3, momentum=0.5)),
 }
-every_optimizer = pytest.mark.parametrize("base", OPTIMIZERS.values(), ids=OPTIMIZERS)
+every_optimizer = pytest.mark.parametrize(
+    "base",
+    [
+        pytest.param(make, id=name, marks=[pytest.mark.slow] * (name in ("sgd", "momentum")))
+        for name, make in OPTIMIZERS.items()
+    ],
+)
 
 pytestmark = pytest.mark.usefixtures("x64")
 

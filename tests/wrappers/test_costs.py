@@ -8,14 +8,13 @@ import optax
 import pytest
 
 import flatreg
-from tests.methods.test_flops import every_model, flops, problem
+from tests.methods.test_flops import flops, problem
 
 WRAPPERS = {
     "revisit": functools.partial(flatreg.revisit, rho=0.1),
     "previous_gradient_sam": functools.partial(flatreg.previous_gradient_sam, rho=0.1),
     "momentum_sam": functools.partial(flatreg.momentum_sam, rho=0.1),
 }
-every_wrapper = pytest.mark.parametrize("name", WRAPPERS)
 
 
 @functools.cache
@@ -34,8 +33,18 @@ def compiled_step(model, name):
     return jax.jit(step, donate_argnums=(0, 1)).lower(*arguments).compile()
 
 
-@every_model
-@every_wrapper
+@pytest.mark.parametrize(
+    ("name", "model"),
+    [
+        *(("revisit", model) for model in ("mlp", "cnn")),
+        *(pytest.param(name, "vit", marks=pytest.mark.slow) for name in WRAPPERS),
+        *(
+            pytest.param(name, model, marks=pytest.mark.slow)
+            for name in ("previous_gradient_sam", "momentum_sam")
+            for model in ("mlp", "cnn")
+        ),
+    ],
+)
 def test_a_step_costs_one_gradient(name, model):
     loss_fn, *arguments = problem(model)
     gradient = flops(jax.value_and_grad(loss_fn, has_aux=True), *arguments)
@@ -43,8 +52,17 @@ def test_a_step_costs_one_gradient(name, model):
     assert wrapped <= (1.05 if model == "mlp" else 1.02) * gradient
 
 
-@pytest.mark.parametrize("model", ["mlp", "cnn"])
-@every_wrapper
+@pytest.mark.parametrize(
+    ("name", "model"),
+    [
+        *(("revisit", model) for model in ("mlp", "cnn")),
+        *(
+            pytest.param(name, model, marks=pytest.mark.slow)
+            for name in ("previous_gradient_sam", "momentum_sam")
+            for model in ("mlp", "cnn")
+        ),
+    ],
+)
 def test_a_step_needs_at_most_two_more_copies_of_temporary_memory(name, model):
     size = sum(x.nbytes for x in jax.tree.leaves(problem(model)[1]))
     plain = compiled_step(model, None).memory_analysis().temp_size_in_bytes

@@ -26,10 +26,20 @@ BASES = {
         optax.sgd(optax.linear_schedule(0.3, 0.1, STEPS), momentum=0.5),
     ),
 }
-every_base = pytest.mark.parametrize("base", BASES.values(), ids=BASES)
-with_momentum = pytest.mark.parametrize(
-    "base", [make for name, make in BASES.items() if name != "sgd"], ids=list(BASES)[1:]
-)
+
+
+def bases(*left_out):
+    return pytest.mark.parametrize(
+        "base",
+        [
+            pytest.param(make, id=name, marks=[pytest.mark.slow] * (name == "nesterov"))
+            for name, make in BASES.items()
+            if name not in left_out
+        ],
+    )
+
+
+every_base, with_momentum = bases(), bases("sgd")
 ramp = lambda step: 0.1 + 0.02 * step  # noqa: E731  # in float64, unlike those of Optax
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -140,7 +150,15 @@ def test_revisit_equals_the_loop(base):
     assert_same_trajectory(actual, by_hand(base(), order, revisited_shift))
 
 
-@pytest.mark.parametrize(("group", "visits"), [(1, 2), (2, 3), (4, 1), (15, 2)])
+@pytest.mark.parametrize(
+    ("group", "visits"),
+    [
+        (1, 2),
+        (2, 3),
+        pytest.param(4, 1, marks=pytest.mark.slow),
+        pytest.param(15, 2, marks=pytest.mark.slow),
+    ],
+)
 def test_revisit_equals_the_loop_for_other_groups(group, visits):
     base, order = optax.sgd(0.1, momentum=0.9), in_order(group, visits)
     actual = train(flatreg.revisit(base, RHO, group=group, visits=visits), order)
@@ -211,6 +229,7 @@ def test_bfloat16_directions_shift_almost_as_far():
                 np.testing.assert_allclose(x[name][t], y[name], atol=0.02 * RHO)
 
 
+@pytest.mark.slow
 def test_bfloat16_parameters_move_like_float32_ones():
     """Removing the old shift and adding the new one costs no more than the rounding of a step."""
     params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), start())

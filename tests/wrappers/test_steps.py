@@ -32,7 +32,6 @@ WRAPPERS = {
     "previous_gradient_sam": functools.partial(flatreg.previous_gradient_sam, rho=0.1),
     "momentum_sam": functools.partial(flatreg.momentum_sam, rho=0.1),
 }
-every_wrapper = pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
 
 
 def optimizer():
@@ -127,6 +126,7 @@ class TestSkippedSteps:
         assert (opt.skipped[...], opt.opt_state.count[...]) == (1, 2)
 
 
+@pytest.mark.slow
 def test_linen_step_equals_a_plain_loop():
     """BatchNorm statistics and dropout masks are those of ordinary steps at the shifted point."""
     x, _ = examples()
@@ -196,7 +196,13 @@ def test_a_restart_in_the_middle_of_a_group_continues_bitwise(tmp_path):
         assert_trees_equal(resumed, state)
 
 
-@every_wrapper
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        pytest.param(wrap, id=name, marks=[pytest.mark.slow] * (name != "revisit_bfloat16"))
+        for name, wrap in WRAPPERS.items()
+    ],
+)
 def test_states_live_in_jit_scan_cond_and_vmap(wrap):
     params, _ = tanh_net()
     tx = wrap(optimizer())
@@ -222,8 +228,15 @@ def test_states_live_in_jit_scan_cond_and_vmap(wrap):
     assert avals(mapped) == avals(state)
 
 
-@pytest.mark.parametrize("axes", [AxisType.Auto, AxisType.Explicit], ids=str)
-@pytest.mark.parametrize("sharded", [False, True], ids=["replicated", "sharded"])
+@pytest.mark.parametrize(
+    ("sharded", "axes"),
+    [
+        pytest.param(True, AxisType.Explicit, id="sharded-explicit"),
+        pytest.param(True, AxisType.Auto, id="sharded-auto", marks=pytest.mark.slow),
+        pytest.param(False, AxisType.Explicit, id="replicated-explicit", marks=pytest.mark.slow),
+        pytest.param(False, AxisType.Auto, id="replicated-auto", marks=pytest.mark.slow),
+    ],
+)
 def test_eight_devices_keep_values_and_shardings(sharded, axes):
     txs = {name: wrap(optax.sgd(0.1, momentum=0.9)) for name, wrap in WRAPPERS.items()}
     loss = gathering_loss if sharded and axes == AxisType.Explicit else loss_fn
