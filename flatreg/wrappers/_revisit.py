@@ -100,8 +100,8 @@ def revisit(
       base: the optimizer, for example ``optax.sgd(0.1, momentum=0.9)``, or a chain.
       rho: the radius ρ ≥ 0 of the shift in parameter space, a number or a schedule. Step t uses the
         radius of step t.
-      group: the number of batches in a group, a Python integer of at least 1. In small experiments,
-        4 to 8 were more accurate than 1, which shows each batch several times in a row.
+      group: the number of batches in a group, a Python integer of at least 1. With 1, each batch
+        comes several times in a row.
       visits: the number of visits of each batch, a Python integer of at least 1. With 1, the
         optimizer is unchanged.
       scale: a function ``params -> T`` that returns one factor per weight or per leaf, evaluated at
