@@ -113,8 +113,7 @@ def functional_value_and_grad_fn(
             """L(θ), its gradient, and in aux the cotangent ∇ℓ(F(θ))."""
             outputs, pull_back, rest = jax.vjp(lambda p: network(p, args), params, has_aux=True)
             loss_of = lambda x: loss_and_aux(loss(_joined(x, rest), *args), has_aux)  # noqa: E731
-            value, to_outputs, aux = jax.vjp(loss_of, outputs, has_aux=True)
-            (cotangent,) = to_outputs(jnp.ones_like(value))
+            (value, aux), cotangent = jax.value_and_grad(loss_of, has_aux=True)(outputs)
             return (value, (aux, PerPart(cotangent))), pull_back(cotangent)[0]
 
         def functional(params: Params, args_and_cotangent: tuple[Args, Any]) -> Grads:

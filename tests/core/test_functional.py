@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 import flatreg
@@ -15,6 +16,7 @@ from tests.support.losses import draw, flat
 
 CLOSE = {"rtol": 1e-9, "atol": 1e-9}
 RHO = 0.3
+PLAIN = {"sam", "gam", "gam_accelerated", "gradient_norm_penalty_2", "looksam"}
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -95,7 +97,13 @@ def test_the_oracle_is_the_jacobian_times_the_clean_outer_gradient(microbatches)
     assert aux["count"] == 8 // microbatches
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, id=case.name, marks=[pytest.mark.slow] * (case.name not in PLAIN))
+        for case in CASES
+    ],
+)
 def test_every_method_works_with_it_unchanged(case):
     """The method descends its surrogate of the loss ⟨∇ℓ(F(θ)), F(θ′)⟩, a function of θ′."""
     params = parameters()
@@ -110,7 +118,7 @@ def test_every_method_works_with_it_unchanged(case):
     np.testing.assert_allclose(flat(d), expected, **CLOSE)
 
 
-@pytest.mark.parametrize("microbatches", [1, 2])
+@pytest.mark.parametrize("microbatches", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_each_shard_has_its_own_perturbation(microbatches):
     params, method = parameters(), flatreg.per_shard(flatreg.sam(RHO))
     _, grads, grad_fn = evaluated(batch(), shards=2, microbatches=microbatches)
@@ -127,7 +135,7 @@ def test_each_shard_has_its_own_perturbation(microbatches):
 @pytest.mark.parametrize("check_vma", [True, False])
 def test_devices_average_the_gradient_but_not_the_cotangent(check_vma):
     params = parameters()
-    mesh = jax.make_mesh((4,), ("data",), devices=jax.devices()[:4])
+    mesh = jax.make_mesh((4,), ("data",), (AxisType.Auto,), devices=jax.devices()[:4])
 
     def direction(params, batch):
         (value, aux), grads, grad_fn = evaluated_on(params, batch)
