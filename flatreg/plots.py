@@ -26,7 +26,7 @@ try:
 except ImportError as error:
     raise ImportError('flatreg.plots needs matplotlib: pip install "flatreg[plots]".') from error
 
-__all__ = ["COLORS", "plot_density", "plot_slice", "plot_surface"]
+__all__ = ["COLORS", "plot_density", "plot_path", "plot_slice", "plot_surface"]
 
 # Paul Tol's muted scheme, distinguishable for color-blind readers, with the strong colors first.
 COLORS = (
@@ -214,6 +214,53 @@ def plot_density(
     ax.fill_between(grid, drawn, color=color, alpha=0.2, linewidth=0)
     peak = ax.dataLim.y1
     ax.set(yscale="log", ylim=(1e-7 * peak, 3 * peak))
+    return _with_legend(ax, label)
+
+
+def plot_path(
+    path: Any,
+    *,
+    ax: Axes | None = None,
+    label: str | None = None,
+    color: str | None = None,
+) -> Axes:
+    """Plots the loss along a path between two solutions, and the line between the ends' losses.
+
+    The barrier is the largest height of the solid curve above the dashed line.
+
+    Args:
+      path: the result of ``measures.barrier`` or ``measures.bezier_path``, or any object with the
+        attributes ``positions`` and ``losses``, both of shape (points,).
+      ax: the axes to draw on, such as ``plt.gca()`` in a notebook. If None, a new figure is created
+        that is not registered with pyplot.
+      label: the name of the curve in the legend. If None, no legend is added.
+      color: the color of the curve. If None, the first of ``COLORS`` that no curve on these axes
+        uses yet.
+
+    Returns:
+      The axes.
+
+    Raises:
+      ValueError: if ``positions`` and ``losses`` do not have the same shape (points,).
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from flatreg import measures, plots
+      >>> path = measures.barrier(lambda w: (w**2 - 1) ** 2, jnp.array(-1.0), jnp.array(1.0))
+      >>> ax = plots.plot_path(path, label="segment")
+      >>> print(ax.lines[0].get_ydata().max())
+      1.0
+    """
+    t, losses = np.asarray(path.positions), np.asarray(path.losses)
+    if t.ndim != 1 or t.shape != losses.shape:
+        raise ValueError(
+            f"positions and losses must both have the shape (points,), got {t.shape} and "
+            f"{losses.shape}: write plot_path(measures.barrier(loss_fn, a, b))."
+        )
+    ax = _styled(ax, "position t", "loss")
+    color = color or _next_color(ax)
+    ax.plot(t, losses, color=color, linewidth=1.6, label=label)
+    ax.plot(t[[0, -1]], losses[[0, -1]], color=color, linewidth=1, linestyle="--")
     return _with_legend(ax, label)
 
 

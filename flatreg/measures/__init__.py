@@ -10,9 +10,11 @@ A measure takes a loss ``loss_fn(params) -> scalar`` and the parameters at which
 There is one folder per kind of measure:
 
 * ``spectrum``: eigenpairs, trace, diagonal, density and Lipschitz constant of the Hessian.
-* ``flatness``: R⁰ and R¹, the largest rise of the loss and the largest gradient in a ball.
+* ``flatness``: R⁰ and R¹, the largest rise of the loss and the largest gradient in a ball;
+  worst-case sharpness; the local learning coefficient.
+* ``edge_of_stability``: the sharpness relative to the threshold of the optimizer, along a training.
 * ``robustness``: the loss under random noise on the weights.
-* ``landscape``: the loss along lines and planes in weight space.
+* ``landscape``: the loss along lines and planes in weight space, and between two solutions.
 * ``pac_bayes``: generalization bounds, the noise level σ and the PACGen metric Ψ.
 * ``implicit_regularization``: modified losses, gradient flow and gradient noise.
 
@@ -31,10 +33,24 @@ round matrix products to TF32 and TPUs to bfloat16, unless you set
 """
 
 from flatreg.measures.dataset import BatchLossFn, LossFn, dataset_loss
+from flatreg.measures.edge_of_stability.batch_sharpness import batch_sharpness
+from flatreg.measures.edge_of_stability.critical_sharpness import critical_sharpness
+from flatreg.measures.edge_of_stability.stability import Stability, stability
+from flatreg.measures.edge_of_stability.tracker import (
+    StabilityHistory,
+    StabilityRecord,
+    stability_tracker,
+)
 from flatreg.measures.estimate import Estimate
 from flatreg.measures.flatness.ball_ascent import Flatness
 from flatreg.measures.flatness.first_order import first_order_flatness
 from flatreg.measures.flatness.gradient_norm import gradient_norm
+from flatreg.measures.flatness.learning_coefficient import (
+    LearningCoefficient,
+    local_learning_coefficient,
+)
+from flatreg.measures.flatness.normalized_logits import normalized_logits
+from flatreg.measures.flatness.worst_case import WorstCase, worst_case_sharpness
 from flatreg.measures.flatness.zeroth_order import zeroth_order_flatness
 from flatreg.measures.implicit_regularization.gradient_flow import gradient_flow
 from flatreg.measures.implicit_regularization.gradient_noise import (
@@ -50,6 +66,9 @@ from flatreg.measures.implicit_regularization.regularizer import (
     implicit_gradient_regularizer,
     implicit_rate,
 )
+from flatreg.measures.landscape.barrier import Barrier, barrier
+from flatreg.measures.landscape.batch_statistics import with_batch_statistics
+from flatreg.measures.landscape.bezier_path import BezierPath, bezier_path, bezier_point
 from flatreg.measures.landscape.slices import filter_normalized, interpolate, loss_slice
 from flatreg.measures.pac_bayes.bound import pacbayes_bound
 from flatreg.measures.pac_bayes.noise_level import NoiseLevel, pacbayes_sigma
@@ -60,10 +79,13 @@ from flatreg.measures.spectrum.curvature import Curvature, gauss_newton, hessian
 from flatreg.measures.spectrum.density import Density, density_on_grid, spectral_density
 from flatreg.measures.spectrum.eigenpairs import Eigenpairs, top_eigenpairs
 from flatreg.measures.spectrum.hessian_lipschitz import HessianLipschitz, hessian_lipschitz
+from flatreg.measures.spectrum.per_block import per_block
 from flatreg.measures.spectrum.trace_and_diagonal import diagonal, trace
 
 __all__ = [
+    "Barrier",
     "BatchLossFn",
+    "BezierPath",
     "Curvature",
     "Density",
     "Eigenpairs",
@@ -72,9 +94,19 @@ __all__ = [
     "GradientStatistics",
     "HessianLipschitz",
     "ImplicitRegularizer",
+    "LearningCoefficient",
     "LossFn",
     "NoiseLevel",
     "Pacgen",
+    "Stability",
+    "StabilityHistory",
+    "StabilityRecord",
+    "WorstCase",
+    "barrier",
+    "batch_sharpness",
+    "bezier_path",
+    "bezier_point",
+    "critical_sharpness",
     "dataset_loss",
     "density_on_grid",
     "diagonal",
@@ -91,18 +123,25 @@ __all__ = [
     "implicit_gradient_regularizer",
     "implicit_rate",
     "interpolate",
+    "local_learning_coefficient",
     "loss_slice",
     "modified_loss",
     "modified_minibatch_loss",
     "noise_robustness",
+    "normalized_logits",
     "optimal_noise",
     "pacbayes_bound",
     "pacbayes_sigma",
     "pacgen",
+    "per_block",
     "restrict",
     "spectral_density",
+    "stability",
+    "stability_tracker",
     "top_eigenpairs",
     "trace",
     "uniform_kl",
+    "with_batch_statistics",
+    "worst_case_sharpness",
     "zeroth_order_flatness",
 ]

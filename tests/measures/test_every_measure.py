@@ -50,9 +50,40 @@ MEASURES = {
         f, w, key, jnp.array([0.1]), draws=2
     ),
     "expected_sharpness": lambda f, w, key: measures.expected_sharpness(f, w, key, 0.1, draws=2),
+    "stability": lambda f, w, key: measures.stability(f, w, key, learning_rate=0.1)[:3],
+    "preconditioned stability": lambda f, w, key: measures.stability(
+        f, w, key, learning_rate=0.1, opt_state=_adam_state(w)
+    )[:3],
+    "batch_sharpness": lambda f, w, key: measures.batch_sharpness(
+        lambda w, scale: scale * f(w), w, jnp.array([0.5, 1.0])
+    ),
+    "critical_sharpness": lambda f, w, key: measures.critical_sharpness(
+        f, w, jax.tree.map(lambda x: -jnp.asarray(x, jnp.float32), w), start=0.1
+    ),
+    "worst_case_sharpness": lambda f, w, key: (
+        measures.worst_case_sharpness(f, w, key, 0.1, steps=5, random_starts=1).value
+    ),
+    "local_learning_coefficient": lambda f, w, key: measures.local_learning_coefficient(
+        f, w, key, n=256, chains=2, burn_in=2, draws=4
+    )[:2],
+    "barrier": lambda f, w, key: measures.barrier(f, w, _halved(w), points=5)[:2],
+    "bezier_path": lambda f, w, key: (
+        measures.bezier_path(f, w, _halved(w), key, steps=2, points=5).losses
+    ),
 }
 
 every_measure = pytest.mark.parametrize("name", MEASURES)
+
+
+def _adam_state(params):
+    """A state of Adam with different second moments."""
+    state = optax.adam(0.1).init(jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params))
+    nu = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32) ** 2, params)
+    return (state[0]._replace(nu=nu, count=jnp.int32(10_000)), *state[1:])
+
+
+def _halved(params):
+    return jax.tree.map(lambda x: x / 2, params)
 
 
 def _moments(density):
