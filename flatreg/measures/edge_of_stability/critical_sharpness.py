@@ -21,7 +21,7 @@ MOST_TRIALS = 7  # One more forward pass computes L(θ).
 TOLERANCE = 1e-3  # of |h| at the root, relative to the steepest descent
 JUMP = 5.0  # the factor from one trial to the next before there is a bracket
 FARTHEST = 1e4  # the largest factor by which a secant may lead out of the trials so far
-STEEPEST = 10.0  # the largest ratio of the slopes at the ends of a bracket that a secant uses
+STEEPEST = 50.0  # the largest ratio of the slopes at the two ends that a secant uses
 
 
 class _End(NamedTuple):
@@ -174,9 +174,8 @@ def _after(search: _Search, slope: jax.Array) -> _Search:
 
 
 def _ratio(x: jax.Array, y: jax.Array) -> jax.Array:
-    """x/y of two positive slopes, limited so that a secant does not end next to one of them."""
-    ratio = x / jnp.where(y == 0, 1, y)
-    return jnp.where(y == 0, STEEPEST, jnp.clip(ratio, 1 / STEEPEST, STEEPEST))
+    """x/y of two positive slopes, limited so that a secant moves away from the end with y."""
+    return jnp.where(y == 0, STEEPEST, jnp.minimum(x / jnp.where(y == 0, 1, y), STEEPEST))
 
 
 def _either(condition: jax.Array, x: _End, y: _End) -> _End:
