@@ -27,7 +27,7 @@ def test_the_barrier_of_a_convex_loss_is_zero():
     np.testing.assert_allclose(found.losses[0], jnp.sum(jnp.cosh(a)) + 3, rtol=1e-6)
 
 
-def test_the_barrier_is_the_height_above_the_line_between_the_ends():
+def test_the_barrier_is_the_height_above_the_line():
     """w² − w⁴ + 2w from −1 to 1: the line is 2w, and the height is largest at w = ±√½."""
     loss_fn = lambda w: jnp.sum(w**2 - w**4 + 2 * w)  # noqa: E731
     found = measures.barrier(loss_fn, -jnp.ones(1), jnp.ones(1), points=201)
@@ -94,7 +94,7 @@ def test_wrong_ends_and_losses_are_errors():
         measures.bezier_path(ring, jnp.ones(2), jnp.ones(2), KEY, start=jnp.ones(3))
 
 
-def test_a_plot_of_a_path_shows_its_losses_and_the_line_between_the_ends():
+def test_a_plot_of_a_path_shows_its_losses_and_the_line():
     found = measures.barrier(lambda w: jnp.sum(w**2 - w**4 + 2 * w), -jnp.ones(1), jnp.ones(1))
     ax = plots.plot_path(found, label="segment")
     curve, line = ax.lines
