@@ -43,6 +43,7 @@ from flatreg.measures.edge_of_stability.tracker import (
 )
 from flatreg.measures.estimate import Estimate
 from flatreg.measures.flatness.ball_ascent import Flatness
+from flatreg.measures.flatness.both_orders import zeroth_and_first_order_flatness
 from flatreg.measures.flatness.first_order import first_order_flatness
 from flatreg.measures.flatness.gradient_norm import gradient_norm
 from flatreg.measures.flatness.learning_coefficient import (
@@ -143,5 +144,6 @@ __all__ = [
     "uniform_kl",
     "with_batch_statistics",
     "worst_case_sharpness",
+    "zeroth_and_first_order_flatness",
     "zeroth_order_flatness",
 ]

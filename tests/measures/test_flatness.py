@@ -165,6 +165,16 @@ def test_adaptive_flatness_is_invariant_under_rescaling():
         assert np.all(np.abs(np.log(moved)) > 0.5)
 
 
+@pytest.mark.filterwarnings("ignore:.*not a minimum")
+def test_both_orders_together_equal_each_alone():
+    loss_fn = lambda w: jnp.sum(jnp.cos(w) + 0.3 * w**2)  # noqa: E731
+    args = loss_fn, jnp.arange(3.0), KEY, 0.5
+    together = measures.zeroth_and_first_order_flatness(*args, steps=20)
+    alone = both_orders(*args, steps=20)
+    for x, y in zip(*map(jax.tree.leaves, (together, alone)), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-6)
+
+
 def test_constant_and_linear_losses_are_exact():
     """R⁰ = R¹ = 0 for a constant loss, and ρ times the slope for a linear one."""
     for measure in (measures.zeroth_order_flatness, measures.first_order_flatness):

@@ -257,3 +257,29 @@ class TestDensity:
 def test_errors_show_what_to_write(call, error, message):
     with pytest.raises(error, match=message):
         call(lambda w: jnp.sum(w**2), jnp.ones(3))
+
+
+def test_the_blocks_of_a_network_are_measured_one_by_one():
+    """The spectra of the diagonal blocks of the dense Hessian. Blocks may overlap."""
+    h = np.array([[2.0, 1.0, 0.5], [1.0, 4.0, 0.3], [0.5, 0.3, 1.0]])
+
+    def loss_fn(p):
+        w = jnp.stack([p["a"]["w"], p["a"]["b"], p["c"]])
+        return w @ h @ w / 2
+
+    params = {"a": {"w": jnp.float32(1), "b": jnp.float32(2)}, "c": jnp.float32(3)}
+    blocks = {
+        "a": lambda path: path.startswith("a/"),
+        "biases": lambda path: path == "a/b",
+        "all": lambda path: True,
+    }
+    found = measures.per_block(measures.top_eigenpairs, loss_fn, params, KEY, blocks, which="SA")
+    for name, part in (("a", [0, 1]), ("biases", [1]), ("all", [0, 1, 2])):
+        expected = np.linalg.eigvalsh(h[np.ix_(part, part)])[0]
+        np.testing.assert_allclose(found[name].values, [expected], rtol=1e-4)
+    traces = measures.per_block(measures.trace, loss_fn, params, KEY, blocks, probes=None)
+    assert [float(x.value) for x in traces.values()] == [6, 4, 7]
+    with pytest.raises(ValueError, match="blocks is empty"):
+        measures.per_block(measures.trace, loss_fn, params, KEY, {})
+    with pytest.raises(ValueError, match="where is true for no leaf"):
+        measures.per_block(measures.trace, loss_fn, params, KEY, {"x": lambda path: path == "x"})

@@ -9,6 +9,7 @@ import optax
 from flatreg._core.checks import alike, check_key
 from flatreg._core.krylov import tridiagonalize
 from flatreg._core.tree import matmul, norm, unit
+from flatreg.measures.checks import check_weights
 from flatreg.measures.dataset import LossFn
 from flatreg.measures.edge_of_stability.optimizers import Hyperparameters, linear_optimizer
 from flatreg.measures.spectrum.curvature import (
@@ -31,8 +32,8 @@ class Stability(NamedTuple):
 
     Attributes:
       sharpness: λ, the largest eigenvalue of P^{-1/2}HP^{-1/2}, where P is the preconditioner of
-        the optimizer and P = 1 for SGD. It is a Rayleigh quotient, and hence at most the true
-        eigenvalue up to rounding.
+        the optimizer and P = 1 for SGD. It is a Rayleigh quotient, so it is at most the true
+        eigenvalue, up to rounding.
       threshold: the value of the sharpness above which the optimizer diverges on the quadratic
         approximation of the loss, for example 2/η for gradient descent.
       ratio: ``sharpness`` / ``threshold``. Training is at the edge of stability where it is 1.
@@ -146,6 +147,7 @@ def stability(
       <https://arxiv.org/abs/2103.00065>`_, ICLR 2021. Cohen et al., `Adaptive Gradient Methods at
       the Edge of Stability <https://arxiv.org/abs/2207.14484>`_, 2022.
     """
+    check_weights(params)
     check_key(key, "measures.stability(loss_fn, params, jax.random.key(0), learning_rate=0.1)")
     hyperparameters = Hyperparameters(
         learning_rate, momentum, nesterov, weight_decay, b1, b2, eps, eps_root

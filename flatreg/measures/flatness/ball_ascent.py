@@ -21,6 +21,8 @@ from flatreg.measures.weights import in_float32_or_wider, times
 from flatreg.typing import Grads, Params, Scalar, Scale
 
 LANCZOS_STEPS = 20
+STALLED = 1e-6  # A value that rises by less, relative to itself, has not risen.
+PATIENCE = 5  # the number of such points in a row that end an ascent
 
 Height: TypeAlias = Callable[[jax.Array], tuple[jax.Array, jax.Array]]
 """A function that an ascent maximizes: δ ↦ its value and its gradient."""
@@ -110,11 +112,12 @@ def ball_around(
         return jnp.asarray(loss_fn(moved(delta)))
 
     loss, g = jax.value_and_grad(loss_at)(jnp.zeros(matrix.size, matrix.dtype))
-    lanczos_key, restart_key, random_key = jax.random.split(key, 3)
-    top = _top_eigenvectors(matrix, lanczos_key, restart_key)
+    random_key, restart_key = jax.random.split(key)
+    # All random vectors in one draw, which is compiled once.
+    random = jax.random.normal(random_key, (1 + random_starts, matrix.size), matrix.dtype)
+    top = _top_eigenvectors(matrix, random[0], restart_key)
     steepness = norm(g) + rho * top.curvature
     steepness = jnp.where(steepness == 0, 1, steepness)
-    random = jax.random.normal(random_key, (random_starts, matrix.size), matrix.dtype)
 
     def rise(delta: jax.Array) -> tuple[jax.Array, jax.Array]:
         value, slope = jax.value_and_grad(loss_at)(delta)
@@ -127,7 +130,7 @@ def ball_around(
 
     def starts(eigenvector: jax.Array) -> jax.Array:
         """Points on the sphere: along the gradient, plus and minus the eigenvector, and random."""
-        directions = jnp.stack([g, eigenvector, -eigenvector, *random])
+        directions = jnp.stack([g, eigenvector, -eigenvector, *random[1:]])
         points: jax.Array = jax.vmap(lambda direction: rho * unit(direction))(directions)
         return points
 
@@ -154,10 +157,9 @@ class _TopEigenvectors(NamedTuple):
 
 
 def _top_eigenvectors(
-    matrix: CurvatureMatrix, start_key: jax.Array, restart_key: jax.Array
+    matrix: CurvatureMatrix, start: jax.Array, restart_key: jax.Array
 ) -> _TopEigenvectors:
     """Top eigenvectors from at most 20 Lanczos steps, which is accurate enough for starts."""
-    start = jax.random.normal(start_key, (matrix.size,), matrix.dtype)
     steps = min(LANCZOS_STEPS, matrix.size)
     krylov = tridiagonalize(matrix.matvec, start, steps, restart_key)
     values, vectors = krylov.eigh()
@@ -174,12 +176,16 @@ class _Ascent(NamedTuple):
     point: jax.Array
     highest: jax.Array  # the largest value so far
     best: jax.Array  # the point at which it is attained
+    evaluations: jax.Array  # how many points have been evaluated
+    stalled: jax.Array  # for how many points in a row the value has not risen
 
 
 def ascend(
     ball: Ball, height: Height, bend: jax.Array, starts: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """Projected gradient ascent of ``height`` from each start.
+
+    An ascent ends early if the value has not risen by a millionth in five steps.
 
     Args:
       ball: the ball, which contains the radius and the number of steps.
@@ -192,13 +198,15 @@ def ascend(
     """
 
     def from_start(start: jax.Array) -> tuple[jax.Array, jax.Array]:
-        def step(carry: _Ascent, _: None) -> tuple[_Ascent, None]:
-            return _ascent_step(ball, height, bend, carry), None
-
-        first = _Ascent(start, jnp.full((), -jnp.inf, starts.dtype), start)
-        last, highest, best = jax.lax.scan(step, first, length=ball.steps)[0]
-        value, _ = height(last)
-        return jnp.maximum(value, highest), jnp.where(value > highest, last, best)
+        none = jnp.zeros((), jnp.int32)
+        first = _Ascent(start, jnp.full((), -jnp.inf, starts.dtype), start, none, none)
+        last = jax.lax.while_loop(
+            # Each of the steps ends at one more point, which is evaluated too.
+            lambda carry: (carry.evaluations <= ball.steps) & (carry.stalled < PATIENCE),
+            lambda carry: _ascent_step(ball, height, bend, carry),
+            first,
+        )
+        return last.highest, last.best
 
     values, points = jax.lax.map(from_start, starts)
     return values, points
@@ -206,15 +214,18 @@ def ascend(
 
 def _ascent_step(ball: Ball, height: Height, bend: jax.Array, carry: _Ascent) -> _Ascent:
     """Keeps the point if it is the highest so far, then takes a projected gradient step."""
-    point, highest, best = carry
+    point, highest, best, evaluations, stalled = carry
     value, uphill = height(point)
     higher = value > highest
+    rises = value - highest > STALLED * jnp.abs(value)
     # If there is little curvature, the step is a thousand radii long and ends on the boundary.
     length = _over(1.0, bend + 1e-3 * _over(norm(uphill), ball.rho))
     return _Ascent(
         point=_project(point + length * uphill, ball.rho),
         highest=jnp.where(higher, value, highest),
         best=jnp.where(higher, point, best),
+        evaluations=evaluations + 1,
+        stalled=jnp.where(rises, 0, stalled + 1),
     )
 
 

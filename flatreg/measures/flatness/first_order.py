@@ -79,23 +79,28 @@ def first_order_flatness(
       Generalization <https://arxiv.org/abs/2303.03108>`_, CVPR 2023.
     """
     ball = ball_around(loss_fn, params, key, rho, steps, random_starts, curvature, scale)
-    starts = jnp.insert(ball.steepness_starts, 3, _steepest_on_the_way_up(ball), axis=0)
+    found = first_order(ball, *highest_rises(ball))
+    warn_far_from_minimum(found, rho)
+    return found
+
+
+def first_order(ball: Ball, rises: jax.Array, points: jax.Array) -> Flatness:
+    """Returns R¹, given what the ascents of the loss have reached."""
+    # The point with the largest gradient on the segment from θ to the maximizer of R⁰.
+    segment = jnp.linspace(0, 1, SEGMENT + 1)[:, None] * points[jnp.argmax(rises)]
+    steepness = jax.lax.map(lambda delta: ball.half_square(delta)[0], segment)
+    starts = jnp.insert(ball.steepness_starts, 3, segment[jnp.argmax(steepness)], axis=0)
     bend = (ball.curvature / ball.steepness) ** 2
     half_squares, points = ascend(ball, ball.half_square, bend, starts)
-    found = best_of(ball, ball.rho * ball.steepness * jnp.sqrt(2 * half_squares), points)
+    return best_of(ball, ball.rho * ball.steepness * jnp.sqrt(2 * half_squares), points)
+
+
+def warn_far_from_minimum(found: Flatness, rho: Scalar) -> None:
+    """Warns the caller's caller if R¹/ρ² is not λ_max, unless the function is traced."""
     ratio = found.gradient_ratio
     if not isinstance(ratio, jax.core.Tracer) and ratio > FAR_FROM_MINIMUM:
         warnings.warn(
             f"‖g‖/(ρ|λ|max) is {ratio:.2g}: at the scale of ρ = {rho} these parameters are not a "
             "minimum, so R¹/ρ² is not λ_max. To measure λ_max, call top_eigenpairs.",
-            stacklevel=2,
+            stacklevel=3,
         )
-    return found
-
-
-def _steepest_on_the_way_up(ball: Ball) -> jax.Array:
-    """The point with the largest gradient on the segment from θ to the maximizer of R⁰."""
-    rises, points = highest_rises(ball)
-    segment = jnp.linspace(0, 1, SEGMENT + 1)[:, None] * points[jnp.argmax(rises)][None]
-    steepest: jax.Array = segment[jnp.argmax(jax.lax.map(ball.half_square, segment)[0])]
-    return steepest

@@ -66,7 +66,11 @@ def zeroth_order_flatness(
       <https://arxiv.org/abs/2010.01412>`_, ICLR 2021.
     """
     ball = ball_around(loss_fn, params, key, rho, steps, random_starts, curvature, scale)
-    rises, points = highest_rises(ball)
+    return zeroth_order(ball, *highest_rises(ball))
+
+
+def zeroth_order(ball: Ball, rises: jax.Array, points: jax.Array) -> Flatness:
+    """Returns R⁰ from what the ascents of the loss have reached."""
     # The center belongs to the ball, so the maximum is at least 0.
     return best_of(ball, jnp.maximum(rises, 0), jnp.where(rises[:, None] < 0, 0, points))
 
