@@ -21,7 +21,7 @@ MOST_TRIALS = 7  # One more forward pass computes L(θ).
 TOLERANCE = 1e-3  # of |h| at the root, relative to the steepest descent
 JUMP = 5.0  # the factor from one trial to the next before there is a bracket
 FARTHEST = 1e4  # the largest factor by which a secant may lead out of the trials so far
-STEEPEST = 50.0  # the largest ratio of the slopes at the two ends that a secant uses
+STEEPEST = 10.0  # the largest ratio of the slopes at the two ends that a secant uses
 
 
 class _End(NamedTuple):
