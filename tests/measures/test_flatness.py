@@ -168,9 +168,14 @@ def test_adaptive_flatness_is_invariant_under_rescaling():
 @pytest.mark.filterwarnings("ignore:.*not a minimum")
 def test_both_orders_together_equal_each_alone():
     loss_fn = lambda w: jnp.sum(jnp.cos(w) + 0.3 * w**2)  # noqa: E731
-    args = loss_fn, jnp.arange(3.0), KEY, 0.5
-    together = measures.zeroth_and_first_order_flatness(*args, steps=20)
-    alone = both_orders(*args, steps=20)
+
+    @jax.jit
+    def together_and_alone(w):
+        args = loss_fn, w, KEY, 0.5
+        together = measures.zeroth_and_first_order_flatness(*args, steps=20)
+        return together, both_orders(*args, steps=20)
+
+    together, alone = together_and_alone(jnp.arange(3.0))
     for x, y in zip(*map(jax.tree.leaves, (together, alone)), strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-6)
 

@@ -356,6 +356,7 @@ def test_critical_sharpness_without_a_root():
     w = jnp.ones(2)
     assert critical(lambda w: jnp.sum(w), w, -w) == 0
     assert critical(lambda w: jnp.sum(w**2), w, 0 * w) == 0
+    assert critical(lambda w: jnp.sum(jnp.exp(w)), w, -w) == 0  # falls ever more slowly
     assert critical(lambda w: jnp.sum(w**2), w, w) == jnp.inf
     overflows = critical(lambda w: jnp.sum(jnp.cosh(3 * w)), w, -50 * w)  # beyond η = 0.04
     np.testing.assert_allclose(overflows, 50, rtol=1e-2)

@@ -40,9 +40,9 @@ PRODUCTS = {
     "zeroth_order_flatness": lambda: measures.zeroth_order_flatness(loss_fn, W, KEY, 0.1),
     "first_order_flatness": lambda: measures.first_order_flatness(loss_fn, W, KEY, 0.1),
     "stability": lambda: measures.stability(loss_fn, W, KEY, learning_rate=0.1),
-    "local_learning_coefficient": lambda: measures.local_learning_coefficient(
-        loss_fn, W, KEY, n=10
-    ).value,
+    "local_learning_coefficient": lambda: (
+        measures.local_learning_coefficient(loss_fn, W, KEY, n=10).value
+    ),
     "spectral_norm": lambda: lipschitz.spectral_norm(KERNELS["other"]["kernel"]),
     "spectral_norm of any size": lambda: lipschitz.spectral_norm(KERNELS["kernel"]),
     "spectral_norm of a convolution": lambda: lipschitz.spectral_norm(

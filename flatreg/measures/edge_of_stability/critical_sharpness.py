@@ -18,7 +18,7 @@ from flatreg.measures.weights import in_float32_or_wider
 from flatreg.typing import Grads, Params, Scalar
 
 MOST_TRIALS = 7  # One more forward pass computes L(θ).
-TOLERANCE = 1e-3  # of |h| at the root, relative to the steepest descent
+TOLERANCE = 4e-3  # of |L(θ+ηu) − L(θ)| at the root, relative to the largest decrease
 JUMP = 5.0  # the factor from one trial to the next before there is a bracket
 FARTHEST = 1e4  # the largest factor by which a secant may lead out of the trials so far
 STEEPEST = 10.0  # the largest ratio of the slopes at the two ends that a secant uses
@@ -39,7 +39,7 @@ class _Search(NamedTuple):
       low: the largest η at which the loss has not risen, or 0.
       high: the smallest η at which the loss has risen, or infinity.
       last: the latest trial, or NaN.
-      steepest: the largest −h so far, about ‖∇L‖ along the update.
+      deepest: the largest decrease of the loss so far.
       guessed: whether the latest trial was the root of a secant out of the trials before it.
       trials: the number of trials.
       converged: whether ``eta`` is the root up to the tolerance.
@@ -49,7 +49,7 @@ class _Search(NamedTuple):
     low: _End
     high: _End
     last: _End
-    steepest: jax.Array
+    deepest: jax.Array
     guessed: jax.Array
     trials: jax.Array
     converged: jax.Array
@@ -123,7 +123,7 @@ def critical_sharpness(
         low=_End(zero, unknown),
         high=_End(zero + jnp.inf, unknown),
         last=_End(unknown, unknown),
-        steepest=zero,
+        deepest=zero,
         guessed=no,
         trials=none,
         converged=no,
@@ -143,7 +143,7 @@ def _after(search: _Search, slope: jax.Array) -> _Search:
     again = rises == (search.last.slope > 0)  # on the same side of the root as the last trial
     low = _either(rises, search.low, here)
     high = _either(rises, here, search.high)
-    steepest = jnp.maximum(search.steepest, -slope)
+    deepest = jnp.maximum(search.deepest, -slope * here.eta)
     # The Illinois method halves the slope at the end that stays.
     halved = jnp.where(again, 0.5, 1.0).astype(slope.dtype)
     low = low._replace(slope=jnp.where(rises, halved * low.slope, low.slope))
@@ -159,14 +159,15 @@ def _after(search: _Search, slope: jax.Array) -> _Search:
     )
     guessed = ~search.guessed & (outside > limits[0]) & (outside < limits[1])
     jump = jnp.where(rises, here.eta / JUMP, here.eta * JUMP)
-    converged = (search.trials > 0) & (steepest > 0) & (jnp.abs(slope) <= TOLERANCE * steepest)
+    # If the loss is convex along the update, this bounds the relative error of η by a thousandth.
+    converged = (deepest > 0) & (jnp.abs(slope) * here.eta <= TOLERANCE * deepest)
     following = jnp.where(bracketed, inside, jnp.where(guessed, outside, jump))
     return _Search(
         eta=jnp.where(converged, here.eta, following),
         low=low,
         high=high,
         last=here,
-        steepest=steepest,
+        deepest=deepest,
         guessed=guessed & ~bracketed,
         trials=search.trials + 1,
         converged=converged,
