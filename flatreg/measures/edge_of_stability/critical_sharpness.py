@@ -20,7 +20,8 @@ from flatreg.typing import Grads, Params, Scalar
 MOST_TRIALS = 7  # One more forward pass computes L(θ).
 TOLERANCE = 4e-3  # of |L(θ+ηu) − L(θ)| at the root, relative to the largest decrease
 JUMP = 5.0  # the factor from one trial to the next before there is a bracket
-FARTHEST = 1e4  # the largest factor by which a secant may lead out of the trials so far
+NEAR = 1.25  # the factor after a trial that is almost at the root
+FARTHEST = 100.0  # the largest factor by which a secant may lead out of the trials so far
 STEEPEST = 10.0  # the largest ratio of the slopes at the two ends that a secant uses
 
 
@@ -40,7 +41,7 @@ class _Search(NamedTuple):
       high: the smallest η at which the loss has risen, or infinity.
       last: the latest trial, or NaN.
       deepest: the largest decrease of the loss so far.
-      guessed: whether the latest trial was the root of a secant out of the trials before it.
+      guessed: whether ``eta`` is the root of a secant through two trials on one side of it.
       trials: the number of trials.
       converged: whether ``eta`` is the root up to the tolerance.
     """
@@ -150,25 +151,25 @@ def _after(search: _Search, slope: jax.Array) -> _Search:
     high = high._replace(slope=jnp.where(rises, high.slope, halved * high.slope))
     bracketed = (low.eta > 0) & jnp.isfinite(high.eta)
     inside = low.eta + (high.eta - low.eta) / (1 + _ratio(high.slope, -low.slope))
-    # Before there is a bracket, follow every second secant, and otherwise jump.
-    outside = here.eta - slope * (here.eta - search.last.eta) / (slope - search.last.slope)
-    limits = _either(
-        rises,
-        _End(here.eta / FARTHEST, here.eta),
-        _End(here.eta, here.eta * FARTHEST),
-    )
-    guessed = ~search.guessed & (outside > limits[0]) & (outside < limits[1])
-    jump = jnp.where(rises, here.eta / JUMP, here.eta * JUMP)
+    # Before there is a bracket, follow a secant and then jump across the root.
+    root = here.eta - slope * (here.eta - search.last.eta) / (slope - search.last.slope)
+    ahead = jnp.where(rises, (root > 0) & (root < here.eta), (root > here.eta) & (root < jnp.inf))
+    limited = jnp.clip(root, here.eta / FARTHEST, here.eta * FARTHEST)
+    follow = ~search.guessed & ahead
+    near = search.guessed & (jnp.abs(slope) <= 0.1 * jnp.abs(search.last.slope))
+    factor = jnp.where(near, NEAR, JUMP).astype(slope.dtype)
+    jump = jnp.where(rises, here.eta / factor, here.eta * factor)
     # If the loss is convex along the update, this bounds the relative error of η by a thousandth.
     converged = (deepest > 0) & (jnp.abs(slope) * here.eta <= TOLERANCE * deepest)
-    following = jnp.where(bracketed, inside, jnp.where(guessed, outside, jump))
+    outside = jnp.where(follow, limited, jump)
+    following = jnp.where(bracketed, inside, outside)
     return _Search(
         eta=jnp.where(converged, here.eta, following),
         low=low,
         high=high,
         last=here,
         deepest=deepest,
-        guessed=guessed & ~bracketed,
+        guessed=follow & (limited == root) & ~bracketed,
         trials=search.trials + 1,
         converged=converged,
     )
