@@ -87,7 +87,7 @@ def first_order_flatness(
 def first_order(ball: Ball, rises: jax.Array, points: jax.Array) -> Flatness:
     """Returns R¹, given what the ascents of the loss have reached."""
     # The point with the largest gradient on the segment from θ to the maximizer of R⁰.
-    segment = jnp.linspace(0, 1, SEGMENT + 1)[:, None] * points[jnp.argmax(rises)]
+    segment = jnp.linspace(0, 1, SEGMENT + 1)[:, None] * points[jnp.argmax(rises)][None]
     steepness = jax.lax.map(lambda delta: ball.half_square(delta)[0], segment)
     starts = jnp.insert(ball.steepness_starts, 3, segment[jnp.argmax(steepness)], axis=0)
     bend = (ball.curvature / ball.steepness) ** 2
