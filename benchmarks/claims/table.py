@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from benchmarks.claims.verdict import INCONCLUSIVE, NOT_REPRODUCED, REPRODUCED, VERDICTS
-from benchmarks.common.statistics import number, written
+from benchmarks.common.statistics.estimates import number, written
 from benchmarks.common.table import Cell, Table
 
 COLORS = {REPRODUCED: "green", NOT_REPRODUCED: "red", INCONCLUSIVE: "yellow"}

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from numpy.typing import ArrayLike
 
-from benchmarks.common import statistics
+from benchmarks.common.statistics import estimates
 
 VERDICTS = REPRODUCED, NOT_REPRODUCED, INCONCLUSIVE = (
     "reproduced",
@@ -43,7 +43,7 @@ class Effect(NamedTuple):
 
 def effect(quantity: str, values: ArrayLike) -> Effect:
     """Returns the effect of one value per seed; values that are not finite are left out."""
-    found = statistics.estimate(statistics.finite(values))
+    found = estimates.estimate(estimates.finite(values))
     return Effect(quantity, found.mean, found.low, found.high, found.count)
 
 

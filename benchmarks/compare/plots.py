@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.common.plotting import PLAIN, STYLE, new_figure, plain_numbers
-from benchmarks.common.statistics import number
+from benchmarks.common.statistics.estimates import number
 from benchmarks.compare.summary import MethodResult
 from flatreg.plots import COLORS
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from benchmarks.common.measuring import Measurement
-from benchmarks.common.statistics import Estimate, best, estimate, number
+from benchmarks.common.statistics.estimates import Estimate, best, estimate, number
 
 # The measured quantities that are better large (1) or small (-1). Training loss and weight norm are
 # missing, because a network that fits wrong labels is not better.

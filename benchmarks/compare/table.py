@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.common import measuring
-from benchmarks.common.statistics import Estimate, written
+from benchmarks.common.statistics.estimates import Estimate, written
 from benchmarks.common.table import Cell, Table
 from benchmarks.compare.summary import MethodResult
 

@@ -12,7 +12,7 @@ import numpy as np
 from scipy.sparse.linalg import eigsh  # type: ignore[import-untyped]
 
 from benchmarks.common.cli import UsageError
-from benchmarks.common.statistics import estimate
+from benchmarks.common.statistics.estimates import estimate
 
 PACKAGES = {"torch": "torch", "pyhessian": "pyhessian", "curvlinops": "curvlinops-for-pytorch"}
 TOLERANCES = (1e-3, 1e-6)  # PyHessian stops when an estimate changes less; 1e-3 is its default

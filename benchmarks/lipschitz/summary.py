@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.common.statistics import Estimate, Median, best, estimate, median, number
+from benchmarks.common.statistics.estimates import Estimate, Median, best, estimate, median, number
 from benchmarks.lipschitz.methods import METHODS, PLAIN, LipschitzMethod
 
 TOLERATED = 0.01  # of accuracy, which a strength that a sweep chooses may lose

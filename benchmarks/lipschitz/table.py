@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.common.statistics import Estimate
+from benchmarks.common.statistics.estimates import Estimate
 from benchmarks.common.table import Cell, Table
 from benchmarks.lipschitz import measuring
 from benchmarks.lipschitz.options import LipschitzOptions

@@ -3,7 +3,7 @@
 import itertools
 from typing import Any, NamedTuple
 
-from benchmarks.common.statistics import Median
+from benchmarks.common.statistics.estimates import Median
 from benchmarks.step_cost.timing import ratio
 
 

@@ -7,7 +7,7 @@ Memory: a step needs at most the temporary memory in `MEMORY`.
 import math
 from typing import Any, NamedTuple
 
-from benchmarks.common.statistics import Median
+from benchmarks.common.statistics.estimates import Median
 from benchmarks.step_cost.timing import GRADIENT, OPTAX_SAM, ratio
 
 WALL = 1.02  # times the floor, which is the method's number of gradients times one gradient step

@@ -5,7 +5,7 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.common.statistics import Median
+from benchmarks.common.statistics.estimates import Median
 from benchmarks.common.table import Cell, Table
 from benchmarks.step_cost.costs import NetworkCosts, StepCost, networks
 from benchmarks.step_cost.goals import Goal, goals

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks.common.statistics import Median, median
+from benchmarks.common.statistics.estimates import Median, median
 
 GRADIENT, OPTAX_SAM = "one gradient, by hand", "optax.contrib.sam"
 SHORTEST = 0.02  # seconds that one timing takes at least, which short steps reach by repetition

@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.claims import __main__ as claims
 from benchmarks.common import results
-from benchmarks.common.statistics import number
+from benchmarks.common.statistics.estimates import number
 from benchmarks.page import __main__ as page
 
 RECORDS = sorted(page.RESULTS.glob("claims-*"))

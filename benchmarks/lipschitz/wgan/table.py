@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from benchmarks.common.statistics import estimate
+from benchmarks.common.statistics.estimates import estimate
 from benchmarks.common.table import Table
 from benchmarks.lipschitz.wgan.training import CRITIC_STEPS, CRITICS, MEASURED, real, wasserstein
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from benchmarks.common.statistics import Estimate, best, estimate, finite, median
+from benchmarks.common.statistics.estimates import Estimate, best, estimate, finite, median
 
 VALUES = np.array([3.0, 1.0, 4.0, 1.0, 5.0, 9.0])
 
