@@ -31,7 +31,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import optimize, stats  # type: ignore[import-untyped]
+from scipy import optimize, special, stats  # type: ignore[import-untyped]
 
 RESAMPLES = 2000  # bootstrap draws of the test examples
 Floats = NDArray[np.float64]
@@ -60,7 +60,7 @@ class Confidence(NamedTuple):
         gaps = bound - self.mean - self.shifts
         if self.error == 0:
             return float(np.heaviside(gaps, 0.5).mean())
-        return float(stats.t.cdf(gaps / self.error, self.seeds - 1).mean())
+        return float(special.stdtr(self.seeds - 1, gaps / self.error).mean())
 
     def above(self, bound: float) -> float:
         """Returns the confidence that the mean is above a bound: the p-value of `mean < bound`."""
@@ -69,7 +69,7 @@ class Confidence(NamedTuple):
         gaps = bound - self.mean - self.shifts
         if self.error == 0:
             return float(np.heaviside(-gaps, 0.5).mean())
-        return float(stats.t.sf(gaps / self.error, self.seeds - 1).mean())
+        return float(special.stdtr(self.seeds - 1, -gaps / self.error).mean())
 
     def interval(self, confidence: float = 0.95) -> tuple[float, float]:
         """Returns the central interval; NaN with fewer than two seeds."""
@@ -101,10 +101,10 @@ def of_seeds(values: ArrayLike) -> Confidence:
     """
     sample = np.asarray(values, float).ravel()
     mean = float(sample.mean()) if len(sample) else math.nan
-    error = float(stats.sem(sample)) if len(sample) > 1 else math.nan
+    error = sample.std(ddof=1) / math.sqrt(len(sample)) if len(sample) > 1 else math.nan
     if len(sample) and not np.ptp(sample):
         mean, error = float(sample[0]), error * 0  # sums round
-    return Confidence(mean, error, len(sample), np.zeros(1))
+    return Confidence(mean, float(error), len(sample), np.zeros(1))
 
 
 def of_correctness(
