@@ -20,14 +20,18 @@ from typing import Any
 import numpy as np
 
 try:
+    from matplotlib import rcParams
     from matplotlib.axes import Axes
     from matplotlib.colors import LogNorm, Normalize
     from matplotlib.figure import Figure
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.ticker import MaxNLocator
 except ImportError as error:
     raise ImportError('flatreg.plots needs matplotlib: pip install "flatreg[plots]".') from error
 
 __all__ = ["COLORS", "plot_density", "plot_path", "plot_slice", "plot_surface"]
 
+TICKS = 5  # at most so many steps between the ticks of a surface
 # Paul Tol's muted scheme, distinguishable for color-blind readers, with the strong colors first.
 COLORS = (
     "#332288",
@@ -146,8 +150,13 @@ def plot_surface(
     i, j = np.unravel_index(finite.argmin(), values.shape)
     ax.plot(x[i], y[j], "*", color="white", markersize=11, markeredgecolor="black", zorder=3)
     ax.grid(visible=False)
+    # The color bar leaves little width, and an offset such as 1e-5 would cover the label.
+    ax.xaxis.set_major_locator(_SparseLocator(ax))
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_formatter("{x:g}")
     if label is not None:
-        bar = ax.figure.colorbar(filled, ax=ax, label=label, format="{x:.3g}")
+        shown = edges[:: -(-levels // TICKS)]
+        bar = ax.figure.colorbar(filled, ax=ax, label=label, format="{x:.3g}", ticks=shown)
         bar.outline.set_visible(False)
     return ax
 
@@ -262,6 +271,26 @@ def plot_path(
     ax.plot(t, losses, color=color, linewidth=1.6, label=label)
     ax.plot(t[[0, -1]], losses[[0, -1]], color=color, linewidth=1, linestyle="--")
     return _with_legend(ax, label)
+
+
+class _SparseLocator(MaxNLocator):
+    """Places ticks so far apart that horizontal labels such as -0.00025 do not overlap."""
+
+    def __init__(self, ax: Axes) -> None:
+        super().__init__(TICKS)
+        self._ax = ax
+
+    def __call__(self) -> Any:
+        low, high = self._ax.get_xlim()
+        size = FontProperties(size=rcParams["xtick.labelsize"]).get_size_in_points()
+        width = self._ax.get_window_extent().width * 72 / self._ax.figure.dpi
+        for bins in range(TICKS, 0, -1):
+            self.set_params(nbins=bins)
+            ticks = self.tick_values(low, high)
+            pitch = width * (ticks[1] - ticks[0]) / abs(high - low)
+            if pitch > 0.75 * size * max(len(f"{tick:g}") for tick in ticks):
+                break
+        return ticks
 
 
 def _contours(low: float, high: float, levels: int) -> tuple[np.ndarray, Normalize]:

@@ -1,5 +1,6 @@
 """Plots show the given numbers and do not change the state of matplotlib."""
 
+import itertools
 import subprocess
 import sys
 
@@ -9,6 +10,7 @@ import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from flatreg import measures, plots
@@ -80,6 +82,22 @@ def test_the_color_bar_covers_all_losses(losses):
     ax = plots.plot_surface(X, Y, losses, levels=4)
     levels = ax.collections[0].levels
     assert levels[0] <= losses.min() <= losses.max() <= levels[-1]
+
+
+@pytest.mark.parametrize("factor", [1, 1e4, 1e-5])
+@pytest.mark.parametrize("levels", [4, 20])
+def test_the_ticks_of_a_surface_do_not_overlap(factor, levels):
+    figure = Figure(figsize=(10, 3), layout="constrained")
+    for ax in figure.subplots(1, 4):
+        plots.plot_surface(factor * X, factor * Y, BOWL + 1, ax=ax, levels=levels)
+    FigureCanvasAgg(figure).draw()
+    for ax in figure.axes:
+        for axis in (ax.xaxis, ax.yaxis):
+            assert not axis.get_offset_text().get_text()
+            assert len(axis.get_ticklabels()) >= 2
+            boxes = [label.get_window_extent() for label in axis.get_ticklabels()]
+            for first, second in itertools.pairwise(boxes):
+                assert not first.overlaps(second)
 
 
 def test_infinite_losses_stay_blank():
