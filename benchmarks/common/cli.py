@@ -9,7 +9,9 @@ the `add_...` functions and its own options by `add_argument`, and hands the wor
 """
 
 import argparse
+import os
 import shlex
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
@@ -97,6 +99,23 @@ def exit_code(command: Callable[[], int | None], interrupted: str = "Interrupted
     except KeyboardInterrupt:
         print(interrupted, file=sys.stderr)
         return INTERRUPTED
+
+
+def start(main: Callable[[], int]) -> NoReturn:
+    """Runs the `main` of a command as a program, which Ctrl-C and `kill` interrupt.
+
+    A shell starts background jobs with SIGINT ignored, and Python then leaves it so. SIGINT and
+    SIGTERM are handled nevertheless, so that an interrupted command can say how to continue.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
+    code = main()
+    if code == INTERRUPTED:
+        # XLA's threads still run dispatched work and would crash during interpreter shutdown.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def add_data(parser: argparse.ArgumentParser, *, default: str = "digits") -> Any:

@@ -11,7 +11,7 @@ pathlib.Path("table.md").write_text(table.markdown())
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -52,7 +52,8 @@ class Table:
         in Markdown. `{best}` becomes how the best values are marked: `*` in the terminal, `bold` in
         Markdown.
       align: one letter per column, `l` or `r`; by default the first column is aligned left and the
-        others right. Columns that are aligned right never break a cell.
+        others right. Columns that are aligned right break a cell only where it is wider than the
+        console.
     """
 
     title: str
@@ -103,43 +104,65 @@ class Table:
 
     def _parts(self, console: Console) -> list[rich.table.Table]:
         """As few parts as fit, each filled with columns from the left."""
-        widths = [self._least_width(column, console) + GAP for column in range(self._count)]
+        least = [self._least_width(column, console) for column in range(len(self.headings))]
         columns: list[list[int]] = [[]]
-        for column in range(1, self._count):
-            if columns[-1] and sum(widths[c] for c in (0, *columns[-1], column)) > console.width:
+        for column in range(1, len(self.headings)):
+            if (
+                columns[-1]
+                and _total([least[c] for c in (0, *columns[-1], column)]) > console.width
+            ):
                 columns.append([])
             columns[-1].append(column)
-        return [self._part((0, *some), widths) for some in columns]
-
-    @property
-    def _count(self) -> int:
-        return len(self.headings)
+        return [self._part((0, *some), least, console.width) for some in columns]
 
     def _least_width(self, column: int, console: Console) -> int:
         """The longest line or, in a column that is aligned left, the longest word up to a limit."""
-        texts = [self.headings[column], *(_terminal(_cell(row[column])).plain for row in self.rows)]
-        if self._sides()[column] == "r":
-            return max(cell_len(line) for text in texts for line in text.split("\n"))
-        longest = max(cell_len(word) for text in texts for word in text.split() or [""])
-        return min(longest, console.width // 3)
+        lines, words = self._lengths(column)
+        return lines if self._sides()[column] == "r" else min(words, console.width // 3)
 
-    def _part(self, columns: Sequence[int], widths: Sequence[int]) -> rich.table.Table:
+    def _lengths(self, column: int) -> tuple[int, int]:
+        """The lengths of the longest line and of the longest word of a column."""
+        texts = [self.headings[column], *(_terminal(_cell(row[column])).plain for row in self.rows)]
+        return (
+            max(cell_len(line) for text in texts for line in text.split("\n")),
+            max(cell_len(word) for text in texts for word in text.split() or [""]),
+        )
+
+    def _part(self, columns: Sequence[int], least: Sequence[int], room: int) -> rich.table.Table:
+        """A table whose columns have given widths, because Rich would cut cells off to make room.
+
+        What is left of the room goes to the columns that are aligned left. If the first column and
+        another one do not fit beside each other, the first one is folded, and in the extreme case
+        the other one, too.
+        """
+        widths = {column: least[column] for column in columns}
+        for column in columns:
+            if self._sides()[column] == "l":
+                spare = room - _total(widths.values())
+                widths[column] += max(0, min(spare, self._lengths(column)[0] - widths[column]))
+        for column, narrowest in zip(columns, (8, *[1] * len(columns)), strict=False):
+            excess = _total(widths.values()) - room
+            if excess > 0:
+                widths[column] = max(min(narrowest, widths[column]), widths[column] - excess)
         table = rich.table.Table(
             box=box.SIMPLE_HEAD, padding=(0, 0, 0, GAP - 1), pad_edge=False, show_edge=False
         )
         table.title_justify = "left"
         for column in columns:
-            right = self._sides()[column] == "r"
             table.add_column(
                 Text(self.headings[column]),
-                justify="right" if right else "left",
-                no_wrap=right,
+                justify="right" if self._sides()[column] == "r" else "left",
                 overflow="fold",
-                min_width=widths[column] - GAP,
+                width=widths[column],
             )
         for row in self.rows:
             table.add_row(*(_terminal(_cell(row[column])) for column in columns))
         return table
+
+
+def _total(widths: Collection[int]) -> int:
+    """The width of columns with their gaps."""
+    return sum(widths) + GAP * (len(widths) - 1)
 
 
 def _cell(cell: Cell | str) -> Cell:

@@ -7,9 +7,7 @@
 """
 
 import argparse
-import os
 import pathlib
-import signal
 import sys
 from collections.abc import Sequence
 
@@ -134,6 +132,11 @@ def _parser() -> argparse.ArgumentParser:
         "schedule (default: steps)",
     )
     cli.add_seeds(training, "5")
+    training.add_argument(
+        "--first-seed",
+        type=int,
+        help="the first seed, for runs with other seeds than earlier ones (default: 0)",
+    )
     output = cli.add_output(
         parser,
         default="a new one, for example results/digits-mlp-2",
@@ -161,11 +164,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    # SIGTERM is handled like Ctrl-C. In either case the finished runs are on disk.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    code = main()
-    if code == cli.INTERRUPTED:
-        # XLA's threads still run dispatched work and would crash during interpreter shutdown.
-        sys.stdout.flush()
-        os._exit(code)
-    sys.exit(code)
+    cli.start(main)

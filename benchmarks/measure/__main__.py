@@ -11,7 +11,6 @@ figures next to the saved network: slices of the loss, and the spectral density 
 
 import argparse
 import pathlib
-import sys
 from collections.abc import Sequence
 
 from benchmarks.common import cli
@@ -75,4 +74,4 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.start(main)

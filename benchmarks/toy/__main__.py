@@ -13,10 +13,9 @@ the choices that are our own because the paper gives no numbers.
 
 import argparse
 import pathlib
-import sys
 from collections.abc import Sequence
 
-from benchmarks.common.cli import Parser, add_quick, check_at_least, exit_code
+from benchmarks.common.cli import Parser, add_quick, check_at_least, exit_code, start
 from benchmarks.toy.run import run
 
 POINTS, QUICK_POINTS = 61, 9
@@ -54,4 +53,4 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    start(main)

@@ -19,8 +19,6 @@ of devices or processes.
 """
 
 import argparse
-import signal
-import sys
 from collections.abc import Sequence
 
 from benchmarks.common import cli
@@ -131,5 +129,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # handle SIGTERM as Ctrl-C
-    sys.exit(main())
+    cli.start(main)

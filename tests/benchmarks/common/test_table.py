@@ -57,6 +57,40 @@ def test_a_wide_table_is_printed_in_parts_that_fit(width):
     assert all("".join(lines).count(f" {cell}") == 1 for cell in cells), "whole and once"
 
 
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_several_long_columns_cost_no_digit_and_no_star(width):
+    """Columns that are aligned left give room to numbers, which are whole with their stars."""
+    label = "gradient_norm_penalty:penalty=0.2:ord=1.5+scaled_perturbed_gradient:sigma=0.01:every=5"
+    rows = [
+        [
+            label,
+            *(Cell(f"{i}{j}.25 ± 0.{i}{j} (0.98 to 1.23)", best=True) for j in range(3)),
+            "accuracy of sam minus accuracy of sgd, points",
+            Cell(f"{i}.50", best=True),
+            label,
+        ]
+        for i in range(1, 4)
+    ]
+    headings = ["method", "a", "b", "c", "effect", "mean", "other"]
+    text = printed(Table("Wide", headings, rows, align="lrrrlrl"), width)
+    assert max(map(len, text.splitlines())) <= width
+    for row in rows:
+        for cell in row:
+            if isinstance(cell, Cell):
+                assert f"{cell.text} *" in text
+    assert text.count("*") == 12
+    assert "points" in text
+
+
+def test_a_cell_wider_than_the_terminal_is_wrapped():
+    cell = "12.50 ± 0.25 (0.98 to 1.23)"
+    rows = [["penalized_gradient:r=0.1", Cell(cell, best=True)]]
+    text = printed(Table("", ["method", "a"], rows), 24)
+    assert max(map(len, text.splitlines())) <= 24
+    for part in ("12.50", "0.25", "(0.98", "1.23)", "*"):
+        assert part in text
+
+
 def test_markup_and_bars_are_printed_as_they_are():
     table = Table("", ["interval"], [["[0.1, 0.2] |x|"], [Cell("[bold]", style="green")]])
     assert "[0.1, 0.2] |x|" in printed(table)
