@@ -102,6 +102,13 @@ def evaluate(model: nn.Module, variables: Any, x: jax.Array, y: jax.Array) -> Ev
     return Evaluation(*(float(total) / len(x) for total in np.sum(jax.device_get(sums), axis=0)))
 
 
+def correctness(model: nn.Module, variables: Any, x: jax.Array, y: jax.Array) -> np.ndarray:
+    """Returns for each example whether the network classifies it correctly, as `measure` does."""
+    with jax.default_matmul_precision("highest"):
+        found = [_correct(model, variables, *chunk) for chunk in _chunks(x, y)]
+    return np.concatenate(jax.device_get(found))
+
+
 def measure(
     model: nn.Module,
     variables: Any,
@@ -189,6 +196,12 @@ def _dataset_loss(model: nn.Module, variables: Any, examples: Examples) -> measu
         return _loss(model, variables, *batch, params)
 
     return measures.dataset_loss(batch_loss, examples, batch_size=CURVATURE_CHUNK)
+
+
+@partial(jax.jit, static_argnums=0)
+def _correct(model: nn.Module, variables: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+    logits: Any = model.apply(variables, x, train=False)
+    return logits.argmax(1) == y
 
 
 @partial(jax.jit, static_argnums=0)

@@ -43,6 +43,7 @@ class Options(NamedTuple):
     budget: str
     flatness: str
     seeds: int
+    first_seed: int
 
 
 def complete(**given: Any) -> Options:
@@ -69,6 +70,7 @@ def complete(**given: Any) -> Options:
         "budget": "steps",
         "flatness": "end",
         "seeds": 5,
+        "first_seed": 0,
         **given,
     }
     digits, optimizer = options["data"] == "digits", options["optimizer"]
@@ -102,7 +104,10 @@ def _check(options: Options) -> None:
             raise UsageError(
                 f"{flag(name)} {getattr(options, name)} is unknown. Choose {', '.join(choices)}."
             )
-    check_at_least(options._asdict(), {"epochs": 1, "seeds": 1, "batch_size": 1, "train_size": 1})
+    check_at_least(
+        options._asdict(),
+        {"epochs": 1, "seeds": 1, "first_seed": 0, "batch_size": 1, "train_size": 1},
+    )
     allowed = {
         "learning_rate": (0 < options.learning_rate < float("inf"), "a positive number"),
         "warmup_epochs": (

@@ -2,7 +2,7 @@
 
 A command writes its results to a folder of up to three files:
 
-    manifest.json   the commands, the revision of the code, the versions, the configuration
+    manifest.json   the commands, a hash of the code, the versions, the configuration
     runs.csv        one row per run: the method, the seed and all single numbers of the run
     curves.npz      what is recorded several times per run, such as the loss after each epoch
 
@@ -40,6 +40,7 @@ is killed at any moment, all finished runs are there, and `--resume` trains only
 """
 
 import csv
+import hashlib
 import importlib.metadata
 import io
 import json
@@ -59,6 +60,17 @@ import numpy as np
 import flatreg
 from benchmarks.common.cli import UsageError, flag
 
+ROOT = pathlib.Path(__file__).parents[2]
+# The code that trains and measures: runs of the same code can be put into one folder.
+TRAINING_CODE = (
+    "flatreg/**/*.py",
+    "benchmarks/common/data/*.py",
+    "benchmarks/common/models/*.py",
+    "benchmarks/common/measuring.py",
+    "benchmarks/common/methods.py",
+    "benchmarks/common/training.py",
+    "benchmarks/compare/run.py",
+)
 MANIFEST, RUNS, CURVES = FILES = ("manifest.json", "runs.csv", "curves.npz")
 # Options that may differ when a command resumes: they add runs, and the finished ones stay valid.
 MAY_GROW = ("methods", "seeds")
@@ -83,13 +95,32 @@ def environment() -> dict[str, str]:
     }
 
 
+def machine() -> str:
+    """Returns a name of this machine, which says whether times can be compared."""
+    found = environment()
+    name = hashlib.sha256(platform.node().encode()).hexdigest()[:6]
+    return f"{found['platform']}, {found['device']}, {name}"
+
+
+def training_code() -> str:
+    """Returns a hash of the source code that decides the numbers of a run.
+
+    It is the same on every machine and for every version of Python.
+    """
+    found = hashlib.sha256()
+    paths = {path.relative_to(ROOT).as_posix() for one in TRAINING_CODE for path in ROOT.glob(one)}
+    for path in sorted(paths):
+        source = (ROOT / path).read_bytes().replace(b"\r\n", b"\n")
+        found.update(path.encode() + b"\0" + source + b"\0")
+    return found.hexdigest()[:16]
+
+
 def revision() -> str | None:
     """Returns the commit of this code, with a `+` if the code has changed since then.
 
     The result is None if the code is not in a clone of the repository.
     """
-    here = pathlib.Path(__file__).parents[2]
-    git = ["git", "-C", str(here)]
+    git = ["git", "-C", str(ROOT)]
     try:
         commit = subprocess.run(
             [*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True
@@ -132,11 +163,12 @@ def start(path: pathlib.Path, fresh: Results, resume: bool) -> Results:
 
     Returns:
       The fresh results, with the runs that are in the folder. The configuration has the methods of
-      both, and the larger number of seeds.
+      both, and the larger number of seeds. Runs of other machines and versions may be among them;
+      `earlier_environments` in the results names these.
 
     Raises:
       UsageError: if the folder has results and `resume` is False, or if they were made with another
-        configuration, data set, measurement or environment.
+        configuration, data set, measurement or training code.
     """
     if not exist(path):
         save(path, fresh)
@@ -151,10 +183,14 @@ def start(path: pathlib.Path, fresh: Results, resume: bool) -> Results:
         kept = read(path)
         differing = [
             f"{_name(section, key)} was {kept[section].get(key)!r} and is now {value!r}"
-            for section in ("configuration", "dataset", "measurement", "environment")
+            for section in ("configuration", "dataset", "measurement")
             for key, value in fresh[section].items()
             if key not in MAY_GROW and kept[section].get(key) != value
         ]
+        if kept.get("code") != fresh.get("code"):
+            differing.append(
+                f"the training code had the hash {kept.get('code')} and now has {fresh.get('code')}"
+            )
         methods = list(dict.fromkeys([*kept["configuration"]["methods"], *asked["methods"]]))
         seeds = max(kept["configuration"]["seeds"], asked["seeds"])
     except (ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
@@ -170,7 +206,16 @@ def start(path: pathlib.Path, fresh: Results, resume: bool) -> Results:
     grown = asked | {"methods": methods, "seeds": seeds}
     earlier = [*kept.get("earlier_commands", []), kept["command"]]
     commands = [one for one in dict.fromkeys(earlier) if one != fresh["command"]]
-    return fresh | {"earlier_commands": commands, "configuration": grown, "runs": kept["runs"]}
+    others: list[dict[str, str]] = []
+    for one in (*kept.get("earlier_environments", []), kept["environment"]):
+        if one != fresh["environment"] and one not in others:
+            others.append(one)
+    return fresh | {
+        "earlier_commands": commands,
+        **({"earlier_environments": others} if others else {}),
+        "configuration": grown,
+        "runs": kept["runs"],
+    }
 
 
 def configuration(path: pathlib.Path) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from benchmarks.common.data.label_noise import with_label_noise
 from benchmarks.common.methods import Method
 from benchmarks.common.models import build
 from benchmarks.common.options import Options, complete
+from benchmarks.common.statistics.correctness import packed
 from benchmarks.compare import plots, summary
 from benchmarks.compare.table import comparison_table
 
@@ -126,6 +127,7 @@ def train_missing(job: Job, console: Console | None = None) -> results.Results:
         "configuration": options._asdict() | {"methods": [method.label for method in methods]},
         "dataset": data.description(),
         "measurement": measuring.SETTINGS,
+        "code": results.training_code(),
         "environment": results.environment(),
         "runs": [],
     }
@@ -134,7 +136,7 @@ def train_missing(job: Job, console: Console | None = None) -> results.Results:
     # The seeds are the outer loop, so that an interrupted job has compared all methods.
     missing = [
         (method, seed)
-        for seed in range(options.seeds)
+        for seed in range(options.first_seed, options.first_seed + options.seeds)
         for method in methods
         if (method.label, seed) not in finished
     ]
@@ -147,7 +149,7 @@ def train_missing(job: Job, console: Console | None = None) -> results.Results:
         options=options,
         models=folder if job.save_models else None,
     )
-    made_at = {"revision": results.revision()}
+    made_at = {"revision": results.revision(), "machine": results.machine()}
     for record in _train(comparison, missing, console):
         found["runs"].append(record | made_at)
         results.save(folder, found)
@@ -194,13 +196,19 @@ def _train(
     work = sum(
         method.cost * training.training_steps(method, options, len(x)) for method, _ in missing
     )
-    with progress.reporting(console, len(missing), work) as reporter:
+    if not missing:
+        console.print("All runs are finished: nothing is trained.")
+        return
+    programs_in_all = sum(len({method.label for method, _ in one}) for one in _groups(missing))
+    with progress.reporting(console, len(missing), work, programs_in_all) as reporter:
         for group in _groups(missing):
             programs: dict[str, training.Program] = {}
             for method, _ in group:
                 if method.label not in programs:
-                    reporter.working(f"compiling {method.label}", 0)
-                    programs[method.label] = training.build(method, comparison.model, options, x, y)
+                    with reporter.compiling(method.label):
+                        programs[method.label] = training.build(
+                            method, comparison.model, options, x, y
+                        )
             for method, seed in group:
                 record = _record(comparison, method, programs[method.label], seed, reporter.working)
                 yield record
@@ -228,6 +236,7 @@ def _record(
     train = comparison.x, jnp.asarray(labels)
     curve: list[dict[str, Any]] = []
     steps = 0
+    along = max(1, -(-program.steps // program.steps_per_epoch) // ALONG)
     for epoch in training.epochs(program, seed, *train):
         variables = epoch.state.variables
         test = measuring.evaluate(
@@ -245,7 +254,7 @@ def _record(
             }
         )
         diverged = not math.isfinite(epoch.train_loss + test.loss)
-        if options.flatness == "along" and len(curve) % max(1, options.epochs // ALONG) == 0:
+        if options.flatness == "along" and len(curve) % along == 0:
             curve[-1] |= {"curvature": measuring.curvature(model, variables, train, seed)}
         left = program.steps - steps if diverged else 0
         working(f"{method.label}, seed {seed}", (epoch.steps + left) * method.cost)
@@ -260,6 +269,7 @@ def _record(
     }
     if diverged:
         return record | {"measured": None}
+    correct = measuring.correctness(model, variables, x_test, y_test)
     measured = measuring.measure(
         model,
         variables,
@@ -271,7 +281,7 @@ def _record(
     )
     if comparison.models is not None:
         saved_models.save(comparison.models, method.label, seed, variables)
-    return record | {"measured": measured._asdict()}
+    return record | {"measured": measured._asdict(), "correct": packed(correct).tolist()}
 
 
 def _outcome(record: Record) -> str:

@@ -1,11 +1,11 @@
 """The results of each method over its seeds: means, times and the best values."""
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from benchmarks.common.measuring import Measurement
 from benchmarks.common.statistics.estimates import Estimate, best, estimate, number
+from benchmarks.common.statistics.times import time_ratio
 
 # The measured quantities that are better large (1) or small (-1). Training loss and weight norm are
 # missing, because a network that fits wrong labels is not better.
@@ -94,15 +94,3 @@ def summarize(
         )
         for label, cost in costs.items()
     ]
-
-
-def time_ratio(runs: Iterable[dict[str, Any]], plain: Iterable[dict[str, Any]]) -> float:
-    """Returns the time of a step divided by that of the plain optimizer.
-
-    Each time is that of the fastest epoch of all runs, because other load on the machine can only
-    slow an epoch down.
-    """
-    fastest, reference = (
-        min((run["seconds_per_step"] for run in some), default=math.nan) for some in (runs, plain)
-    )
-    return fastest / reference

@@ -27,7 +27,7 @@ class Question(NamedTuple):
     Attributes:
       p_for: the p-value of the statement: how likely such data are if it is false.
       p_against: the p-value of its opposite.
-      reason: why the data cannot decide it; empty if they can.
+      reason: why the data cannot show it; empty if they can.
     """
 
     p_for: float
@@ -49,9 +49,9 @@ class Verdict(NamedTuple):
     reason: str = ""
 
 
-def superiority(effect: Confidence, *, quick: bool = False) -> Question:
-    """Asks whether an effect is above zero."""
-    return _checked(effect, quick, Question(effect.below(0), effect.above(0)))
+def superiority(effect: Confidence, bound: float = 0.0, *, quick: bool = False) -> Question:
+    """Asks whether an effect is above a bound."""
+    return _checked(effect, quick, Question(effect.below(bound), effect.above(bound)))
 
 
 def equivalence(effect: Confidence, margin: float, *, quick: bool = False) -> Question:
@@ -74,15 +74,14 @@ def equivalence(effect: Confidence, margin: float, *, quick: bool = False) -> Qu
 def all_of(questions: Sequence[Question]) -> Question:
     """Asks whether several statements are true at the same time.
 
-    Each of them must be shown, so that the largest p-value counts. One that is shown to be false
-    refutes them all; as it could have been any of them, its p-value is multiplied by their number.
+    Each of them must be shown, so that the largest p-value counts, which is 1 if the data cannot
+    decide one of them. One that is shown to be false refutes them all; as it could have been any of
+    them, its p-value is multiplied by their number.
     """
-    reasons = dict.fromkeys(one.reason for one in questions if one.reason)
-    if reasons:
-        return Question(1.0, 1.0, "; ".join(reasons))
     return Question(
         max(one.p_for for one in questions),
         min(1.0, len(questions) * min(one.p_against for one in questions)),
+        "; ".join(dict.fromkeys(one.reason for one in questions if one.reason)),
     )
 
 
@@ -90,22 +89,29 @@ def verdicts(questions: Sequence[Question], level: float = LEVEL) -> list[Verdic
     """Returns the verdicts on questions that are asked together.
 
     The probability that any statement is accepted or rejected wrongly is at most `level`. Questions
-    that have no verdict are not counted in the correction.
+    that the data can neither confirm nor refute are not counted in the correction. A statement that
+    they cannot confirm may still be refuted, if it says several things.
 
     Args:
       questions: all questions of one page.
       level: the probability of any false verdict.
     """
-    asked = [one for one in questions if not one.reason]
-    adjusted = iter(holm([min(1.0, 2 * min(one.p_for, one.p_against)) for one in asked]))
+    asked = [not one.reason or one.p_against < 1 for one in questions]
+    p_values = [
+        min(1.0, 2 * min(one.p_for, one.p_against))
+        for one, is_asked in zip(questions, asked, strict=True)
+        if is_asked
+    ]
+    adjusted = iter(holm(p_values))
     found = []
-    for one in questions:
-        if one.reason:
+    for one, is_asked in zip(questions, asked, strict=True):
+        p = float(next(adjusted)) if is_asked else math.nan
+        if p <= level:
+            found.append(Verdict(FOR if one.p_for < one.p_against else AGAINST, p))
+        elif one.reason:
             found.append(Verdict(NONE, math.nan, one.reason))
-            continue
-        p = float(next(adjusted))
-        side = FOR if one.p_for < one.p_against else AGAINST
-        found.append(Verdict(side if p <= level else UNDECIDED, p))
+        else:
+            found.append(Verdict(UNDECIDED, p))
     return found
 
 

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from benchmarks.common.data import augmentation, preparation
 from benchmarks.common.data.label_noise import with_label_noise
@@ -37,3 +38,39 @@ def test_validation_examples_are_held_out_of_training():
     pixels = {x.tobytes() for x in validation.x_test.astype(np.float16)}
     assert len(validation.x_test) == 287
     assert not pixels & {x.tobytes() for x in validation.x_train.astype(np.float16)}
+
+
+@pytest.fixture
+def shifted(tmp_path):
+    """A data set whose test inputs have another mean and scale than its training inputs."""
+    rng = np.random.default_rng(0)
+    arrays = {
+        "x_train": rng.normal(3, 2, (200, 5)),
+        "y_train": np.arange(200) % 4,
+        "x_test": rng.normal(50, 9, (40, 5)),
+        "y_test": np.arange(40) % 4,
+    }
+    np.savez(tmp_path / "data.npz", **arrays)
+    return str(tmp_path / "data.npz"), arrays
+
+
+def test_inputs_are_standardized_by_the_training_set_alone(shifted):
+    path, arrays = shifted
+    found = preparation.load(path, None, None, "test")
+    np.testing.assert_allclose(found.x_train.mean(0), 0, atol=1e-5)
+    np.testing.assert_allclose(found.x_train.std(0), 1, rtol=1e-5)
+    mean, scale = arrays["x_train"].mean(0), arrays["x_train"].std(0)
+    np.testing.assert_allclose(found.x_test, (arrays["x_test"] - mean) / scale, rtol=1e-4)
+
+
+def test_validation_takes_a_fifth_of_the_training_set_and_no_test_example(shifted):
+    path, arrays = shifted
+    found = preparation.load(path, None, None, "validation")
+    assert (len(found.x_train), len(found.x_test)) == (160, 40)
+    # Standardizing is affine, so that examples are recognized by ratios of their differences.
+    together = np.concatenate([found.x_train, found.x_test])
+    order = np.lexsort(together.T[::-1])
+    expected = arrays["x_train"][np.lexsort(arrays["x_train"].T[::-1])]
+    for found_column, column in zip(together[order].T, expected.T, strict=True):
+        slope, offset = np.polyfit(column, found_column, 1)
+        np.testing.assert_allclose(found_column, slope * column + offset, atol=1e-4)

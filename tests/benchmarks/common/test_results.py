@@ -28,6 +28,7 @@ def record(runs=(), **changed):
         "configuration": {"methods": ["sgd", "sam"], "seeds": 2, "rate": 0.1},
         "dataset": {"classes": 10},
         "measurement": {"rho": 0.05},
+        "code": "cafe",
         "environment": {"jax": "0.10"},
         "runs": list(runs),
     } | changed
@@ -193,11 +194,52 @@ def test_start_resumes_with_more_methods_and_seeds(tmp_path):
     np.testing.assert_equal(found["runs"], [run()])
 
 
+def test_start_resumes_on_another_machine(tmp_path):
+    """The same code gives runs that belong together; the results name every environment once."""
+    results.save(tmp_path, record([run()]))
+    for jax in ("0.11", "0.12", "0.12", "0.11"):
+        found = results.start(tmp_path, record(environment={"jax": jax}), resume=True)
+        results.save(tmp_path, found)
+    assert found["environment"] == {"jax": "0.11"}
+    assert found["earlier_environments"] == [{"jax": "0.10"}, {"jax": "0.12"}]
+
+
+def test_the_hash_of_the_code_follows_its_source(tmp_path, monkeypatch):
+    """Other files and the ends of lines do not matter; a file that moves does."""
+    monkeypatch.setattr(results, "ROOT", tmp_path)
+    source = tmp_path / "flatreg" / "methods" / "sam.py"
+    source.parent.mkdir(parents=True)
+    source.write_bytes(b"rho = 0.05\nscale = None\n")
+    before = results.training_code()
+    source.write_bytes(b"rho = 0.05\r\nscale = None\r\n")
+    (tmp_path / "flatreg" / "notes.txt").write_text("rho")
+    assert results.training_code() == before
+    source.write_bytes(b"rho = 0.06\nscale = None\n")
+    assert results.training_code() != before
+    source.write_bytes(b"rho = 0.05\nscale = None\n")
+    source.rename(source.with_name("asam.py"))
+    assert results.training_code() != before
+
+
+def test_the_training_code_covers_what_decides_a_number():
+    found = [path for one in results.TRAINING_CODE for path in results.ROOT.glob(one)]
+    assert {path.relative_to(results.ROOT).as_posix() for path in found} >= {
+        "flatreg/methods/_sam.py",
+        "flatreg/linen/_steps.py",
+        "benchmarks/common/training.py",
+        "benchmarks/common/measuring.py",
+        "benchmarks/common/methods.py",
+        "benchmarks/common/data/label_noise.py",
+        "benchmarks/common/models/mlp.py",
+        "benchmarks/compare/run.py",
+    }
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
         ({"configuration": {"methods": [], "seeds": 1, "rate": 0.2}}, "--rate was 0.1 and is now"),
-        ({"environment": {"jax": "0.11"}}, "the environment's jax was '0.10' and is now '0.11'"),
+        ({"code": "feed"}, "the training code had the hash cafe and now has feed"),
     ],
 )
 def test_start_does_not_resume_with_other_settings(tmp_path, changed, message):
