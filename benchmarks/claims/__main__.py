@@ -3,21 +3,25 @@
     python -m benchmarks.claims --quick
     python -m benchmarks.claims --data fashion_mnist --train-size 6000 --data-dir DIR
     python -m benchmarks.claims --model vit:width=48:depth=2:heads=2 --only zero_warmup,cheap_ascent
-    python -m benchmarks.claims --recompute --out benchmarks/results/claims-digits
+    python -m benchmarks.claims --judge benchmarks/results
 
 A claim is a statement about runs of the comparison, `benchmarks.compare`. The comparisons that it
 needs are made one after another, each in a folder of its own inside --out, so that every number can
 be traced to a run. Claims share these runs, and an interrupted job can be continued by giving the
-same command again. Hyperparameters are chosen on the validation split, from grids of the same size
-for the methods that are compared, before the test set is used.
+same command again. Hyperparameters are chosen on the validation split, with other seeds than those
+of the test runs, from grids of the same size for the methods that are compared, before the test set
+is used. The number of seeds is fixed before the first run.
 
 Writes claims.json and table.md. Claims that are in claims.json already are kept.
+
+With --judge, every verdict is computed again from the stored runs, without training and without the
+data set, on any machine. If DIR holds several folders with claims, their verdicts are corrected
+together for how many they are, as those of one page.
 
 `registry.py` lists the claims, and `verdict.py` has the rule for a verdict.
 """
 
 import argparse
-import json
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -26,14 +30,14 @@ from typing import Any
 from rich.console import Console
 
 from benchmarks.claims.experiments import (
+    FIRST_TUNING_SEED,
     Experiments,
     Setting,
-    recorded_comparison,
     recorded_lipschitz,
 )
-from benchmarks.claims.registry import CLAIMS
-from benchmarks.claims.table import table
-from benchmarks.claims.verdict import verdict
+from benchmarks.claims.judging import FILE, Record, Statements, add, decide, judge, read, save
+from benchmarks.claims.registry import CHECKS, CLAIMS
+from benchmarks.claims.table import checks_table, table
 from benchmarks.common import cli, results
 from benchmarks.common.cli import UsageError
 from benchmarks.common.data import preparation
@@ -43,11 +47,11 @@ from benchmarks.compare import run as compare
 from benchmarks.lipschitz import options as lipschitz_options
 from benchmarks.lipschitz import run as lipschitz
 
-FILE = "claims.json"
+STATEMENTS: Statements = {**CLAIMS, **CHECKS}
 QUICK = {"seeds": 2, "train_size": 300, "epochs": 3}
 SEEDS = 5
 WIDTH = 200  # of the output that does not go to a terminal
-Record = dict[str, Any]  # the content of claims.json
+RECORDED = results.ROOT / "benchmarks" / "results"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -62,18 +66,29 @@ def _command(argv: Sequence[str]) -> None:
     console = Console()
     if not console.is_terminal:
         console = Console(width=WIDTH)
-    if args.recompute:
-        out = pathlib.Path(args.out)
-        record = recompute(out, args.only)
+    if args.judge:
+        records = judge(args.judge, {name: STATEMENTS[name] for name in args.only})
     else:
         name = f"{pathlib.Path(args.data).stem}-{args.model.replace(':', '-')}"
         out = pathlib.Path(args.out or f"results/claims-{name}")
-        record = run(out, args, cli.command_line("claims", argv), console)
-    claims = record["claims"]
-    report = table(claims, record["setting"])
-    commands = dict.fromkeys(claim["command"] for claim in claims.values())
-    (out / "table.md").write_text(report.markdown(commands=commands), encoding="utf-8")
+        records = {out: run(out, args, cli.command_line("claims", argv), console)}
+    for out, record in records.items():
+        _write(out, record, console)
+
+
+def _write(out: pathlib.Path, record: Record, console: Console) -> None:
+    """Writes claims.json and table.md, and prints the tables."""
+    save(out, record, list(STATEMENTS))
+    report, checks = table(record), checks_table(record)
+    found = [*record["claims"].values(), *record["checks"].values()]
+    text = report.markdown(commands=dict.fromkeys(one["command"] for one in found))
+    if record["checks"]:
+        text += "\n" + checks.markdown(level=2)
+    (out / "table.md").write_text(text, encoding="utf-8")
     report.print(console)
+    if record["checks"]:
+        console.print()
+        checks.print(console)
     console.print(f"Written to {out}: {FILE}, table.md", soft_wrap=True, highlight=False)
 
 
@@ -90,13 +105,21 @@ def run(out: pathlib.Path, args: argparse.Namespace, command: str, console: Cons
       All claims of the folder, in the order of the registry.
 
     Raises:
-      UsageError: if the folder has claims that were tested on something else.
+      UsageError: if the folder has claims that were tested on something else, or with another
+        number of seeds.
     """
     data = preparation.load(args.data, args.data_dir, args.train_size, "test")
     setting = Setting(
-        args.data, args.train_size, args.model, args.epochs, args.quick, len(data.x_train)
+        args.data,
+        args.train_size,
+        args.model,
+        args.epochs,
+        args.quick,
+        len(data.x_train),
+        FIRST_TUNING_SEED,
     )
-    record = _started(out, setting)
+    record = _started(out, setting, dict.fromkeys(args.only, args.seeds))
+    save(out, record, list(STATEMENTS))
 
     def make_comparison(options: Options, folder: pathlib.Path) -> results.Results:
         job = compare.Job(options, folder, data_dir=args.data_dir, resume=True)
@@ -110,57 +133,17 @@ def run(out: pathlib.Path, args: argparse.Namespace, command: str, console: Cons
     for name in args.only:
         console.rule(name)
         experiments = Experiments(out, setting, args.seeds, make_comparison, make_lipschitz)
-        judged = _judged(name, experiments)
+        add(record, name, STATEMENTS[name], experiments, command)
         record["environment"] = results.environment()
-        record["claims"][name] = judged | {"seeds": args.seeds, "command": command}
-        _save(out, record)
-    return _sorted(record)
-
-
-def recompute(out: pathlib.Path, names: Sequence[str]) -> Record:
-    """Judges claims again by the finished runs in a folder, without training.
-
-    Args:
-      out: a folder with claims.json.
-      names: the claims to judge again.
-
-    Returns:
-      All claims of the folder, in the order of the registry.
-
-    Raises:
-      UsageError: if the folder lacks claims.json or a run that a claim needs.
-    """
-    record = _read(out)
-    setting = Setting(**record["setting"])
-    for name in names:
-        if name not in record["claims"]:
-            continue
-        kept = record["claims"][name]
-        experiments = Experiments(
-            out, setting, kept["seeds"], recorded_comparison, recorded_lipschitz
-        )
-        judged = _judged(name, experiments)
-        record["claims"][name] = judged | {"seeds": kept["seeds"], "command": kept["command"]}
-    _save(out, record)
-    return _sorted(record)
+        decide(out, record)
+        save(out, record, list(STATEMENTS))
+    return record
 
 
 def _is_read(column: str) -> bool:
     """Whether a column of curves.npz is read by a claim; the others are not kept."""
-    return column.startswith("curve.curvature.") or column == "epochs.seconds_per_step"
-
-
-def _judged(name: str, experiments: Experiments) -> dict[str, Any]:
-    """The claim with its verdict, its effects, and the folders that they were computed from."""
-    claim = CLAIMS[name]
-    effects = claim.effects(experiments)
-    return {
-        "statement": claim.statement,
-        "source": claim.source,
-        "verdict": verdict(effects),
-        "effects": [effect._asdict() for effect in effects],
-        "folders": experiments.folders,
-    }
+    read_ = ("curve.curvature.", "correct.", "epochs.seconds_per_step")
+    return column.startswith(read_)
 
 
 def _lipschitz(
@@ -185,42 +168,33 @@ def _lipschitz(
         ) from error
 
 
-def _started(out: pathlib.Path, setting: Setting) -> Record:
-    """The claims that were judged in this folder before."""
+def _started(out: pathlib.Path, setting: Setting, seeds: dict[str, int]) -> Record:
+    """The claims that were judged in this folder before, and how many seeds the next ones have."""
     if not (out / FILE).exists():
-        return {"setting": setting._asdict(), "claims": {}}
-    record = _read(out)
-    if record["setting"] != setting._asdict():
+        page = [out.resolve().name]
+        return {
+            "setting": setting._asdict(),
+            "seeds": seeds,
+            "page": page,
+            "claims": {},
+            "checks": {},
+        }
+    record = read(out)
+    if Setting(**record["setting"]) != setting:
         raise UsageError(
             f"{out / FILE} was made with {record['setting']}, and now the setting is "
             f"{setting._asdict()}. Name another folder with --out."
         )
+    for name, count in seeds.items():
+        kept = record["seeds"].get(name, count)
+        if kept != count:
+            raise UsageError(
+                f"{name} was started with {kept} seeds in {out}. The number of seeds is fixed "
+                f"before the first run, so that no result decides it: give --seeds {kept}, or "
+                "name another folder with --out."
+            )
+    record["seeds"] |= seeds
     return record
-
-
-def _read(out: pathlib.Path) -> Record:
-    try:
-        record: Record = json.loads((out / FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UsageError(
-            f"Cannot read {out / FILE} ({error}). Name a folder of this command with --out."
-        ) from error
-    return record
-
-
-def _save(out: pathlib.Path, record: Record) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        results.write_json(out / FILE, _sorted(record))
-    except OSError as error:
-        raise UsageError(
-            f"Cannot write to {out} ({error}). Name a folder for the results with --out."
-        ) from error
-
-
-def _sorted(record: Record) -> Record:
-    claims = record["claims"]
-    return record | {"claims": {name: claims[name] for name in CLAIMS if name in claims}}
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -242,14 +216,19 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     cli.add_seeds(data, f"{SEEDS}, with --quick {QUICK['seeds']}")
     parser.add_argument(
         "--only",
-        help=f"claims, separated by commas (default: all of them: {', '.join(CLAIMS)})",
+        help="claims and checks, separated by commas (default: all of them: "
+        f"{', '.join(STATEMENTS)})",
     )
     cli.add_output(parser, default="results/claims-DATA-MODEL")
     parser.add_argument(
-        "--recompute",
-        action="store_true",
-        help="judge the claims in --out again by the runs that are there, without training; takes "
-        "no other options than --out and --only",
+        "--judge",
+        type=pathlib.Path,
+        nargs="?",
+        const=RECORDED,
+        metavar="DIR",
+        help="judge the claims in DIR again by the runs that are there, without training, and "
+        "write claims.json and table.md; DIR is a folder that this command wrote, or one that "
+        "holds several of them (default: benchmarks/results); takes no other option than --only",
     )
     cli.add_quick(
         parser,
@@ -257,28 +236,28 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "hyperparameters that are not tuned",
     )
     args = parser.parse_args(argv)
-    names = args.only.split(",") if args.only else list(CLAIMS)
-    unknown = [name for name in names if name not in CLAIMS]
+    names = args.only.split(",") if args.only else list(STATEMENTS)
+    unknown = [name for name in names if name not in STATEMENTS]
     if unknown:
-        raise UsageError(f"--only {','.join(unknown)} is unknown. Choose from {', '.join(CLAIMS)}.")
+        raise UsageError(
+            f"--only {','.join(unknown)} is unknown. Choose from {', '.join(STATEMENTS)}."
+        )
     args.only = names
-    if args.recompute:
-        _check_recompute(args, parser)
+    if args.judge:
+        _check_judge(args, parser)
     cli.fill_in(args, QUICK if args.quick else {"seeds": SEEDS})
     if args.seeds < 2:
         raise UsageError(f"--seeds {args.seeds} is out of range: an interval needs at least 2.")
     return args
 
 
-def _check_recompute(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
-    if args.out is None:
-        raise UsageError("--recompute needs --out FOLDER, a folder with claims.json.")
+def _check_judge(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     for name, value in vars(args).items():
-        if name not in ("recompute", "out", "only") and value != parser.get_default(name):
+        if name not in ("judge", "only") and value != parser.get_default(name):
             raise UsageError(
-                f"--recompute does not take {cli.flag(name)}: the setting is that of claims.json."
+                f"--judge does not take {cli.flag(name)}: the setting is that of claims.json."
             )
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.start(main)

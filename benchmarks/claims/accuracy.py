@@ -1,57 +1,74 @@
 """Claims about accuracy and cost. Each function returns the effects that one claim predicts."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from benchmarks.claims.effects import (
-    ACCURACY,
-    MARGIN,
-    flatter,
-    gain,
-    log_ratio,
-    more_accurate,
-    points,
+from benchmarks.claims.effects import flatter, gain, log_ratio, more_accurate
+from benchmarks.claims.experiments import Experiments, MissingRunsError
+from benchmarks.claims.grids import (
+    DROPOUT,
+    LENGTHS,
+    NOISE,
+    PGN,
+    SAM,
+    SAM_FINE,
+    SCALED_NOISE,
+    SPECTRAL,
 )
-from benchmarks.claims.experiments import Experiments
-from benchmarks.claims.grids import DROPOUT, NOISE, PGN, SAM, SAM_FINE, SCALED_NOISE, SPECTRAL
-from benchmarks.claims.verdict import Effect, effect
+from benchmarks.claims.verdict import Check, Effect, above, missing, within
+from benchmarks.common.statistics.confidence import diverged_as_worst
 
 NOISY = {"label_noise": 0.4}
 LARGE = 8  # steps per epoch with a large batch
+SHARE = 0.25  # of SAM's gain: a difference that counts as equal
+TWICE = -1.0  # log₂ of the ratio of λ_max, if that of a variant is twice as large
 
 
 def below_sgd(experiments: Experiments, options: Mapping[str, Any]) -> list[Effect]:
     """SAM and PGN have a lower test error than SGD."""
     best = experiments.tuned({"sam": SAM_FINE, "pgn": PGN}, options)
     runs = experiments.compare(["sgd", *best.values()], options)
-    return [
-        effect(more_accurate(label, "sgd"), gain(runs, label, "sgd")) for label in best.values()
-    ]
+    return [above(more_accurate(label, "sgd"), gain(runs, label, "sgd")) for label in best.values()]
 
 
 def below_sam(experiments: Experiments, options: Mapping[str, Any]) -> list[Effect]:
     """PGN has a lower test error than SAM."""
     best = experiments.tuned({"sam": SAM_FINE, "pgn": PGN}, options)
-    sam, pgn = best.values()
+    sam, pgn = best["sam"], best["pgn"]
     runs = experiments.compare(["sgd", sam, pgn], options)
-    return [effect(more_accurate(pgn, sam), gain(runs, pgn, sam))]
+    return [above(more_accurate(pgn, sam), gain(runs, pgn, sam))]
 
 
 def partial_penalty(experiments: Experiments) -> list[Effect]:
-    """PGN with α from 0 (SGD) to 1 (SAM), at the most accurate radius of SAM."""
-    (sam,) = experiments.tuned({"sam": SAM}, NOISY).values()
-    r = sam.rpartition("=")[2]
-    alphas = [f"penalized_gradient:r={r}:alpha={alpha}" for alpha in (0, 0.2, 0.4, 0.6, 0.8, 1)]
+    """PGN with the best α between 0 and 1, at the most accurate radius of SAM, against α = 1."""
+    sam, alphas = _alphas(experiments)
     best = experiments.tuned({"alpha": alphas[1:-1]}, NOISY)["alpha"]
     runs = experiments.compare(["sgd", *alphas, sam], NOISY)
-    ends = [abs(gain(runs, alphas[0], "sgd")), abs(gain(runs, alphas[-1], sam))]
-    return [
-        effect("0.1 minus the difference in accuracy of alpha=0 and sgd, points", 0.1 - ends[0]),
-        effect("0.1 minus the difference in accuracy of alpha=1 and sam, points", 0.1 - ends[1]),
-        effect(more_accurate(best, "alpha=1"), gain(runs, best, alphas[-1])),
-    ]
+    return [above(more_accurate(best, "alpha=1"), gain(runs, best, alphas[-1]))]
+
+
+def ends_of_the_penalty(experiments: Experiments) -> list[Check]:
+    """PGN with α = 0 against SGD, and with α = 1 against SAM: the formulas are the same."""
+    sam, alphas = _alphas(experiments)
+    runs = experiments.compare(["sgd", *alphas, sam], NOISY)
+    found = []
+    for alpha, same, method in ((0, "sgd", alphas[0]), (1, "sam", alphas[-1])):
+        reference = "sgd" if same == "sgd" else sam
+        first, second = (runs.of(label, "test_accuracy") for label in (method, reference))
+        value = 100 * float(np.abs(first - second).max())
+        what = f"largest difference in accuracy of alpha={alpha} and {same}, points"
+        found.append(Check(what, value, "≤ 0.1", value <= 0.1))
+    return found
+
+
+def _alphas(experiments: Experiments) -> tuple[str, list[str]]:
+    (sam,) = experiments.tuned({"sam": SAM}, NOISY).values()
+    r = sam.rpartition("=")[2]
+    alphas = (0, 0.2, 0.4, 0.6, 0.8, 1)
+    return sam, [f"penalized_gradient:r={r}:alpha={alpha}" for alpha in alphas]
 
 
 def zero_warmup(experiments: Experiments) -> list[Effect]:
@@ -71,30 +88,52 @@ def zero_warmup(experiments: Experiments) -> list[Effect]:
     early, late = best["early"], f"{best['late'].rpartition(':')[0]}:after={start}"
     runs = experiments.compare(["adamw", early, late], options)
     return [
-        effect(more_accurate("adamw", early), gain(runs, "adamw", early)),
-        effect(more_accurate(late, early), gain(runs, late, early)),
-        effect(more_accurate(late, "adamw"), gain(runs, late, "adamw")),
+        above(more_accurate("adamw", early), gain(runs, "adamw", early)),
+        above(more_accurate(late, early), gain(runs, late, early)),
+        above(more_accurate(late, "adamw"), gain(runs, late, "adamw")),
+        *_against_rivals(experiments, "adamw", [late], options),
     ]
 
 
 def perturbed(experiments: Experiments) -> list[Effect]:
-    """Noise on the weights against SGD and against SGD with dropout; 40% of the labels wrong."""
+    """Noise on the weights against SGD and its tuned rivals; 40% of the labels wrong."""
     best = experiments.tuned({"noise": NOISE, "scaled": SCALED_NOISE}, NOISY)
-    model = experiments.setting.model
-    grid = [{"model": f"{model}:dropout={rate}"} for rate in DROPOUT]
-    dropout = experiments.tuned_options("sgd", grid, NOISY)
-    with_dropout = experiments.compare(["sgd"], {**NOISY, **dropout}).of("sgd", ACCURACY)
     runs = experiments.compare(["sgd", *best.values()], NOISY)
-    rate = dropout["model"].rpartition(":")[2]
+    return [
+        *(above(more_accurate(label, "sgd"), gain(runs, label, "sgd")) for label in best.values()),
+        *_against_rivals(experiments, "sgd", list(best.values()), NOISY),
+    ]
+
+
+def _against_rivals(
+    experiments: Experiments, plain: str, labels: Sequence[str], options: Mapping[str, Any]
+) -> list[Effect]:
+    """Methods against the plain optimizer with the best dropout and with the best length.
+
+    A shorter training with its own schedule is what stopping early can gain.
+    """
+    model, epochs = experiments.setting.model, experiments.recipe().epochs
+    rates = [{"model": f"{model}:dropout={rate}"} for rate in DROPOUT]
+    counts = dict.fromkeys(max(1, round(share * epochs)) for share in LENGTHS)
+    lengths = [
+        {"epochs": count, **({"warmup_epochs": count / 5} if "warmup_epochs" in options else {})}
+        for count in counts
+    ]
     effects = []
-    for label in best.values():
-        effects += [
-            effect(more_accurate(label, "sgd"), gain(runs, label, "sgd")),
-            effect(
-                more_accurate(label, f"sgd with {rate}"),
-                points(runs.of(label, ACCURACY), with_dropout),
-            ),
-        ]
+    for name, grid in (("dropout", rates), ("epochs", lengths)):
+        try:
+            best = experiments.tuned_options(plain, grid, options)
+            rival = experiments.compare([plain], {**options, **best})
+            runs = experiments.compare([plain, *labels], options)
+        except MissingRunsError:
+            what = f"accuracy minus that of {plain} with the best {name}, points"
+            effects.append(missing(what, "runs are missing"))
+            continue
+        value = best["model"].rpartition("=")[2] if name == "dropout" else best["epochs"]
+        suffix = f" with {name} {value}"
+        both = runs._replace(records=runs.records | rival.renamed(suffix))
+        other = plain + suffix
+        effects += [above(more_accurate(one, other), gain(both, one, other)) for one in labels]
     return effects
 
 
@@ -118,17 +157,22 @@ def _cheaper_sam(
     runs = experiments.compare(["sgd", *best.values()], options, flatness="lambda_max")
     full = best.pop("sam")
     time = {label: f"{runs.time_ratio(label, 'sgd'):.2f}" for label in (full, *best.values())}
-    # Where SAM itself gains nothing, a variant that is as accurate as SAM means little.
-    gained = f"{gain(runs, full, 'sgd').mean():+.2g}"
+    gained = gain(runs, full, "sgd")
+    # A share of a gain that is not above zero is not a margin.
+    margin = SHARE * gained.mean if gained.interval()[0] > 0 else math.nan
+    share = f"{SHARE:.0%} of SAM's gain over sgd, {gained.mean:.2g} points"
     effects = []
     for label in best.values():
-        size = gain(runs, label, full) + MARGIN
-        flat = flatter(runs, label, full, "lambda_max") + 1
         costs = f"(step time {time[label]} × sgd)"
-        reference = f"(step time {time[full]} × sgd, {gained} points over sgd)"
+        reference = f"(step time {time[full]} × sgd)"
         effects += [
-            effect(f"{more_accurate(f'{label} {costs}', f'{full} {reference}')}, + {MARGIN}", size),
-            effect(f"{log_ratio('λ_max', full, label)}, + 1", flat),
+            within(
+                more_accurate(f"{label} {costs}", f"{full} {reference}"),
+                gain(runs, label, full),
+                margin,
+                share,
+            ),
+            above(log_ratio("λ_max", full, label), flatter(runs, label, full, "lambda_max"), TWICE),
         ]
     return effects
 
@@ -139,10 +183,12 @@ def large_batch(experiments: Experiments) -> list[Effect]:
     options = {"batch_size": size, "learning_rate": 0.2}
     (best,) = experiments.tuned({"spectral": SPECTRAL}, options).values()
     runs = experiments.compare(["sgd", best], options)
-    narrower = runs.of("sgd", "generalization_gap") - runs.of(best, "generalization_gap")
+    wide, narrow = diverged_as_worst(
+        *(runs.of(label, "generalization_gap") for label in ("sgd", best)), good=-1
+    )
     return [
-        effect(f"generalization gap of sgd minus that of {best}, batch size {size}", narrower),
-        effect(f"{more_accurate(best, 'sgd')}, + {MARGIN}", gain(runs, best, "sgd") + MARGIN),
+        above(f"generalization gap of sgd minus that of {best}, batch size {size}", wide - narrow),
+        above(more_accurate(best, "sgd"), gain(runs, best, "sgd")),
     ]
 
 
@@ -162,4 +208,4 @@ def epoch_time(experiments: Experiments) -> list[Effect]:
         for name in (slow, fast)
     }
     ratios = np.median(np.log2(np.divide(seconds[slow], seconds[fast])), axis=1)
-    return [effect(log_ratio("epoch time", slow, fast), ratios)]
+    return [above(log_ratio("epoch time", slow, fast), ratios)]

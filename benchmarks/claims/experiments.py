@@ -19,6 +19,8 @@ from benchmarks.common.cli import UsageError
 from benchmarks.common.options import Options, complete
 
 TUNING_SEEDS = 3
+# Tuning uses other seeds than the test runs: other initial parameters, batches and wrong labels.
+FIRST_TUNING_SEED = 100
 GROWING = ("methods", "seeds")  # options that add runs to a folder
 
 # Each takes the options and the folder, and returns the results with the runs of these options.
@@ -36,6 +38,8 @@ class Setting(NamedTuple):
       epochs: the length of the training; None for the default of the data set.
       quick: whether to skip the choice of hyperparameters.
       train_examples: how many training examples there are with this `train_size`.
+      first_tuning_seed: the first of the seeds for tuning; 0 in older results, whose tuning shares
+        seeds with the test runs.
     """
 
     data: str
@@ -44,6 +48,11 @@ class Setting(NamedTuple):
     epochs: int | None
     quick: bool
     train_examples: int
+    first_tuning_seed: int = 0
+
+
+class MissingRunsError(UsageError):
+    """Runs that a claim needs are not in the record."""
 
 
 class Recipe(NamedTuple):
@@ -98,7 +107,7 @@ class Experiments:
         options: Mapping[str, Any] | None = None,
         *,
         flatness: str = "no",
-        seeds: int | None = None,
+        seeds: range | None = None,
         evaluate_on: str = "test",
     ) -> Runs:
         """Compares methods.
@@ -107,30 +116,35 @@ class Experiments:
           methods: the methods with their hyperparameters, as for `--methods`.
           options: further options of the comparison, which override the setting.
           flatness: what to measure of the minima, as for `--flatness`.
-          seeds: runs of each method; None for that of all claims.
+          seeds: the seeds of the runs; None for those of all claims.
           evaluate_on: `test` or `validation`.
 
         Returns:
           The runs of these methods and seeds. More may be in the folder.
         """
-        seeds = seeds or self._seeds
+        seeds = seeds or range(self._seeds)
         chosen = {"evaluate_on": evaluate_on, "flatness": flatness, **(options or {})}
         own = self._own({"data", "train_size", "model", "epochs"})
-        completed = complete(**own | chosen, methods=",".join(methods), seeds=seeds)
-        found = self._compare(completed, self._folder(comparison_name(chosen)))
-        return Runs(
-            {
-                (run["method"], run["seed"]): run
-                for run in found["runs"]
-                if run["method"] in methods and run["seed"] < seeds
-            }
+        completed = complete(
+            **own | chosen, methods=",".join(methods), seeds=len(seeds), first_seed=seeds.start
         )
+        name = comparison_name(chosen)
+        found = self._compare(completed, self._out / name)
+        self._used(name)
+        records = {
+            (run["method"], run["seed"]): run
+            for run in found["runs"]
+            if run["method"] in methods and run["seed"] in seeds
+        }
+        return Runs(records, found["dataset"]["test_examples"])
 
     def lipschitz(self, methods: Sequence[str]) -> list[dict[str, Any]]:
         """Returns the runs of `benchmarks.lipschitz` with these methods."""
         own = self._own({"data", "train_size", "epochs"})
         options = own | {"methods": ",".join(methods), "seeds": self._seeds}
-        found = self._lipschitz(options, self._folder("--".join(["lipschitz", *methods])))
+        name = "--".join(["lipschitz", *methods])
+        found = self._lipschitz(options, self._out / name)
+        self._used(name)
         return [run for run in found["runs"] if run["seed"] < self._seeds]
 
     def tuned(
@@ -162,16 +176,16 @@ class Experiments:
 
     def _validated(self, methods: Sequence[str], options: Mapping[str, Any] | None) -> Runs:
         """Compares methods on the validation split, with the seeds that are used for tuning."""
-        seeds = min(TUNING_SEEDS, self._seeds)
+        first = self.setting.first_tuning_seed
+        seeds = range(first, first + min(TUNING_SEEDS, self._seeds))
         return self.compare(methods, options, seeds=seeds, evaluate_on="validation")
 
     def _own(self, names: Iterable[str]) -> dict[str, Any]:
         return {name: value for name, value in self.setting._asdict().items() if name in names}
 
-    def _folder(self, name: str) -> pathlib.Path:
+    def _used(self, name: str) -> None:
         if name not in self.folders:
             self.folders.append(name)
-        return self._out / name
 
 
 def _accuracy(runs: Runs, label: str) -> float:
@@ -203,14 +217,16 @@ def recorded_comparison(options: Options, folder: pathlib.Path) -> results.Resul
     """Returns the results of a finished comparison.
 
     Raises:
-      UsageError: if the folder lacks a run of these options, or was made with others.
+      MissingRunsError: if the folder lacks a run of these options.
+      UsageError: if it was made with other options.
     """
     found = _recorded(folder)
     for name, value in options._asdict().items():
         kept = found["configuration"].get(name, value)
         if name not in GROWING and kept != value:
             raise UsageError(f"{folder} was made with {name} = {kept!r}, but {value!r} is needed.")
-    _check_complete(folder, found, options.methods.split(","), options.seeds)
+    seeds = range(options.first_seed, options.first_seed + options.seeds)
+    _check_complete(folder, found, options.methods.split(","), seeds)
     return found
 
 
@@ -218,29 +234,29 @@ def recorded_lipschitz(options: dict[str, Any], folder: pathlib.Path) -> results
     """Returns the results of a finished run of `benchmarks.lipschitz`.
 
     Raises:
-      UsageError: if the folder lacks a seed.
+      MissingRunsError: if the folder lacks a seed.
     """
     found = _recorded(folder)
-    _check_complete(folder, found, found["methods"], options["seeds"])
+    _check_complete(folder, found, found["methods"], range(options["seeds"]))
     return found
 
 
 def _recorded(folder: pathlib.Path) -> results.Results:
     if not results.exist(folder):
-        raise UsageError(
-            f"{folder} does not contain results. Give the command without --recompute."
+        raise MissingRunsError(
+            f"{folder} does not contain results. Give the command without --judge."
         )
     return results.read(folder)
 
 
 def _check_complete(
-    folder: pathlib.Path, found: results.Results, methods: Iterable[str], seeds: int
+    folder: pathlib.Path, found: results.Results, methods: Iterable[str], seeds: range
 ) -> None:
     finished = {(run["method"], run["seed"]) for run in found["runs"]}
     for method in methods:
-        for seed in range(seeds):
+        for seed in seeds:
             if (method, seed) not in finished:
-                raise UsageError(
+                raise MissingRunsError(
                     f"{folder} lacks the run of {method} with seed {seed}. Give the command "
-                    "without --recompute."
+                    "without --judge."
                 )

@@ -4,7 +4,7 @@ They are about curvature, zeroth- and first-order flatness (R⁰ and R¹), impli
 the PACGen measure.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -13,7 +13,7 @@ import numpy as np
 from scipy import stats  # type: ignore[import-untyped]
 
 from benchmarks.claims.effects import (
-    MARGIN,
+    NOISE_ACCURACY,
     Runs,
     correlation,
     flatter,
@@ -22,11 +22,13 @@ from benchmarks.claims.effects import (
     gain,
     log_ratio,
     more_accurate,
+    partial_correlation,
 )
-from benchmarks.claims.experiments import Experiments
+from benchmarks.claims.experiments import Experiments, MissingRunsError
 from benchmarks.claims.grids import GAM, SAM
-from benchmarks.claims.verdict import Effect, effect, exact
+from benchmarks.claims.verdict import Check, Effect, above, missing, shown
 from benchmarks.common import measuring
+from benchmarks.common.statistics.confidence import diverged_as_worst
 from flatreg import measures
 
 RADIUS = 0.1  # of SAM and GAM where the claim is about equal radii
@@ -35,44 +37,92 @@ QUICK_RATES = {0.05: 4, 0.1: 2, 0.2: 1}
 WIDTHS = (32, 64, 128, 256, 512)
 QUICK_WIDTHS = WIDTHS[:2]
 SAME_LOSS = "at equal training loss"
+SYMBOLS = {"lambda_max": "λ_max", "trace": "trace"}
+# What else could predict the generalization gap as well as Ψ does; a smaller training loss goes
+# with a larger gap.
+RIVALS = {"weight_norm": "‖w‖", "lambda_max": "λ_max", "trace": "trace"}
 
 
 def flatter_than_plain(experiments: Experiments, optimizer: str) -> list[Effect]:
     """The curvature that GAM reaches against that of the plain optimizer."""
-    runs, best = _tuned_sam_and_gam(experiments, optimizer)
-    return list(_flatter(runs, best["gam"], optimizer))
+
+    def methods(options: Mapping[str, Any]) -> tuple[str, str]:
+        return _tuned_sam_and_gam(experiments, options)["gam"], optimizer
+
+    return _flatter_in_both(experiments, {"optimizer": optimizer}, methods)
 
 
 def flatter_than_sam(experiments: Experiments, optimizer: str) -> list[Effect]:
     """The curvature that GAM reaches against that of SAM."""
-    runs, best = _tuned_sam_and_gam(experiments, optimizer)
-    return list(_flatter(runs, best["gam"], best["sam"]))
+
+    def methods(options: Mapping[str, Any]) -> tuple[str, str]:
+        best = _tuned_sam_and_gam(experiments, options)
+        return best["gam"], best["sam"]
+
+    return _flatter_in_both(experiments, {"optimizer": optimizer}, methods)
 
 
 def flatter_at_same_radius(experiments: Experiments) -> list[Effect]:
     """GAM with weight 1 against SAM with the same radius: both approximately descend L + ρ‖∇L‖."""
-    sam, gam = f"sam:rho={RADIUS}", f"gam:rho={RADIUS}:alpha=1"
-    return list(_flatter(experiments.compare(["sgd", sam, gam], flatness="along"), gam, sam))
+
+    def methods(options: Mapping[str, Any]) -> tuple[str, str]:
+        del options
+        return f"gam:rho={RADIUS}:alpha=1", f"sam:rho={RADIUS}"
+
+    return _flatter_in_both(experiments, {}, methods)
 
 
-def _tuned_sam_and_gam(experiments: Experiments, optimizer: str) -> tuple[Runs, dict[str, str]]:
-    options = {"optimizer": optimizer}
-    best = experiments.tuned({"sam": SAM, "gam": GAM}, options)
-    return experiments.compare([optimizer, *best.values()], options, flatness="along"), best
+def _tuned_sam_and_gam(experiments: Experiments, options: Mapping[str, Any]) -> dict[str, str]:
+    return experiments.tuned({"sam": SAM, "gam": GAM}, options)
 
 
-def _flatter(runs: Runs, flat: str, sharp: str) -> Iterator[Effect]:
-    """λ_max and trace at the end of training, during it, and at equal training loss."""
+def _flatter_in_both(
+    experiments: Experiments,
+    options: Mapping[str, Any],
+    methods: Callable[[Mapping[str, Any]], tuple[str, str]],
+) -> list[Effect]:
+    """λ_max and trace at equal training loss, after as many steps and after as many gradients.
+
+    The methods are chosen anew for each of the two budgets. At the end of training and during it,
+    the training losses differ, so that these ratios are only shown.
+    """
+    flat, sharp = methods(options)
+    plain = options.get("optimizer", "sgd")
+    labels = list(dict.fromkeys([plain, sharp, flat]))
+    runs = experiments.compare(labels, options, flatness="along")
     norms = ", ".join(f"{runs.of(label, 'weight_norm').mean():.1f}" for label in (sharp, flat))
-    for name, symbol in (("lambda_max", "λ_max"), ("trace", "trace")):
+    effects = []
+    for name, symbol in SYMBOLS.items():
         what = log_ratio(symbol, sharp, flat)
-        yield effect(
-            f"{what}, at the end of training (‖w‖ {norms})", flatter(runs, flat, sharp, name)
-        )
-        yield effect(
-            f"{what}, mean over training", flatter_during_training(runs, flat, sharp, name)
-        )
-        yield effect(f"{what}, {SAME_LOSS}", flatter_at_same_loss(runs, flat, sharp, name))
+        effects += [
+            above(
+                f"{what}, {SAME_LOSS}, equal steps", flatter_at_same_loss(runs, flat, sharp, name)
+            ),
+            shown(
+                f"{what}, at the end of training (‖w‖ {norms})", flatter(runs, flat, sharp, name)
+            ),
+            shown(f"{what}, mean over training", flatter_during_training(runs, flat, sharp, name)),
+        ]
+    return [*effects, *_flatter_at_equal_compute(experiments, options, methods)]
+
+
+def _flatter_at_equal_compute(
+    experiments: Experiments,
+    options: Mapping[str, Any],
+    methods: Callable[[Mapping[str, Any]], tuple[str, str]],
+) -> Iterator[Effect]:
+    """λ_max and trace at equal training loss, if all methods take as many gradients as SGD."""
+    options = {**options, "budget": "gradients"}
+    try:
+        flat, sharp = methods(options)
+        runs = experiments.compare([sharp, flat], options, flatness="along")
+    except MissingRunsError:
+        for symbol in SYMBOLS.values():
+            yield missing(f"{symbol}, {SAME_LOSS}, equal compute", "runs are missing")
+        return
+    for name, symbol in SYMBOLS.items():
+        what = f"{log_ratio(symbol, sharp, flat)}, {SAME_LOSS}, equal compute"
+        yield above(what, flatter_at_same_loss(runs, flat, sharp, name))
 
 
 def sam_and_gam(experiments: Experiments) -> list[Effect]:
@@ -80,11 +130,10 @@ def sam_and_gam(experiments: Experiments) -> list[Effect]:
     best = experiments.tuned({"sam": SAM, "gam": GAM})
     both = f"{best['sam']}+{best['gam']}"
     runs = experiments.compare([best["sam"], both])
-    what = f"{more_accurate(both, best['sam'])}, + {MARGIN}"
-    return [effect(what, gain(runs, both, best["sam"]) + MARGIN)]
+    return [above(more_accurate(both, best["sam"]), gain(runs, both, best["sam"]))]
 
 
-def blind_to_the_gradient(experiments: Experiments, rho: float = 0.5) -> list[Effect]:
+def blind_to_the_gradient(experiments: Experiments, rho: float = 0.5) -> list[Check]:
     """Two losses of one weight with equal R⁰ within the radius ρ; one of them oscillates."""
     del experiments
 
@@ -105,27 +154,25 @@ def blind_to_the_gradient(experiments: Experiments, rho: float = 0.5) -> list[Ef
         return zeroth.value, first.value
 
     (zeroth, first), (zeroth_of_comb, first_of_comb) = flatness(smooth), flatness(comb)
-    difference = abs(zeroth_of_comb / zeroth - 1)
+    difference = float(abs(zeroth_of_comb / zeroth - 1))
+    ratio = float(jnp.log2(first_of_comb / first))
     return [
-        exact("0.01 minus the relative difference of R⁰", float(0.01 - difference)),
-        exact(
-            log_ratio("R¹", "the comb", "the smooth basin"), float(jnp.log2(first_of_comb / first))
-        ),
+        Check("relative difference of R⁰", difference, "≤ 0.01", difference <= 0.01),
+        Check(log_ratio("R¹", "the comb", "the smooth basin"), ratio, "> 0", ratio > 0),
     ]
 
 
-def curvature_below_first_order(experiments: Experiments) -> list[Effect]:
+def curvature_below_first_order(experiments: Experiments) -> list[Check]:
     """λ_max ≤ R¹/ρ² at the end of training."""
     labels = ["sgd", f"sam:rho={RADIUS}", f"gam:rho={RADIUS}:alpha=1"]
     runs = experiments.compare(labels, flatness="end")
-    rho = measuring.RHO
-    return [
-        effect(
-            f"log₂((R¹/ρ²) / λ_max) of {label}",
-            np.log2(runs.of(label, "first_order_flatness") / rho**2 / runs.of(label, "lambda_max")),
-        )
-        for label in labels
-    ]
+    found = []
+    for label in labels:
+        first, top = (runs.of(label, name) for name in ("first_order_flatness", "lambda_max"))
+        least = float(np.log2(first / measuring.RHO**2 / top).min())
+        what = f"log₂((R¹/ρ²) / λ_max) of {label}, smallest over seeds"
+        found.append(Check(what, least, "≥ 0", least >= 0))
+    return found
 
 
 def implicit_regularization(experiments: Experiments) -> list[Effect]:
@@ -137,72 +184,91 @@ def implicit_regularization(experiments: Experiments) -> list[Effect]:
     rates = QUICK_RATES if experiments.setting.quick else RATES
     small, *larger = rates
     explicit = "gradient_regularization:mu=0.1"
-    runs = Runs({})
+    runs = Runs({}, 0)
     for rate, epochs in rates.items():
         options = {"learning_rate": rate, "epochs": epochs}
         methods = ["sgd", explicit] if rate == small else ["sgd"]
         found = experiments.compare(methods, options, flatness="along")
-        runs.records.update(found.renamed(f" at {rate}"))
+        runs = Runs(runs.records | found.renamed(f" at {rate}"), found.examples)
     sgd, explicit = f"sgd at {small}", f"{explicit} at {small}"
     noise = "accuracy under weight noise"
-    robust = [runs.of(f"sgd at {rate}", "noise_accuracy") for rate in rates]
+    robust = diverged_as_worst(
+        *(runs.of(f"sgd at {rate}", NOISE_ACCURACY) for rate in rates), worst=0
+    )
     return [
         *(
-            effect(
+            above(
                 f"{log_ratio('‖∇L‖', sgd, flat)}, {SAME_LOSS}",
                 flatter_at_same_loss(runs, flat, sgd, "gradient_norm"),
             )
             for flat in (*(f"sgd at {rate}" for rate in larger), explicit)
         ),
-        effect(f"rank correlation of learning rate and {noise}", correlation(list(rates), robust)),
-        effect(more_accurate(explicit, sgd, noise), gain(runs, explicit, sgd, "noise_accuracy")),
+        above(f"rank correlation of learning rate and {noise}", correlation(list(rates), robust)),
+        above(more_accurate(explicit, sgd, noise), gain(runs, explicit, sgd, NOISE_ACCURACY)),
     ]
 
 
 def wider_is_flatter(experiments: Experiments) -> list[Effect]:
-    """R_IG = ‖∇L‖²/m of MLPs with m weights, at equal training loss."""
+    """‖∇L‖² of MLPs of different widths, at equal training loss.
+
+    R_IG = ‖∇L‖²/m also has the number of weights m, by which it falls with the width whatever the
+    gradient does. That part is shown apart and proves nothing.
+    """
     widths = QUICK_WIDTHS if experiments.setting.quick else WIDTHS
-    runs = Runs({})
+    runs = Runs({}, 0)
     for width in widths:
         found = experiments.compare(["sgd"], {"model": f"mlp:width={width}"}, flatness="along")
-        runs.records.update(found.renamed(f" with width {width}"))
+        runs = Runs(runs.records | found.renamed(f" with width {width}"), found.examples)
     narrow, *wider = (f"sgd with width {width}" for width in widths)
-    return [
-        effect(
-            f"{log_ratio('R_IG', narrow, wide)}, {SAME_LOSS}",
-            2 * flatter_at_same_loss(runs, wide, narrow, "gradient_norm")
-            + np.log2(runs.of(wide, "weights") / runs.of(narrow, "weights")),
-        )
-        for wide in wider
-    ]
+    effects = []
+    for wide in wider:
+        gradient = 2 * flatter_at_same_loss(runs, wide, narrow, "gradient_norm")
+        weights = diverged_as_worst(np.log2(runs.of(wide, "weights") / runs.of(narrow, "weights")))[
+            0
+        ]
+        effects += [
+            above(f"{log_ratio('‖∇L‖²', narrow, wide)}, {SAME_LOSS}", gradient),
+            shown(log_ratio("1/m", narrow, wide), weights),
+            shown(f"{log_ratio('R_IG', narrow, wide)}, {SAME_LOSS}", gradient + weights),
+        ]
+    return effects
 
 
 def pacgen_and_gap(experiments: Experiments) -> list[Effect]:
-    """Ψ and the generalization gap across batch sizes, and across learning rates.
+    """Ψ and the generalization gap across batch sizes and learning rates.
 
-    Batch sizes are compared at the learning rate 0.1, learning rates at the batch size 256.
+    A run that fits the training set better has a larger gap, whatever Ψ is. So the prediction is
+    about what Ψ tells if the training loss is known. The rivals show what simpler quantities tell.
     """
-    sizes, rates = (32, 64, 128, 256), (0.01, 0.03, 0.1, 0.3)
-    settings = {
-        "batch sizes": [{"batch_size": size, "learning_rate": 0.1} for size in sizes],
-        "learning rates": [{"batch_size": 256, "learning_rate": rate} for rate in rates],
-    }
+    settings = [{"batch_size": size, "learning_rate": 0.1} for size in (32, 64, 128, 256)]
+    settings += [{"batch_size": 256, "learning_rate": rate} for rate in (0.01, 0.03, 0.3)]
+    runs = [experiments.compare(["sgd"], one, flatness="end") for one in settings]
+
+    def of(name: str) -> np.ndarray:  # one row per seed, one column per setting
+        return np.transpose([one.of("sgd", name) for one in runs])
+
+    gap, loss = of("generalization_gap"), of("train_loss")
+
+    def ranks(values: np.ndarray) -> list[float]:
+        return [stats.spearmanr(*pair).statistic for pair in zip(values, gap, strict=True)]
+
+    def given_loss(name: str) -> list[float]:
+        rows = zip(of(name), gap, loss, strict=True)
+        return [partial_correlation(*row) for row in rows]
+
+    across = "across 7 batch sizes and learning rates"
+    rank = "rank correlation with the generalization gap"
     return [
-        effect(
-            f"rank correlation of Ψ and generalization gap across {name}",
-            _pacgen_correlation(experiments, options),
-        )
-        for name, options in settings.items()
+        above(f"{rank} at known training loss, of Ψ, {across}", given_loss("pacgen")),
+        above(
+            f"{rank}, of Ψ minus that of minus the training loss",
+            np.subtract(ranks(of("pacgen")), ranks(-loss)),
+        ),
+        shown(f"{rank}, of Ψ", ranks(of("pacgen"))),
+        shown(f"{rank}, of minus the training loss", ranks(-loss)),
+        *(shown(f"{rank}, of {symbol}", ranks(of(name))) for name, symbol in RIVALS.items()),
+        *(
+            shown(f"{rank} at known training loss, of {symbol}", given_loss(name))
+            for name, symbol in RIVALS.items()
+        ),
     ]
-
-
-def _pacgen_correlation(
-    experiments: Experiments, options: Sequence[Mapping[str, Any]]
-) -> list[float]:
-    """The rank correlation of Ψ and the generalization gap across options, one per seed."""
-    runs = [experiments.compare(["sgd"], one, flatness="end") for one in options]
-    metric, gap = (
-        np.transpose([one.of("sgd", name) for one in runs])
-        for name in ("pacgen", "generalization_gap")
-    )
-    return [stats.spearmanr(*pair).statistic for pair in zip(metric, gap, strict=True)]

@@ -17,3 +17,5 @@ NOISE = [f"perturbed_gradient:sigma={s}" for s in (0.005, 0.01, 0.02, *RHOS[1:7]
 SCALED_NOISE = [f"scaled_perturbed_gradient:sigma={s / 10:g}" for s in (0.01, *RHOS[:9])]
 SPECTRAL = [f"spectral_norm_penalty:penalty={s / 10:g}" for s in (0.01, *RHOS[:9])]
 DROPOUT = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
+# Lengths of the plain optimizer's training, as shares of the number of epochs: ten again.
+LENGTHS = (0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 0.8, 1)

@@ -1,63 +1,138 @@
-"""The verdict on a claim: reproduced, not reproduced or inconclusive.
+"""What a claim predicts, and the verdict on it: reproduced, not reproduced or inconclusive.
 
-A claim predicts that some quantities, its effects, are above zero. Each effect is measured once per
-seed, paired where it compares two methods, and has a 95% confidence interval from Student's t
-distribution. The claim is
+A claim predicts that each of its effects is above a bound, or within a margin around zero. An
+effect is measured once per seed, paired where it compares two methods. Its interval covers other
+seeds and, if it is an accuracy, other test examples. The claim is
 
-- not reproduced if the interval of at least one effect is entirely below zero,
-- reproduced if the intervals of all effects are entirely above zero, and
+- not reproduced if at least one of its effects is shown to be on the wrong side,
+- reproduced if all of its effects are shown to be on the right side,
+- without a verdict if the data could not show an effect: with fewer than three seeds, no spread
+  between them, a quick trial, or missing runs, and
 - inconclusive otherwise.
+
+The verdicts of a page are corrected together by Holm's method, so that the probability of any false
+verdict on the page is at most 5%. `statistics/questions.py` has the tests.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from numpy.typing import ArrayLike
 
-from benchmarks.common.statistics import estimates
+from benchmarks.common.statistics import questions
+from benchmarks.common.statistics.confidence import Confidence, of_seeds
+from benchmarks.common.statistics.questions import Question
 
-VERDICTS = REPRODUCED, NOT_REPRODUCED, INCONCLUSIVE = (
+VERDICTS = REPRODUCED, NOT_REPRODUCED, INCONCLUSIVE, NO_VERDICT = (
     "reproduced",
     "not reproduced",
     "inconclusive",
+    "no verdict",
 )
+NAMES = {
+    questions.FOR: REPRODUCED,
+    questions.AGAINST: NOT_REPRODUCED,
+    questions.UNDECIDED: INCONCLUSIVE,
+    questions.NONE: NO_VERDICT,
+}
 
 
 class Effect(NamedTuple):
-    """A quantity that a claim predicts to be above zero.
+    """A quantity that a claim makes a prediction about.
 
     Attributes:
       quantity: what is measured, in words, with the unit.
-      mean: the mean over the seeds.
-      low: the lower end of the 95% confidence interval; NaN with fewer than two seeds.
+      prediction: what the claim predicts, for example `> 0` or `within ±0.2`; empty if the quantity
+        is only shown.
+      mean: the mean over the seeds; NaN if the runs are missing.
+      low: the lower end of the 95% interval; NaN with fewer than two seeds.
       high: the upper end of the interval; NaN with fewer than two seeds.
-      seeds: the number of seeds with a finite value.
+      seeds: the number of seeds.
+      p_for: the p-value of the prediction; NaN if the quantity is only shown.
+      p_against: the p-value of the opposite.
+      reason: why the data cannot show the prediction; empty if they can.
     """
 
     quantity: str
+    prediction: str
     mean: float
     low: float
     high: float
     seeds: int
+    p_for: float = math.nan
+    p_against: float = math.nan
+    reason: str = ""
 
 
-def effect(quantity: str, values: ArrayLike) -> Effect:
-    """Returns the effect of one value per seed; values that are not finite are left out."""
-    found = estimates.estimate(estimates.finite(values))
-    return Effect(quantity, found.mean, found.low, found.high, found.count)
+class Check(NamedTuple):
+    """A statement that holds by construction, which no experiment needs to decide.
 
-
-def exact(quantity: str, value: float) -> Effect:
-    """Returns the effect of a number that does not depend on a seed."""
-    return Effect(quantity, float(value), float(value), float(value), 1)
-
-
-def verdict(effects: Sequence[Effect]) -> str:
-    """Returns the verdict on a claim that predicts these effects.
-
-    An effect without an interval makes the verdict inconclusive, unless another effect is below
-    zero.
+    Attributes:
+      quantity: what is computed, in words, with the unit.
+      value: its value.
+      condition: what must be true of the value, for example `≤ 0.01`.
+      holds: whether it is.
     """
-    if any(one.high < 0 for one in effects):
-        return NOT_REPRODUCED
-    return REPRODUCED if all(one.low > 0 for one in effects) else INCONCLUSIVE
+
+    quantity: str
+    value: float
+    condition: str
+    holds: bool
+
+
+def above(quantity: str, effect: Confidence | ArrayLike, bound: float = 0.0) -> Effect:
+    """Returns an effect that is predicted to be above a bound.
+
+    Args:
+      quantity: what is measured.
+      effect: its confidence distribution, or one value per seed.
+      bound: the bound.
+    """
+    found = _confidence(effect)
+    return _effect(quantity, f"> {bound:g}", found, questions.superiority(found, bound))
+
+
+def within(quantity: str, effect: Confidence | ArrayLike, margin: float, share: str) -> Effect:
+    """Returns an effect that is predicted to be equal to zero within a margin.
+
+    Args:
+      quantity: what is measured.
+      effect: its confidence distribution, or one value per seed.
+      margin: the largest difference that counts as equal.
+      share: what the margin is a share of, for example `25% of SAM's gain`.
+    """
+    found = _confidence(effect)
+    prediction = f"within ±{margin:.2g} ({share})" if margin > 0 else f"within {share}"
+    return _effect(quantity, prediction, found, questions.equivalence(found, margin))
+
+
+def shown(quantity: str, effect: Confidence | ArrayLike) -> Effect:
+    """Returns a quantity that is shown beside the effects of a claim and does not decide it."""
+    found = _confidence(effect)
+    return Effect(quantity, "", found.mean, *found.interval(), found.seeds)
+
+
+def missing(quantity: str, reason: str) -> Effect:
+    """Returns an effect whose runs are missing."""
+    nan = math.nan
+    return Effect(quantity, "", nan, nan, nan, 0, 1.0, 1.0, reason)
+
+
+def question(effects: Sequence[Effect], quick: bool) -> Question:
+    """Returns the question whether all predictions of a claim are true."""
+    if quick:
+        return Question(1.0, 1.0, "a quick trial")
+    return questions.all_of(
+        [Question(one.p_for, one.p_against, one.reason) for one in effects if one.p_for >= 0]
+    )
+
+
+def _confidence(effect: Confidence | ArrayLike) -> Confidence:
+    return effect if isinstance(effect, Confidence) else of_seeds(effect)
+
+
+def _effect(quantity: str, prediction: str, found: Confidence, asked: Question) -> Effect:
+    return Effect(quantity, prediction, found.mean, *found.interval(), found.seeds)._replace(
+        p_for=asked.p_for, p_against=asked.p_against, reason=asked.reason
+    )

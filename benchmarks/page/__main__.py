@@ -11,9 +11,11 @@ import json
 import pathlib
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-from benchmarks.claims.registry import CLAIMS
+from benchmarks.claims.claim import Checked, Claim
+from benchmarks.claims.registry import CHECKS, CLAIMS
 from benchmarks.common import cli, results
 from benchmarks.common.cli import UsageError
 from benchmarks.common.table import Table
@@ -28,6 +30,12 @@ made a table stands above it. The links below it lead to all numbers: `manifest.
 commands, the revision of the code, the versions, the configuration and the data set, `runs.csv`
 has one row per run, and `curves.npz` has what was recorded several times per run. A folder of
 claims has one such folder per comparison."""
+
+GLANCE = (
+    "All verdicts of this table are corrected together by Holm's method: the probability of any "
+    "false one among them is at most 5%. There is no verdict where runs are missing or could not "
+    "decide; the tables below say why."
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -81,18 +89,32 @@ def _at_a_glance(folder: pathlib.Path) -> str:
     if not tested:
         return ""
     settings = [f"{one['setting']['data']}, {one['setting']['model']}" for one in tested]
-    rows = []
-    for name, claim in CLAIMS.items():
-        verdicts = [one["claims"].get(name, {}).get("verdict", "") for one in tested]
-        if any(verdicts):
-            rows.append([claim.statement, *verdicts])
-    table = Table(
-        title="Claims at a glance",
-        headings=["claim", *settings],
-        rows=rows,
-        align="l" * (1 + len(settings)),
+    claims = _rows([one["claims"] for one in tested], CLAIMS, lambda claim: claim["verdict"])
+    checks = _rows(
+        [one.get("checks", {}) for one in tested],
+        CHECKS,
+        lambda check: "yes" if all(one["holds"] for one in check["checks"]) else "NO",
     )
-    return table.markdown(level=2).strip()
+    align = "l" * (1 + len(settings))
+    tables = [
+        Table("Claims at a glance", ["claim", *settings], claims, GLANCE, align),
+        Table("Checks at a glance", ["holds by construction", *settings], checks, "", align),
+    ]
+    return "\n\n".join(one.markdown(level=2).strip() for one in tables if one.rows)
+
+
+def _rows(
+    tested: Sequence[dict[str, Any]],
+    statements: Mapping[str, Claim | Checked],
+    outcome: Callable[[dict[str, Any]], str],
+) -> list[list[str]]:
+    """The outcome of each statement in each setting, where it was tested in any."""
+    rows = []
+    for name, statement in statements.items():
+        found = [outcome(one[name]) if name in one else "" for one in tested]
+        if any(found):
+            rows.append([statement.statement, *found])
+    return rows
 
 
 def _section(folder: pathlib.Path) -> str:
@@ -136,4 +158,4 @@ def _files(folder: pathlib.Path, *suffixes: str) -> list[pathlib.Path]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.start(main)

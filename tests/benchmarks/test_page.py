@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from benchmarks.claims.registry import CLAIMS
+from benchmarks.claims.registry import CHECKS, CLAIMS
 from benchmarks.page.__main__ import main
 
 SETTING = {"data": "digits", "model": "mlp"}
@@ -20,7 +20,8 @@ def recorded(tmp_path):
         (tmp_path / name / "table.md").write_text(text)
         (tmp_path / name / "manifest.json").write_text("{}")
     claims = {"below_sgd": {"verdict": "inconclusive"}}
-    record = json.dumps({"setting": SETTING, "claims": claims})
+    checks = {"blind_to_the_gradient": {"checks": [{"holds": True}, {"holds": False}]}}
+    record = json.dumps({"setting": SETTING, "claims": claims, "checks": checks})
     (tmp_path / "claims-digits" / "claims.json").write_text(record)
     (tmp_path / "other" / "figure.png").write_bytes(b"")
     return tmp_path
@@ -30,6 +31,7 @@ def test_the_page_shows_tables_figures_and_verdicts(recorded):
     assert main([f"--results={recorded}"]) == 0
     text = (recorded / "RESULTS.md").read_text()
     assert f"| {CLAIMS['below_sgd'].statement} | inconclusive |" in text
+    assert f"| {CHECKS['blind_to_the_gradient'].statement} | NO |" in text
     assert text.count("the command") == 2
     assert "[claims.json](claims-digits/claims.json)" in text
     assert "[manifest.json](other/manifest.json)" in text
@@ -43,7 +45,7 @@ def test_the_headings_of_the_page_are_unique(recorded):
     assert "### One (other)" in headings
     assert "#### Goals (other: One)" in headings
     assert "#### Goals (claims-digits: Two)" in headings
-    assert len(headings) == len(set(headings)) == 12
+    assert len(headings) == len(set(headings)) == 13
 
 
 def test_check_does_not_write(recorded, capsys):

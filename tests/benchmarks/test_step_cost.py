@@ -65,6 +65,19 @@ def test_a_verdict_needs_an_interval_clear_of_the_limit(ratios, verdict):
     assert goals(runs, 1)[0].verdict == verdict
 
 
+@pytest.mark.parametrize(("method", "gradients"), [("sam", 2), ("gam_accelerated", 4)])
+def test_the_time_of_a_goal_is_divided_by_its_floor(method, gradients):
+    """A step that takes exactly as long as its gradients is at 1.00 of its floor."""
+    runs = [
+        {"name": name, "gradients": floor, "temporary_bytes": 1.0, "seconds": floor * np.ones(20)}
+        for name, floor in ((GRADIENT, 1), (OPTAX_SAM, 2), (method, gradients))
+    ]
+    found = goals(runs, 1)[0]
+    assert found.goal.startswith("time / floor")
+    assert (found.measured, found.low, found.high) == pytest.approx((1, 1, 1))
+    assert found.verdict == "met"
+
+
 def test_every_method_of_the_registry_is_built_by_its_name():
     built = methods(list(METHODS), "sgd")
     assert [method.label for method in built] == list(METHODS)

@@ -65,9 +65,8 @@ from tests.support import commands
         (claims, ["--only=everything"], "Choose from below_sgd, "),
         (claims, ["--seeds=1"], "needs at least 2"),
         (claims, ["--sedes=5"], "unrecognized arguments"),
-        (claims, ["--recompute"], "--recompute needs --out FOLDER"),
-        (claims, ["--recompute", "--out=x", "--seeds=5"], "--recompute does not take --seeds"),
-        (claims, ["--recompute", "--out=missing"], "Name a folder of this command with --out"),
+        (claims, ["--judge", "x", "--seeds=5"], "--judge does not take --seeds"),
+        (claims, ["--judge", "missing"], "missing has no claims.json"),
         (toy, ["--points=1"], "--points 1 is out of range: it must be at least 2"),
     ],
 )
