@@ -4,7 +4,7 @@ They are about curvature, zeroth- and first-order flatness (R⁰ and R¹), impli
 the PACGen measure.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -271,4 +271,41 @@ def pacgen_and_gap(experiments: Experiments) -> list[Effect]:
             shown(f"{rank} at known training loss, of {symbol}", given_loss(name))
             for name, symbol in RIVALS.items()
         ),
+        *_pacgen_at_equal_loss(experiments, settings),
     ]
+
+
+def _pacgen_at_equal_loss(
+    experiments: Experiments, settings: Sequence[Mapping[str, Any]]
+) -> Iterator[Effect]:
+    """Ψ and the gap at a training loss that all settings reach.
+
+    They are interpolated between trainings of half, whole and double length.
+    """
+    if experiments.setting.quick:
+        return
+    what = f"rank correlation of Ψ and the generalization gap, {SAME_LOSS}"
+    epochs = experiments.recipe().epochs
+    lengths = [{"epochs": epochs // 2}, {}, {"epochs": 2 * epochs}]
+    try:
+        runs = [
+            [experiments.compare(["sgd"], {**one, **more}, flatness="end") for more in lengths]
+            for one in settings
+        ]
+    except MissingRunsError:
+        yield missing(what, "runs are missing")
+        return
+    loss, metric, gap = (
+        np.array([[one.of("sgd", name) for one in row] for row in runs])
+        for name in ("train_loss", "pacgen", "generalization_gap")
+    )
+    found = []
+    for seed in range(loss.shape[-1]):
+        of_loss = np.log(loss[..., seed])  # one row per setting, one column per length
+        low, high = of_loss.min(1).max(), of_loss.max(1).min()
+        pairs = [
+            [np.interp((low + high) / 2, x[x.argsort()], y[x.argsort()]) for y in both]
+            for x, *both in zip(of_loss, metric[..., seed], gap[..., seed], strict=True)
+        ]
+        found.append(stats.spearmanr(*np.transpose(pairs)).statistic if low < high else np.nan)
+    yield above(what, found)

@@ -18,6 +18,7 @@ from typing import Any
 from benchmarks.claims.claim import Checked, Claim
 from benchmarks.claims.experiments import (
     Experiments,
+    MissingRunsError,
     Setting,
     recorded_comparison,
     recorded_lipschitz,
@@ -38,7 +39,7 @@ def folders(path: pathlib.Path) -> list[pathlib.Path]:
     """Returns `path` if it has a claims.json, and otherwise the folders in it that have one.
 
     Raises:
-      UsageError: if there is none.
+      UsageError: if there is not any.
     """
     if (path / FILE).exists():
         return [path]
@@ -71,16 +72,20 @@ def judge(path: pathlib.Path, statements: Statements) -> dict[pathlib.Path, Reco
     found = folders(path)
     records = {folder: read(folder) for folder in found}
     for folder, record in records.items():
-        for name, statement in statements.items():
-            if name in record["seeds"]:
-                experiments = Experiments(
-                    folder,
-                    Setting(**record["setting"]),
-                    record["seeds"][name],
-                    recorded_comparison,
-                    recorded_lipschitz,
-                )
-                add(record, name, statement, experiments)
+        for name in [one for one in statements if one in record["seeds"]]:
+            experiments = Experiments(
+                folder,
+                Setting(**record["setting"]),
+                record["seeds"][name],
+                recorded_comparison,
+                recorded_lipschitz,
+            )
+            try:
+                add(record, name, statements[name], experiments)
+            except MissingRunsError:
+                if name in {**record["claims"], **record["checks"]}:
+                    raise
+                # The command was interrupted before this claim had all of its runs.
         if found != [path]:
             record["page"] = [one.name for one in found]
     for folder, record in records.items():
@@ -106,14 +111,14 @@ def add(
     """
     claims, checks = record["claims"], record["checks"]
     kept = {**claims, **checks}.get(name, {})
-    for section in (claims, checks):
-        section.pop(name, None)
     if isinstance(statement, Claim):
         found = [one._asdict() for one in statement.effects(experiments)]
         section, key = claims, "effects"
     else:
         found = [one._asdict() for one in statement.checks(experiments)]
         section, key = checks, "checks"
+    for one in (claims, checks):
+        one.pop(name, None)
     section[name] = {
         "statement": statement.statement,
         "source": statement.source,
@@ -143,10 +148,12 @@ def decide(
     Raises:
       UsageError: if a folder of the page is missing.
     """
+    folder = folder.resolve()  # whose name and neighbors are known
+    records = {one.resolve(): page for one, page in (known or {}).items()} | {folder: record}
     asked = []
     for name in record["page"]:
         other = folder.parent / name
-        page = record if name == folder.name else (known or {}).get(other) or read(other)
+        page = records[other] if other in records else read(other)
         asked += [(name, claim, _question(page, claim)) for claim in page["claims"]]
     found = questions.verdicts([one for _, _, one in asked])
     for (name, claim, _), verdict in zip(asked, found, strict=True):
@@ -180,10 +187,11 @@ def read(folder: pathlib.Path) -> Record:
             f"Cannot read {folder / FILE} ({error}). Name a folder that python -m "
             "benchmarks.claims wrote."
         ) from error
+    # Older results lack what follows.
     seeds = {name: claim["seeds"] for name, claim in record["claims"].items()}
     if "checks" not in record and (part := record["claims"].get("partial_penalty")):
-        seeds["ends_of_the_penalty"] = part["seeds"]  # in older results a part of this claim
-    return {"seeds": seeds, "page": [folder.name], "checks": {}} | record
+        seeds["ends_of_the_penalty"] = part["seeds"]  # which was a part of this claim
+    return {"seeds": seeds, "page": [folder.resolve().name], "checks": {}} | record
 
 
 def save(folder: pathlib.Path, record: Record, order: Sequence[str]) -> None:

@@ -8,6 +8,7 @@ import pathlib
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from benchmarks.claims import accuracy, flatness
 from benchmarks.claims.experiments import FIRST_TUNING_SEED, Experiments, Setting
@@ -75,7 +76,7 @@ class World:
             + (SPREAD[seed] if seed < SEEDS else 0),
             "noise_accuracy": rate + (0.1 if name == "gradient_regularization" else 0),
             "generalization_gap": {"sgd": 0.5}.get(name, 0.3) + rate,
-            "train_loss": 0.01 / options.batch_size,
+            "train_loss": 0.4 / options.epochs / options.batch_size**0.25,
             "pacgen": rate * options.batch_size,  # of the setting alone
             "lambda_max": size,
             "trace": 2 * size,
@@ -236,9 +237,11 @@ def test_a_larger_learning_rate_has_a_smaller_gradient():
 
 def test_pacgen_must_tell_more_than_the_training_loss():
     """Here Ψ = rate · batch size has its own share of the gap, 0.5 + rate; the loss has less."""
-    known, difference = means("pacgen_and_gap")
+    known, difference, at_equal_loss = means("pacgen_and_gap")
     assert known > 0.5
     assert difference > 0
+    rates, sizes = np.array([0.1] * 4 + [0.01, 0.03, 0.3]), np.array([32, 64, 128, *[256] * 4])
+    assert at_equal_loss == pytest.approx(stats.spearmanr(rates * sizes, rates).statistic)
 
 
 def test_the_margin_is_a_share_of_the_gain_and_is_not_added():

@@ -2,13 +2,16 @@
 
 import json
 import math
+import pathlib
 
 import numpy as np
 import pytest
 
 from benchmarks.claims import judging
 from benchmarks.claims import verdict as rule
+from benchmarks.claims.experiments import MissingRunsError
 from benchmarks.claims.judging import FILE
+from benchmarks.claims.registry import CLAIMS
 from benchmarks.claims.table import checks_table, table
 from benchmarks.claims.verdict import Check, above, missing, shown, within
 from benchmarks.common import results
@@ -135,6 +138,26 @@ def test_the_tables_show_predictions_reasons_and_checks(tmp_path):
     text = checks_table(record).markdown()
     assert "| s (p) | difference | ≤ 0.1 | 0 | **yes** |" in text
     assert "|  | ratio | > 0 | -1.5 | **NO** |" in text
+
+
+def test_a_claim_without_all_of_its_runs_is_skipped_or_an_error(tmp_path):
+    """Skipped if it was never judged, because its command was interrupted."""
+    written(tmp_path / "a", one=claim(above("e", CLEAR)))
+    record = json.loads((tmp_path / "a" / FILE).read_text()) | {"seeds": {"below_sgd": 5}}
+    results.write_json(tmp_path / "a" / FILE, record)
+    (found,) = judging.judge(tmp_path / "a", CLAIMS).values()
+    assert list(found["claims"]) == ["one"]
+    record["claims"]["below_sgd"] = record["claims"]["one"]
+    results.write_json(tmp_path / "a" / FILE, record)
+    with pytest.raises(MissingRunsError, match="does not contain results"):
+        judging.judge(tmp_path / "a", CLAIMS)
+
+
+def test_a_folder_can_be_judged_from_inside(tmp_path, monkeypatch):
+    written(tmp_path / "a", one=claim(above("e", CLEAR)))
+    monkeypatch.chdir(tmp_path / "a")
+    (found,) = judging.judge(pathlib.Path(), {}).values()
+    assert found["claims"]["one"]["verdict"] == "reproduced"
 
 
 def test_older_records_can_be_judged(tmp_path):
