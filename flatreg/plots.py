@@ -286,11 +286,12 @@ class _SparseLocator(MaxNLocator):
         width = self._ax.get_window_extent().width * 72 / self._ax.figure.dpi
         for bins in range(TICKS, 0, -1):
             self.set_params(nbins=bins)
-            ticks = self.tick_values(low, high)
+            ticks = np.asarray(self.tick_values(low, high))
             pitch = width * (ticks[1] - ticks[0]) / abs(high - low)
             if pitch > 0.75 * size * max(len(f"{tick:g}") for tick in ticks):
-                break
-        return ticks
+                return ticks
+        inside = ticks[(ticks >= min(low, high)) & (ticks <= max(low, high))]
+        return inside[[0, -1]] if len(inside) > 1 else inside
 
 
 def _contours(low: float, high: float, levels: int) -> tuple[np.ndarray, Normalize]:

@@ -9,7 +9,6 @@ from scipy import stats  # type: ignore[import-untyped]
 
 from benchmarks.common import measuring
 from benchmarks.common.statistics.confidence import (
-    RESAMPLES,
     Confidence,
     diverged_as_worst,
     of_correctness,
@@ -18,6 +17,7 @@ from benchmarks.common.statistics.confidence import (
 from benchmarks.common.statistics.correctness import unpacked
 from benchmarks.common.statistics.times import time_ratio
 
+NODES = 400  # quantiles that stand for a normal distribution
 ACCURACY, NOISE_ACCURACY = "test_accuracy", "noise_accuracy"
 
 
@@ -103,7 +103,7 @@ def gain(runs: Runs, better: str, worse: str, name: str = ACCURACY) -> Confidenc
     if name == NOISE_ACCURACY:
         examples = min(examples, measuring.CURVATURE_EXAMPLES)
     spread = math.sqrt((2 - first.mean() - second.mean()) / examples)
-    shifts = spread * stats.norm.ppf((np.arange(RESAMPLES) + 0.5) / RESAMPLES)
+    shifts = spread * stats.norm.ppf((np.arange(NODES) + 0.5) / NODES)
     return of_seeds(first - second)._replace(shifts=shifts).scaled(100)
 
 

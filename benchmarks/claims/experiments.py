@@ -23,6 +23,7 @@ TUNING_SEEDS = 3
 FIRST_TUNING_SEED = 100
 GROWING = ("methods", "seeds")  # options that add runs to a folder
 
+Read = Callable[[pathlib.Path], results.Results]
 # Each takes the options and the folder, and returns the results with the runs of these options.
 Compare = Callable[[Options, pathlib.Path], results.Results]
 Lipschitz = Callable[[dict[str, Any], pathlib.Path], results.Results]
@@ -213,14 +214,21 @@ def comparison_name(options: Mapping[str, Any]) -> str:
     return "--".join(parts)
 
 
-def recorded_comparison(options: Options, folder: pathlib.Path) -> results.Results:
+def recorded_comparison(
+    options: Options, folder: pathlib.Path, read: Read = results.read
+) -> results.Results:
     """Returns the results of a finished comparison.
+
+    Args:
+      options: the options of the comparison.
+      folder: the folder of its results.
+      read: reads them.
 
     Raises:
       MissingRunsError: if the folder lacks a run of these options.
       UsageError: if it was made with other options.
     """
-    found = _recorded(folder)
+    found = _recorded(folder, read)
     for name, value in options._asdict().items():
         kept = found["configuration"].get(name, value)
         if name not in GROWING and kept != value:
@@ -230,23 +238,30 @@ def recorded_comparison(options: Options, folder: pathlib.Path) -> results.Resul
     return found
 
 
-def recorded_lipschitz(options: dict[str, Any], folder: pathlib.Path) -> results.Results:
+def recorded_lipschitz(
+    options: dict[str, Any], folder: pathlib.Path, read: Read = results.read
+) -> results.Results:
     """Returns the results of a finished run of `benchmarks.lipschitz`.
+
+    Args:
+      options: the options of the run.
+      folder: the folder of its results.
+      read: reads them.
 
     Raises:
       MissingRunsError: if the folder lacks a seed.
     """
-    found = _recorded(folder)
+    found = _recorded(folder, read)
     _check_complete(folder, found, found["methods"], range(options["seeds"]))
     return found
 
 
-def _recorded(folder: pathlib.Path) -> results.Results:
+def _recorded(folder: pathlib.Path, read: Read) -> results.Results:
     if not results.exist(folder):
         raise MissingRunsError(
             f"{folder} does not contain results. Give the command without --judge."
         )
-    return results.read(folder)
+    return read(folder)
 
 
 def _check_complete(

@@ -9,6 +9,7 @@ A record is the content of claims.json:
     checks    the same of the statements that hold by construction, without a verdict
 """
 
+import functools
 import json
 import math
 import pathlib
@@ -71,14 +72,15 @@ def judge(path: pathlib.Path, statements: Statements) -> dict[pathlib.Path, Reco
     """
     found = folders(path)
     records = {folder: read(folder) for folder in found}
+    read_once = functools.cache(results.read)  # several claims share their runs
     for folder, record in records.items():
         for name in [one for one in statements if one in record["seeds"]]:
             experiments = Experiments(
                 folder,
                 Setting(**record["setting"]),
                 record["seeds"][name],
-                recorded_comparison,
-                recorded_lipschitz,
+                functools.partial(recorded_comparison, read=read_once),
+                functools.partial(recorded_lipschitz, read=read_once),
             )
             try:
                 add(record, name, statements[name], experiments)

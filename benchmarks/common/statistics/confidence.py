@@ -100,6 +100,8 @@ def of_seeds(values: ArrayLike) -> Confidence:
     see `diverged_as_worst`.
     """
     sample = np.asarray(values, float).ravel()
+    if not np.isfinite(sample).all():
+        return Confidence(math.nan, math.nan, len(sample), np.zeros(1))
     mean = float(sample.mean()) if len(sample) else math.nan
     error = sample.std(ddof=1) / math.sqrt(len(sample)) if len(sample) > 1 else math.nan
     if len(sample) and not np.ptp(sample):

@@ -71,6 +71,7 @@ class World:
             }
             for x in loss
         ]
+        top = size * (1 + rate * options.batch_size if options.flatness == "end" else 1)
         measured = {
             "test_accuracy": self.accuracy(name, value, late, small, options) / 100
             + (SPREAD[seed] if seed < SEEDS else 0),
@@ -78,10 +79,10 @@ class World:
             "generalization_gap": {"sgd": 0.5}.get(name, 0.3) + rate,
             "train_loss": 0.4 / options.epochs / options.batch_size**0.25,
             "pacgen": rate * options.batch_size,  # of the setting alone
-            "lambda_max": size,
-            "trace": 2 * size,
-            "first_order_flatness": 0.05**2 * size * 2,
-            "weight_norm": 1.0,
+            "lambda_max": top,
+            "trace": 2 * top,
+            "first_order_flatness": 0.05**2 * top * 2,
+            "weight_norm": 1.0 + rate * options.batch_size,
             "weights": width**2,
         }
         time = {"sgd": 1.0, "sam": 2.0}.get(name, 3.0)

@@ -57,7 +57,7 @@ def test_the_interval_covers_the_true_cost():
     """Accuracies of 60, 70, 80 and 90%: the curve crosses 75% at the cost √2."""
     rng = np.random.default_rng(0)
     covered = []
-    for _ in range(400):
+    for _ in range(300):
         hard = rng.uniform(-0.1, 0.1, 200)  # examples are as hard for all costs
         curve = [
             rng.random((4, 200)) < p + hard + rng.uniform(-0.05, 0.05, (4, 1))
