@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 OPTIMIZERS = ("sgd", "adamw")
+DTYPES = ("float32", "bfloat16")
 INTERRUPTED = 130  # the conventional exit code after SIGINT: 128 + 2
 DATA_HELP = (
     "digits (bundled with scikit-learn, the default), mnist, fashion_mnist, cifar10, or PATH.npz "

@@ -22,6 +22,7 @@ CURVATURE_CHUNK = 256  # fewer for Hessian-vector products, which need more memo
 NOISE = 0.5  # standard deviation of the noise on a weight, relative to the weight
 NOISE_DRAWS = 10
 PROBES = 64  # random vectors for the trace and for the diagonal
+SPECTRUM_PROBES = 16  # for the trace if it is measured without the other measures
 RHO = 0.05  # radius of the ball of R⁰ and R¹
 # Steps from each start: the gradient, ± the top eigenvector, and for R¹ also the maximizer of R⁰.
 ASCENT_STEPS = 20
@@ -132,8 +133,8 @@ def measure(
       test: the examples for evaluation.
       label_noise: the fraction of wrong training labels.
       seed: the seed of starts, probes and weight noise.
-      flatness: `no`, `lambda_max` (the largest Hessian eigenvalue only), or `end` or `along` for
-        all measures of flatness.
+      flatness: `no`, `lambda_max` (the largest Hessian eigenvalue only), `spectrum` (that and the
+        trace), or `end` or `along` for all measures of flatness.
     """
     (x, y), (x_test, y_test) = train, test
     some = slice(CURVATURE_EXAMPLES)
@@ -142,8 +143,8 @@ def measure(
         on_test = evaluate(model, variables, x_test, y_test)
         found = {}
         if flatness != "no":
-            whole = flatness != "lambda_max"
-            found = _flatness(model, whole, variables, (x[some], y[some]), jax.random.key(seed))
+            amount = flatness if flatness in ("lambda_max", "spectrum") else "all"
+            found = _flatness(model, amount, variables, (x[some], y[some]), jax.random.key(seed))
         gradient = _full_gradient(model, variables, x, y)
         noisy = [
             evaluate(model, _perturbed(variables, key), x_test[some], y_test[some])
@@ -227,28 +228,30 @@ def _gradient(model: nn.Module, variables: Any, x: jax.Array, y: jax.Array) -> A
 @partial(jax.jit, static_argnums=(0, 1))
 def _flatness(
     model: nn.Module,
-    whole: bool,
+    amount: str,
     variables: Any,
     examples: Examples,
     key: jax.Array,
 ) -> dict[str, jax.Array]:
-    """λ_max of the loss on the examples or, if `whole`, all measures of flatness."""
+    """λ_max of the loss on the examples (`lambda_max`), also its trace (`spectrum`), or `all`."""
     loss_fn, params = _dataset_loss(model, variables, examples), variables["params"]
     keys = jax.random.split(key, 6)
     pairs = measures.top_eigenpairs(loss_fn, params, keys[0])
     top = {"lambda_max": pairs.values[0], "lambda_max_residual": pairs.residuals[0]}
-    if not whole:
+    if amount == "lambda_max":
+        return top
+    probes = SPECTRUM_PROBES if amount == "spectrum" else PROBES
+    trace = measures.trace(loss_fn, params, keys[1], probes=probes)
+    top |= {"trace": trace.value, "trace_standard_error": trace.standard_error}
+    if amount == "spectrum":
         return top
     ball: dict[str, Any] = {"rho": RHO, "steps": ASCENT_STEPS, "random_starts": 0}
-    trace = measures.trace(loss_fn, params, keys[1], probes=PROBES)
     diagonal = measures.diagonal(loss_fn, params, keys[2], probes=PROBES)
     change = measures.hessian_lipschitz(
         loss_fn, params, keys[3], HESSIAN_RADIUS, starts=1, steps=10
     )
     pacgen = measures.pacgen(params, diagonal.value, change.value)
     return top | {
-        "trace": trace.value,
-        "trace_standard_error": trace.standard_error,
         "zeroth_order_flatness": measures.zeroth_order_flatness(
             loss_fn, params, keys[4], **ball
         ).value,

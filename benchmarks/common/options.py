@@ -3,9 +3,8 @@
 import importlib.util
 from typing import Any, NamedTuple
 
-from benchmarks.common.cli import OPTIMIZERS, UsageError, check_at_least, flag
+from benchmarks.common.cli import DTYPES, OPTIMIZERS, UsageError, check_at_least, flag
 
-DTYPES = ("float32", "bfloat16")
 BUDGETS = ("steps", "gradients")
 FLATNESS = ("no", "lambda_max", "end", "along")
 # Their hyperparameters were chosen on the validation split of digits.

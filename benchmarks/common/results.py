@@ -404,12 +404,12 @@ def _arrays(tables: Tables, keep: Callable[[str], bool]) -> dict[str, np.ndarray
 
 
 def _array(values: Sequence[Any]) -> np.ndarray:
-    """Returns numbers as an array: of ints, or of floats in single precision if that is exact."""
+    """Returns numbers as an array of the smallest type of ints, or of floats, that is exact."""
     array = np.array([_number(value) for value in values])
     if array.ndim != 1 or array.dtype.kind not in "if":
         raise TypeError(f"A list in a run must hold numbers or dictionaries of numbers: {values}")
     if array.dtype.kind == "i":
-        return array
+        return array.astype(np.result_type(*map(np.min_scalar_type, (array.min(), array.max()))))
     with np.errstate(over="ignore"):
         single = array.astype(np.float32)
     return single if np.array_equal(single, array, equal_nan=True) else array

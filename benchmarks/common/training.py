@@ -20,9 +20,6 @@ from benchmarks.common.methods import Method
 from benchmarks.common.options import Options
 from flatreg.linen import TrainState, classification_loss, make_train_step
 
-AUGMENTING = 2**16  # folded into the key of a step; call number c of the model folds in c
-
-
 State = TypeVar("State")
 
 
@@ -98,7 +95,7 @@ def build(
         inputs = x[batch]
         if options.augment:
             key = jax.random.fold_in(cast(jax.Array, state.key), state.step)
-            key = jax.random.fold_in(key, AUGMENTING)
+            key = jax.random.fold_in(key, augmentation.AUGMENTING)
             inputs = augmentation.crop_and_flip(key, inputs)
         state, metrics = train_step(state, (inputs, y[batch]))
         return state, metrics["loss"]

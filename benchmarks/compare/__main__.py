@@ -15,7 +15,6 @@ from benchmarks.common import cli, results
 from benchmarks.common.models import build
 from benchmarks.common.options import (
     BUDGETS,
-    DTYPES,
     FLATNESS,
     METHODS,
     Options,
@@ -89,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     cli.add_model(training, build.NAMES)
     training.add_argument(
         "--dtype",
-        choices=DTYPES,
+        choices=cli.DTYPES,
         help="dtype of the network's computations during training; parameters, loss and all "
         "measurements are float32 (default: float32)",
     )

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 
+AUGMENTING = 2**16  # folded into the key of a step; call number c of the model folds in c
 PADDING = 8  # each side of an image grows by 1/8 of its size: by 4 pixels for 32 pixels
 
 

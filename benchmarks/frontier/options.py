@@ -1,0 +1,151 @@
+"""The options of a frontier: what decides its numbers, the defaults and the valid ranges."""
+
+import importlib.util
+import math
+from typing import Any, NamedTuple
+
+from benchmarks.common.cli import DTYPES, OPTIMIZERS, UsageError, check_at_least, flag
+from benchmarks.frontier.tuning import Range
+
+ALL = "all"  # the value of --methods for all methods
+FLATNESS = ("no", "spectrum")
+TUNING_SEED = 10**6  # no test run has this seed, because the test seeds are 0, 1, …
+BUDGETS = (1 / 8, 1 / 4, 1 / 2, 1.0, 2.0, 4.0)
+
+
+class Options(NamedTuple):
+    """Everything that decides a number, as the options of `python -m benchmarks.frontier`.
+
+    Attributes:
+      data: the data set.
+      train_size: the number of training examples, of which a fifth is held out for tuning.
+      label_noise: the fraction of wrong training labels.
+      model: the network.
+      dtype: the dtype of the network's computations during training.
+      augment: whether to augment the training images.
+      optimizer: the base optimizer.
+      batch_size: the number of examples per batch.
+      epochs: the reference number of gradients is that of so many epochs of the plain optimizer.
+      warmup: the fraction of each training in which the learning rate rises.
+      methods: the methods, separated by commas, or `all`.
+      budgets: the budgets in units of the reference number, separated by commas.
+      trials: the number of tuning trials of each method at each budget.
+      more: the number of further trials each time that a range is widened.
+      seeds: the number of test runs of each method at each budget.
+      flatness: `no`, or `spectrum` for λ_max and trace of the test runs.
+    """
+
+    data: str
+    train_size: int | None
+    label_noise: float
+    model: str
+    dtype: str
+    augment: bool
+    optimizer: str
+    batch_size: int
+    epochs: int
+    warmup: float
+    methods: str
+    budgets: str
+    trials: int
+    more: int
+    seeds: int
+    flatness: str
+
+
+def complete(**given: Any) -> Options:
+    """Returns all options: the given ones and suitable defaults for the others.
+
+    Args:
+      **given: fields of `Options`. None stands for the default, which for some options depends on
+        the data, the network and the optimizer.
+
+    Raises:
+      UsageError: if an option is out of its range.
+    """
+    given = {name: value for name, value in given.items() if value is not None}
+    data, model = given.get("data", "digits"), given.get("model", "mlp")
+    text, digits = data == "text", data == "digits"
+    options = {
+        "data": data,
+        "train_size": 6000 if data == "fashion_mnist" else 10_000 if data == "cifar10" else None,
+        "label_noise": 0.0,
+        "model": "transformer" if text else model,
+        "dtype": "float32",
+        "augment": False,
+        "optimizer": "adamw" if text else "sgd",
+        "batch_size": 50 if digits else 32 if text else 100,
+        "epochs": 40 if digits else 5 if text else 25,
+        "warmup": 0.1 if text else 0.0,
+        "methods": ALL,
+        "budgets": ",".join(f"{budget:g}" for budget in BUDGETS),
+        "trials": 12,
+        "more": 4,
+        "seeds": 5,
+        "flatness": "spectrum",
+        **given,
+    }
+    completed = Options(**options)
+    _check(completed)
+    return completed
+
+
+def budgets_of(options: Options) -> list[float]:
+    """Returns the budgets in units of the reference number of gradients, in ascending order.
+
+    Raises:
+      UsageError: if a budget is not a positive number or is given twice.
+    """
+    try:
+        found = sorted(float(word) for word in options.budgets.split(","))
+    except ValueError:
+        found = []
+    if not found or not all(0 < one < math.inf for one in found) or len({*found}) < len(found):
+        raise UsageError(
+            f"--budgets {options.budgets} is not valid. Give different positive numbers separated "
+            "by commas, in units of the reference number of gradients, as in "
+            "--budgets 0.125,0.25,0.5,1."
+        )
+    return found
+
+
+def common_ranges(options: Options) -> dict[str, Range]:
+    """Returns the ranges of learning rate and weight decay, which are the same for all methods.
+
+    Smaller weight decays than the smallest one of the range have no effect on a training of this
+    length, so its lower end is not widened.
+    """
+    if options.optimizer == "adamw":
+        return {
+            "learning_rate": Range(3e-4, 1e-2),
+            "weight_decay": Range(1e-3, 0.3, least=1e-3),
+        }
+    return {
+        "learning_rate": Range(0.02, 0.5),
+        "weight_decay": Range(1e-5, 1e-2, least=1e-5),
+    }
+
+
+def _check(options: Options) -> None:
+    if options.augment and importlib.util.find_spec("dm_pix") is None:
+        raise UsageError(
+            "--augment needs dm-pix, which is not installed. Run pip install dm-pix, or leave out "
+            "--augment."
+        )
+    for name, choices in (("optimizer", OPTIMIZERS), ("dtype", DTYPES), ("flatness", FLATNESS)):
+        if getattr(options, name) not in choices:
+            raise UsageError(
+                f"{flag(name)} {getattr(options, name)} is unknown. Choose {', '.join(choices)}."
+            )
+    least = {"epochs": 1, "trials": 1, "more": 0, "seeds": 1, "batch_size": 1, "train_size": 1}
+    check_at_least(options._asdict(), least)
+    if options.seeds > TUNING_SEED:
+        raise UsageError(f"--seeds {options.seeds} is out of range: at most {TUNING_SEED}.")
+    if not 0 <= options.warmup < 1:
+        raise UsageError(f"--warmup {options.warmup} is out of range: it must be in [0, 1).")
+    if not 0 <= options.label_noise < 1:
+        raise UsageError(
+            f"--label-noise {options.label_noise} is out of range: it must be in [0, 1), for "
+            "example 0.4 for 40%."
+        )
+    budgets_of(options)
