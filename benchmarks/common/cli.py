@@ -21,7 +21,8 @@ DTYPES = ("float32", "bfloat16")
 INTERRUPTED = 130  # the conventional exit code after SIGINT: 128 + 2
 DATA_HELP = (
     "digits (bundled with scikit-learn, the default), mnist, fashion_mnist, cifar10, or PATH.npz "
-    "with the arrays x_train, y_train, x_test, y_test"
+    "with the arrays x_train, y_train, x_test, y_test; with --model transformer also text (the "
+    "documentation of Python, in the standard library)"
 )
 DATA_DIR_HELP = (
     "folder that contains mnist.npz, fashion_mnist.npz, or cifar10/train_*.npz and test.npz; "
@@ -145,9 +146,24 @@ def add_evaluate_on(group: Any, default: str = "test", shown: str | None = None)
     )
 
 
-def add_model(group: Any, names: Sequence[str], *, settings: bool = True) -> None:
-    """Adds --model; `settings` says whether the command accepts `mlp:width=64`."""
-    if settings:
+def add_model(
+    group: Any, names: Sequence[str], *, settings: bool = True, filled_in: bool = False
+) -> None:
+    """Adds --model.
+
+    Args:
+      group: where the option is added.
+      names: the networks, of which the first one is the default.
+      settings: whether the command accepts `mlp:width=64`.
+      filled_in: whether the command fills in the default, which then depends on the data.
+    """
+    if filled_in:
+        text = (
+            f"{', '.join(names)}; settings follow after colons, as in vit:width=48:depth=2:heads=2 "
+            f"or mlp:dropout=0.5 (default: {names[0]}; transformer for text)"
+        )
+        group.add_argument("--model", help=text)
+    elif settings:
         text = (
             f"{', '.join(names)}; settings follow after colons, as in vit:width=48:depth=2:heads=2 "
             f"or mlp:dropout=0.5 (default: {names[0]})"

@@ -100,7 +100,7 @@ class Measurement(NamedTuple):
 def evaluate(model: nn.Module, variables: Any, x: jax.Array, y: jax.Array) -> Evaluation:
     """Evaluates the network on all examples, in chunks."""
     sums = [_evaluate(model, variables, *chunk) for chunk in _chunks(x, y)]
-    return Evaluation(*(float(total) / len(x) for total in np.sum(jax.device_get(sums), axis=0)))
+    return Evaluation(*(float(total) / y.size for total in np.sum(jax.device_get(sums), axis=0)))
 
 
 def correctness(model: nn.Module, variables: Any, x: jax.Array, y: jax.Array) -> np.ndarray:
@@ -209,9 +209,9 @@ def _correct(model: nn.Module, variables: Any, x: jax.Array, y: jax.Array) -> ja
 def _evaluate(model: nn.Module, variables: Any, x: jax.Array, y: jax.Array) -> jax.Array:
     logits: Any = model.apply(variables, x, train=False)
     log_probabilities = jax.nn.log_softmax(logits)
-    loss = -jnp.take_along_axis(log_probabilities, y[:, None], axis=1)[:, 0]
-    other_loss = (-log_probabilities.sum(1) - loss) / (log_probabilities.shape[1] - 1)
-    correct = log_probabilities.argmax(1) == y
+    loss = -jnp.take_along_axis(log_probabilities, y[..., None], axis=-1)[..., 0]
+    other_loss = (-log_probabilities.sum(-1) - loss) / (log_probabilities.shape[-1] - 1)
+    correct = log_probabilities.argmax(-1) == y
     return jnp.stack([loss.sum(), other_loss.sum(), correct.sum()])
 
 

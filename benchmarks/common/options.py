@@ -56,16 +56,17 @@ def complete(**given: Any) -> Options:
       UsageError: if an option is out of its range.
     """
     given = {name: value for name, value in given.items() if value is not None}
+    is_text = given.get("data") == "text"
     options = {
         "data": "digits",
         "evaluate_on": "test",
         "train_size": None,
         "label_noise": 0.0,
-        "model": "mlp",
+        "model": "transformer" if is_text else "mlp",
         "dtype": "float32",
         "augment": False,
-        "optimizer": "sgd",
-        "warmup_epochs": 0.0,
+        "optimizer": base_optimizer(given.get("data", "digits")),
+        "warmup_epochs": 1.0 if is_text and given.get("epochs", 5) > 1 else 0.0,
         "budget": "steps",
         "flatness": "end",
         "seeds": 5,
@@ -75,15 +76,20 @@ def complete(**given: Any) -> Options:
     digits, optimizer = options["data"] == "digits", options["optimizer"]
     sgd_rate = 0.03 if options["model"].startswith("vit") else 0.1 if digits else 0.05
     suited = {
-        "epochs": 40 if digits else 25,
-        "batch_size": 50 if digits else 100,
-        "learning_rate": sgd_rate if optimizer == "sgd" else 1e-3,
+        "epochs": 40 if digits else 5 if is_text else 25,
+        "batch_size": 50 if digits else 32 if is_text else 100,
+        "learning_rate": sgd_rate if optimizer == "sgd" else 3e-3 if is_text else 1e-3,
         "weight_decay": 0.0 if optimizer == "sgd" else 1e-4,
         "methods": ",".join((optimizer, *METHODS)),
     }
     completed = Options(**suited | options)
     _check(completed)
     return completed
+
+
+def base_optimizer(data: str) -> str:
+    """Returns the optimizer that suits a data set."""
+    return "adamw" if data == "text" else "sgd"
 
 
 def _check(options: Options) -> None:

@@ -18,6 +18,7 @@ from benchmarks.common.options import (
     FLATNESS,
     METHODS,
     Options,
+    base_optimizer,
     complete,
 )
 from benchmarks.compare.run import Job, run
@@ -64,7 +65,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Reads the command line; None stands for the default of an option."""
     args = _parser().parse_args(argv)
     if args.quick:
-        cli.fill_in(args, QUICK | {"methods": ",".join([args.optimizer, *QUICK_METHODS])})
+        plain = args.optimizer or base_optimizer(args.data)
+        cli.fill_in(args, QUICK | {"methods": ",".join([plain, *QUICK_METHODS])})
     return args
 
 
@@ -85,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     cli.add_evaluate_on(data)
     training = parser.add_argument_group("training")
-    cli.add_model(training, build.NAMES)
+    cli.add_model(training, build.NAMES, filled_in=True)
     training.add_argument(
         "--dtype",
         choices=cli.DTYPES,
@@ -107,22 +109,22 @@ def _parser() -> argparse.ArgumentParser:
         f"(default: sgd,{','.join(METHODS)})",
     )
     training.add_argument(
-        "--optimizer", choices=cli.OPTIMIZERS, default="sgd", help="base optimizer (default: sgd)"
+        "--optimizer", choices=cli.OPTIMIZERS, help="base optimizer (default: sgd; adamw for text)"
     )
     training.add_argument(
         "--learning-rate",
         type=float,
         help="peak of the cosine schedule (default: for sgd 0.05, 0.1 on digits and 0.03 for a "
-        "vit; for adamw 0.001)",
+        "vit; for adamw 0.001, and 0.003 on text)",
     )
     training.add_argument(
         "--warmup-epochs",
         type=float,
-        help="epochs in which the learning rate rises linearly from 0 (default: 0)",
+        help="epochs in which the learning rate rises linearly from 0 (default: 0, on text 1)",
     )
     training.add_argument("--weight-decay", type=float, help="default: 0 for sgd, 0.0001 for adamw")
-    training.add_argument("--batch-size", type=int, help="default: 100, on digits 50")
-    training.add_argument("--epochs", type=int, help="default: 25, on digits 40")
+    training.add_argument("--batch-size", type=int, help="default: 100, on digits 50, on text 32")
+    training.add_argument("--epochs", type=int, help="default: 25, on digits 40, on text 5")
     training.add_argument(
         "--budget",
         choices=BUDGETS,

@@ -89,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
         help="fraction of the training labels that are replaced by other classes (default: 0)",
     )
     training = parser.add_argument_group("training")
-    cli.add_model(training, build.NAMES)
+    cli.add_model(training, build.NAMES, filled_in=True)
     training.add_argument(
         "--dtype", choices=cli.DTYPES, help="dtype of the training (default: float32)"
     )

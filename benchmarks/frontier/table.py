@@ -83,6 +83,11 @@ def _caption(curves: Sequence[Curve], options: dict[str, Any], dataset: dict[str
         f"noisy weights: each weight times 1 + {measuring.NOISE:g}ε with ε ~ N(0, 1), mean of "
         f"{measuring.NOISE_DRAWS} draws.",
     ]
+    if options["data"] == "text":
+        lines.append(
+            "The predictions of all characters count as independent examples, although those of "
+            "neighboring characters are not, so the part of the test set in the intervals is small."
+        )
     diverged = [
         f"{curve.method} at cost {cell.budget:g} ({cell.diverged} of {seeds})"
         for curve in curves

@@ -10,9 +10,9 @@ class Dataset(NamedTuple):
     """A data set for classification.
 
     Attributes:
-      x_train: the training inputs, float32, of shape (examples, height, width, channels) for images
-        and (examples, features) for tables.
-      y_train: their labels, int32, from 0 to `num_classes` - 1.
+      x_train: the training inputs: float32 of shape (examples, height, width, channels) for images
+        and (examples, features) for tables; int32 of shape (examples, length) for text.
+      y_train: their labels, int32, from 0 to `num_classes` - 1; for text, one label per character.
       x_test: the inputs for evaluation, from the test set or from a validation set.
       y_test: their labels.
       num_classes: the number of classes.

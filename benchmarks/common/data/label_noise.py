@@ -7,7 +7,7 @@ def with_label_noise(labels: np.ndarray, num_classes: int, noise: float, seed: i
     """Replaces a fraction of the labels by other classes (symmetric label noise).
 
     Args:
-      labels: integer labels from 0 to `num_classes` - 1.
+      labels: integer labels from 0 to `num_classes` - 1, of any shape.
       num_classes: the number of classes.
       noise: the fraction of wrong labels; their number is rounded to an integer.
       seed: decides which labels change, and to which of the other classes.
@@ -16,7 +16,7 @@ def with_label_noise(labels: np.ndarray, num_classes: int, noise: float, seed: i
       A noisy copy of the labels.
     """
     rng = np.random.default_rng([seed, 1])
-    wrong = rng.permutation(len(labels))[: round(noise * len(labels))]
-    noisy = labels.copy()
+    wrong = rng.permutation(labels.size)[: round(noise * labels.size)]
+    noisy = labels.flatten()
     noisy[wrong] += rng.integers(1, num_classes, len(wrong), dtype=noisy.dtype)
-    return noisy % num_classes
+    return noisy.reshape(labels.shape) % num_classes

@@ -39,7 +39,7 @@ OPENML = {
     "fashion_mnist": OpenMl("Fashion-MNIST", 60_000, (28, 28), "tens of megabytes"),
     "cifar10": OpenMl("CIFAR_10", 50_000, (3, 32, 32), "hundreds of megabytes"),
 }
-NAMES = ("digits", *OPENML)
+NAMES = ("digits", *OPENML, "text")
 
 
 def read(name: str, data_dir: str | None) -> dict[str, np.ndarray]:

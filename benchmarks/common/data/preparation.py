@@ -7,7 +7,7 @@ import numpy as np
 from sklearn.model_selection import train_test_split
 
 from benchmarks.common.cli import UsageError
-from benchmarks.common.data import loaders
+from benchmarks.common.data import loaders, text
 from benchmarks.common.data.dataset import Dataset
 
 VALIDATION_FRACTION = 0.2
@@ -17,7 +17,7 @@ def load(name: str, data_dir: str | None, train_size: int | None, evaluate_on: s
     """Loads a data set and prepares it for training.
 
     Args:
-      name: `digits`, `mnist`, `fashion_mnist`, `cifar10`, or the path of an `.npz` file.
+      name: `digits`, `mnist`, `fashion_mnist`, `cifar10`, `text`, or the path of an `.npz` file.
       data_dir: a folder with local copies. If None, all named data sets except digits are
         downloaded from OpenML.
       train_size: the number of training examples to keep, with the classes in proportion. The
@@ -27,11 +27,13 @@ def load(name: str, data_dir: str | None, train_size: int | None, evaluate_on: s
         test set.
 
     Returns:
-      The data set with standardized float32 inputs.
+      The data set. Its inputs are standardized float32 numbers or, for text, characters.
 
     Raises:
       UsageError: if the arrays are not a data set for classification or are too few.
     """
+    if name == "text":
+        return _text(train_size, evaluate_on)
     arrays = loaders.read(name, data_dir)
     num_classes = _check(arrays, name)
     x, y = _with_channels(arrays["x_train"]), arrays["y_train"].astype(np.int32)
@@ -40,12 +42,7 @@ def load(name: str, data_dir: str | None, train_size: int | None, evaluate_on: s
     if evaluate_on == "validation":
         held_out = round(VALIDATION_FRACTION * len(x))
         x, y, x_test, y_test = _split(x, y, len(x) - held_out, num_classes)
-    train_size = len(x) if train_size is None else train_size
-    if train_size > len(x):
-        raise UsageError(
-            f"--train-size {train_size} is more than the {len(x)} training examples of {name}. "
-            f"Give --train-size {len(x)} or less, or leave it out to use all examples."
-        )
+    train_size = _size(train_size, len(x), name)
     if train_size <= len(x) - num_classes:
         x, y, _, _ = _split(x, y, train_size, num_classes)
     else:
@@ -56,6 +53,28 @@ def load(name: str, data_dir: str | None, train_size: int | None, evaluate_on: s
 
     x, x_test = _rescale(x, x_test)
     return Dataset(x, y, x_test, y_test, num_classes)
+
+
+def _text(train_size: int | None, evaluate_on: str) -> Dataset:
+    """The text, of which the parts for training and evaluation are contiguous."""
+    arrays = text.read()
+    x, y, x_test, y_test = (arrays[key] for key in loaders.KEYS)
+    num_classes = 1 + max(int(array.max()) for array in arrays.values())
+    if evaluate_on == "validation":
+        kept = len(x) - round(VALIDATION_FRACTION * len(x))
+        x, y, x_test, y_test = x[:kept], y[:kept], x[kept:], y[kept:]
+    train_size = _size(train_size, len(x), "text")
+    return Dataset(x[:train_size], y[:train_size], x_test, y_test, num_classes)
+
+
+def _size(train_size: int | None, examples: int, name: str) -> int:
+    """Returns the number of training examples to keep."""
+    if train_size is not None and train_size > examples:
+        raise UsageError(
+            f"--train-size {train_size} is more than the {examples} training examples of {name}. "
+            f"Give --train-size {examples} or less, or leave it out to use all examples."
+        )
+    return examples if train_size is None else train_size
 
 
 def _split(

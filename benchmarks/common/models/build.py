@@ -16,15 +16,17 @@ from benchmarks.common.models import convolution
 from benchmarks.common.models.cnn import Cnn
 from benchmarks.common.models.mlp import Mlp
 from benchmarks.common.models.resnet import ResNet
+from benchmarks.common.models.transformer import Transformer
 from benchmarks.common.models.vit import Vit
 
-NAMES = ("mlp", "cnn", "resnet18", "vit")
+NAMES = ("mlp", "cnn", "resnet18", "vit", "transformer")
 # The settings that `--model` accepts after the name of a network, with example values.
 SETTINGS: dict[str, dict[str, float]] = {
     "mlp": {"width": 512, "dropout": 0.5},
     "cnn": {"width": 16, "dropout": 0.1},
     "resnet18": {"width": 16, "blocks": 1},
     "vit": {"width": 48, "depth": 2, "heads": 2, "dropout": 0.1},
+    "transformer": {"width": 128, "depth": 4, "heads": 4, "dropout": 0.1},
 }
 # The fields that the setting `width` decides.
 _WIDTHS: dict[str, Callable[[Any], dict[str, Any]]] = {
@@ -50,6 +52,14 @@ def build(spec: str, data: Dataset, **sizes: Any) -> nn.Module:
     name, fields = _read(spec)
     fields = {"num_classes": data.num_classes, **fields, **sizes}
     shape = data.x_train.shape[1:]
+    is_text = data.x_train.dtype.kind == "i"
+    if is_text != (name == "transformer"):
+        raise UsageError(
+            f"--model {name} does not fit the data. Give --model transformer with --data text, and "
+            f"one of {', '.join(NAMES[:-1])} with other data."
+        )
+    if name == "transformer":
+        return Transformer(**fields)
     if name == "mlp":
         width = 256 if data.x_train[0].size > 256 else 128
         return Mlp(**{"hidden": (width, width), **fields})
@@ -93,9 +103,11 @@ def _read(spec: str) -> tuple[str, dict[str, Any]]:
                 f"twice. Settings of {name}, with example values: {known}. They are whole numbers "
                 "of at least 1; dropout is in [0, 1)."
             ) from None
-    if name == "vit" and values.get("width", 192) % values.get("heads", 3):
+    widths = {"vit": (Vit.width, Vit.heads), "transformer": (Transformer.width, Transformer.heads)}
+    width, heads = widths.get(name, (1, 1))
+    if values.get("width", width) % values.get("heads", heads):
         raise UsageError(
-            f"In --model {spec}: width must be a multiple of heads, as in vit:width=48:heads=2."
+            f"In --model {spec}: width must be a multiple of heads, as in {name}:width=48:heads=2."
         )
-    width = values.pop("width", None) if name in _WIDTHS else None
-    return name, values | (_WIDTHS[name](width) if width else {})
+    sizes = _WIDTHS[name](values.pop("width")) if name in _WIDTHS and "width" in values else {}
+    return name, values | sizes

@@ -1,11 +1,14 @@
-"""Data sets: augmentation, label noise and the validation split."""
+"""Data sets: augmentation, label noise, the validation split and the text."""
+
+import collections
+import pydoc_data.topics
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks.common.data import augmentation, preparation
+from benchmarks.common.data import augmentation, preparation, text
 from benchmarks.common.data.label_noise import with_label_noise
 
 
@@ -74,3 +77,49 @@ def test_validation_takes_a_fifth_of_the_training_set_and_no_test_example(shifte
     for found_column, column in zip(together[order].T, expected.T, strict=True):
         slope, offset = np.polyfit(column, found_column, 1)
         np.testing.assert_allclose(found_column, slope * column + offset, atol=1e-4)
+
+
+def test_label_noise_of_text_replaces_characters():
+    labels = np.arange(300, dtype=np.int32).reshape(20, 15) % 7
+    noisy = with_label_noise(labels, 7, 0.4, seed=0)
+    assert noisy.shape == labels.shape
+    assert (noisy != labels).sum() == 120
+    np.testing.assert_array_equal(noisy.ravel(), with_label_noise(labels.ravel(), 7, 0.4, seed=0))
+
+
+def test_each_label_of_the_text_is_the_next_character():
+    arrays = text.read()
+    for part in ("train", "test"):
+        x, y = arrays[f"x_{part}"], arrays[f"y_{part}"]
+        assert x.shape == y.shape
+        assert x.shape[1] == text.LENGTH
+        np.testing.assert_array_equal(x[:, 1:], y[:, :-1])
+        np.testing.assert_array_equal(x[1:, 0], y[:-1, -1], "windows follow each other")
+    characters = np.concatenate([arrays["x_train"], arrays["x_test"]]).ravel()
+    names = sorted(set(text.text()))
+    frequent = collections.Counter(text.text())
+    kept = [name for name in names if frequent[name] >= text.COMMON] + [text.RARE]
+    assert characters.max() + 1 == len(kept)
+    read = "".join(np.array(kept)[characters])
+    original = text.text()[: len(read)]
+    assert sum(a != b for a, b in zip(read, original, strict=True)) == read.count(text.RARE) > 0
+
+
+def test_no_paragraph_of_the_text_occurs_twice():
+    """In the documentation, many do, some of them in many topics."""
+    whole = "\n\n".join(pydoc_data.topics.topics.values())
+    paragraphs = text.text().split("\n\n")
+    assert len(set(paragraphs)) == len(paragraphs)
+    assert set(paragraphs) == {p.strip("\n") for p in whole.split("\n\n")} - {""}
+
+
+def test_the_parts_of_the_text_do_not_overlap():
+    validation, test = (preparation.load("text", None, None, p) for p in ("validation", "test"))
+    assert validation.num_classes == test.num_classes == 1 + test.x_train.max()
+    whole = np.concatenate([validation.x_train, validation.x_test, test.x_test])
+    arrays = text.read()
+    np.testing.assert_array_equal(whole, np.concatenate([arrays["x_train"], arrays["x_test"]]))
+    np.testing.assert_array_equal(test.x_train, arrays["x_train"])
+    few = preparation.load("text", None, 100, "validation")
+    np.testing.assert_array_equal(few.x_train, validation.x_train[:100])
+    np.testing.assert_array_equal(few.x_test, validation.x_test)

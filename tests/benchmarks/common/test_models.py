@@ -8,11 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from benchmarks.common.cli import UsageError
 from benchmarks.common.data.dataset import Dataset
 from benchmarks.common.models import build, convolution
+from benchmarks.common.models.transformer import Transformer
 
 
-@pytest.mark.parametrize("model", build.NAMES)
+@pytest.mark.parametrize("model", [name for name in build.NAMES if name != "transformer"])
 @pytest.mark.parametrize("size", [8, 11])
 def test_networks_compute_in_their_dtype(model, size):
     """The logits have the dtype of the network; its parameters are float32 in any case."""
@@ -34,12 +36,36 @@ def test_networks_compute_in_their_dtype(model, size):
         ("cnn:width=4", {"channels": (4, 8, 8)}),
         ("resnet18:width=4:blocks=1", {"widths": (4, 8, 16, 32), "blocks": 1}),
         ("vit:width=12:depth=3:heads=2", {"width": 12, "depth": 3, "heads": 2}),
+        ("transformer:width=8:depth=3:heads=2", {"width": 8, "depth": 3, "heads": 2}),
     ],
 )
 def test_settings_after_the_name_change_the_network(spec, fields):
     x = np.zeros((2, 8, 8, 3), np.float32)
+    if spec.startswith("transformer"):
+        x = np.zeros((2, 8), np.int32)
     network = build.build(spec, Dataset(x, np.zeros(2), x, np.zeros(2), 5))
     assert {name: getattr(network, name) for name in fields} == fields
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_the_transformer_sees_no_later_character(dtype):
+    """A change of one character changes the logits from its position on, and none before."""
+    model = Transformer(num_classes=11, width=8, depth=2, heads=2, dtype=dtype)
+    tokens = jnp.arange(2 * 6).reshape(2, 6) % 11
+    variables = model.init(jax.random.key(0), tokens, train=False)
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+    logits = jax.jit(functools.partial(model.apply, variables, train=False))
+    before, after = logits(tokens), logits(tokens.at[:, 3].set(10))
+    assert (before.shape, before.dtype) == ((2, 6, 11), dtype)
+    same = np.asarray(before == after).all((0, 2))
+    np.testing.assert_array_equal(same, [True, True, True, False, False, False])
+
+
+@pytest.mark.parametrize(("spec", "dtype"), [("mlp", np.int32), ("transformer", np.float32)])
+def test_text_and_images_need_their_own_networks(spec, dtype):
+    x = np.zeros((2, 8), dtype)
+    with pytest.raises(UsageError, match="Give --model transformer with --data text"):
+        build.build(spec, Dataset(x, np.zeros(2), x, np.zeros(2), 5))
 
 
 @pytest.mark.parametrize("padding", ["SAME", "VALID", ((0, 2), (1, 0))])

@@ -160,6 +160,25 @@ def test_cnn_with_adamw_noise_and_a_partial_ascent(tmp_path):
     assert "| sam:rho=0.1:ascent_fraction=0.1 | 1.1 |" in (tmp_path / "table.md").read_text()
 
 
+@pytest.mark.slow
+def test_a_transformer_learns_text(tmp_path):
+    """One number per character: the measurements are means over all of them."""
+    model = "--model=transformer:width=16:depth=1:heads=2"
+    options = ("--data=text", model, "--train-size=640", "--epochs=3", "--seeds=1")
+    found = commands.run(
+        main, [*options, "--methods=adamw,sam:rho=0.05", "--flatness=lambda_max"], tmp_path
+    )
+    assert found["configuration"]["optimizer"] == "adamw"
+    assert found["configuration"]["warmup_epochs"] == 1
+    for run in found["runs"]:
+        measured = run["measured"]
+        # A character is a space in 1 of 5 cases; random guesses have a loss of log(93) = 4.5.
+        assert 0.2 < measured["test_accuracy"] < 0.6
+        assert 1.5 < measured["test_loss"] < 3.5
+        assert measured["lambda_max"] > 0
+        assert run["curve"][0]["train_loss"] > run["curve"][-1]["train_loss"]
+
+
 SIZES = {
     "resnet18": {"widths": (4, 8), "blocks": 1},
     "vit": {"width": 8, "depth": 1, "heads": 2},

@@ -1,0 +1,135 @@
+"""Training of a trial: against NumPy, its cost in gradients, and its batches."""
+
+import collections
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from benchmarks.frontier.records import PLAIN
+from benchmarks.frontier.trials import contender as costs
+from benchmarks.frontier.trials.contender import Contender
+from benchmarks.frontier.trials.contenders import CONTENDERS
+from benchmarks.frontier.trials.training import batches
+from benchmarks.frontier.tuning import Range
+from tests.support.softmax_regression import BATCH_SIZE, EXAMPLES, Linear, by_hand, data, program
+
+# Methods of which a step does not always cost the same, and the most expensive one.
+CHANGING = ("sam:every=5", "sam:ascent_fraction=0.1", "sam:tail=0.2", "gam_accelerated")
+VALUES = {"learning_rate": 0.3, "weight_decay": 0.05, "horizon": 0.2}
+
+
+def kernel_and_bias(variables):
+    return variables["params"]["Dense_0"]["kernel"], variables["params"]["Dense_0"]["bias"]
+
+
+@pytest.mark.parametrize("warmup", [pytest.param(0.0, marks=pytest.mark.slow), 0.3])
+def test_plain_training_and_its_average_match_numpy(warmup):
+    """One program serves several numbers of steps, seeds and values."""
+    x, y = map(jnp.asarray, data())
+    plain = program(CONTENDERS[PLAIN], warmup=warmup)
+    for steps, seed in ((7, 0), (12, 3)):
+        path = by_hand(VALUES, steps, seed, warmup=warmup)
+        trained = plain(VALUES, steps, seed, x, y, EXAMPLES)
+        assert not trained.diverged
+        for found, expected in zip(kernel_and_bias(trained.variables), path[-1], strict=True):
+            np.testing.assert_allclose(found, expected, rtol=2e-5, atol=2e-6)
+    average = program(CONTENDERS["ema"], warmup=warmup)
+    decay = np.exp(-1 / (VALUES["horizon"] * steps))
+    weights = decay ** np.arange(steps - 1, -1, -1)
+    averaged = average(VALUES, steps, seed, x, y, EXAMPLES)
+    for i, found in enumerate(kernel_and_bias(averaged.variables)):
+        expected = np.average([params[i] for params in path], axis=0, weights=weights)
+        np.testing.assert_allclose(found, expected, rtol=2e-5, atol=2e-6)
+
+
+def test_a_training_that_overflows_has_diverged():
+    x, y = map(jnp.asarray, data())
+    plain = program(CONTENDERS[PLAIN])
+    assert plain(VALUES | {"learning_rate": 1e38}, 12, 0, x, y, EXAMPLES).diverged
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in CHANGING else pytest.param(name, marks=pytest.mark.slow)
+        for name in CONTENDERS
+    ],
+)
+def test_a_training_takes_the_gradients_that_it_declares(name):
+    """Counts the examples of all forward passes with a batch, which each gradient has one of."""
+    contender = CONTENDERS[name]
+    seen = collections.Counter()
+
+    def saw(examples):
+        seen[examples] += 1
+
+    x, y = map(jnp.asarray, data())
+    train = program(contender, Linear(saw))
+    values = {name: range_.low for name, range_ in contender.tuned.items()} | VALUES
+    for budget in (11.0, 20.5):
+        steps = costs.affordable_steps(contender, budget)
+        assert costs.gradients(contender, steps) <= budget + 1e-9
+        assert costs.gradients(contender, steps + 1) > budget
+        seen.clear()
+        train(values, steps, 0, x, y, EXAMPLES)
+        jax.effects_barrier()
+        counted = sum(size * count for size, count in seen.items() if size > 1) / BATCH_SIZE
+        assert counted == pytest.approx(costs.gradients(contender, steps))
+
+
+def test_costs_of_a_thousand_gradients():
+    """The declared costs by hand, for the rows whose number of gradients changes with the step."""
+    steps = {name: costs.affordable_steps(one, 1000) for name, one in CONTENDERS.items()}
+    assert steps["plain"] == steps["ema"] == 1000
+    assert steps["sam"] == steps["penalized_gradient"] == 500
+    assert steps["gam_accelerated"] == 250
+    assert steps["sam:every=5"] == 833  # 833 + 167
+    assert steps["sam:ascent_fraction=0.1"] == 909  # 1.1 · 909 = 999.9
+    assert steps["sam:tail=0.2"] == 833  # 833 + 167
+
+
+def test_a_tail_begins_at_the_last_steps():
+    tail = Contender(lambda: None, 2.0, tail=0.2)
+    assert costs.first_step(tail, 10) == 8
+    assert costs.first_step(tail, 11) == 8
+    assert costs.first_step(Contender(), 10) == 0
+
+
+def test_batches_are_shuffled_epochs_of_known_examples():
+    order = batches(Contender(), 8, 5, BATCH_SIZE, EXAMPLES)
+    assert order.shape == (8, BATCH_SIZE)
+    for first in (0, 3):  # three full batches per epoch
+        epoch = order[first : first + 3].ravel()
+        assert len(set(epoch)) == 3 * BATCH_SIZE
+        assert epoch.max() < EXAMPLES
+    assert (order[:3] != order[3:6]).any()
+    assert (order != batches(Contender(), 8, 6, BATCH_SIZE, EXAMPLES)).any()
+
+
+def test_a_wrapper_orders_batches_and_evaluates_its_own_parameters():
+    """The fields for methods that wrap the optimizer: here it halves the learning rate."""
+
+    def wrapper(base, values):
+        return optax.chain(base, optax.scale(values["factor"]))
+
+    contender = Contender(
+        tuned={"factor": Range(0.1, 1.0)},
+        wrapper=wrapper,
+        arrange=lambda order: order[::-1],
+        evaluated=lambda opt_state, params: jax.tree.map(lambda p: 2 * p, params),
+    )
+    assert costs.gradients(contender, 10) == 10
+    x, y = map(jnp.asarray, data())
+    order = batches(contender, 3, 0, BATCH_SIZE, EXAMPLES)
+    np.testing.assert_array_equal(order, batches(Contender(), 3, 0, BATCH_SIZE, EXAMPLES)[::-1])
+    values = VALUES | {"factor": 0.5}
+    found = program(contender)(values, 1, 0, x, y, EXAMPLES)
+    plain = program(Contender(arrange=lambda order: order[::-1]))
+    halved = plain(VALUES | {"learning_rate": 0.15}, 1, 0, x, y, EXAMPLES)
+    for one, other in zip(
+        kernel_and_bias(found.variables), kernel_and_bias(halved.variables), strict=True
+    ):
+        np.testing.assert_allclose(one, 2 * other, rtol=1e-6)
