@@ -18,7 +18,8 @@ class Options(NamedTuple):
 
     Attributes:
       data: the data set.
-      train_size: the number of training examples, of which a fifth is held out for tuning.
+      train_size: the number of training examples, for tuning and for testing. None stands for the
+        whole training set, of which tuning holds out a fifth.
       label_noise: the fraction of wrong training labels.
       model: the network.
       dtype: the dtype of the network's computations during training.

@@ -110,6 +110,9 @@ def _process(pipe: Connection, make: Callable[[], Work], number: int) -> None:
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, {cores[number % len(cores)]})
     work = make()
-    while (task := pipe.recv()) is not None:
-        work(task.argument, lambda value: pipe.send((False, value)))
-        pipe.send((True, None))
+    try:
+        while (task := pipe.recv()) is not None:
+            work(task.argument, lambda value: pipe.send((False, value)))
+            pipe.send((True, None))
+    except (EOFError, BrokenPipeError):  # the parent process was killed
+        return

@@ -49,6 +49,8 @@ def run(
     """
     methods = parse_methods(options.methods, options.model, options.sweep)
     data = load(options.data, data_dir, options.train_size, options.evaluate_on)
+    if data.x_train.dtype.kind == "i":
+        raise UsageError("--data text needs a transformer, which has no bound. Give other data.")
     if options.batch_size > len(data.x_train):
         raise UsageError(
             f"--batch-size {options.batch_size} is more than the {len(data.x_train)} training "

@@ -47,16 +47,15 @@ def test_settings_after_the_name_change_the_network(spec, fields):
     assert {name: getattr(network, name) for name in fields} == fields
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_the_transformer_sees_no_later_character(dtype):
+def test_the_transformer_sees_no_later_character():
     """A change of one character changes the logits from its position on, and none before."""
-    model = Transformer(num_classes=11, width=8, depth=2, heads=2, dtype=dtype)
+    model = Transformer(num_classes=11, width=8, depth=2, heads=2, dtype=jnp.bfloat16)
     tokens = jnp.arange(2 * 6).reshape(2, 6) % 11
     variables = model.init(jax.random.key(0), tokens, train=False)
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
     logits = jax.jit(functools.partial(model.apply, variables, train=False))
     before, after = logits(tokens), logits(tokens.at[:, 3].set(10))
-    assert (before.shape, before.dtype) == ((2, 6, 11), dtype)
+    assert (before.shape, before.dtype) == ((2, 6, 11), jnp.bfloat16)
     same = np.asarray(before == after).all((0, 2))
     np.testing.assert_array_equal(same, [True, True, True, False, False, False])
 

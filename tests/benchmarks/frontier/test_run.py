@@ -15,6 +15,7 @@ import pytest
 from rich.console import Console
 
 from benchmarks.common import results
+from benchmarks.common.data import loaders
 from benchmarks.frontier import journal, run
 from benchmarks.frontier.__main__ import main
 from benchmarks.frontier.options import TUNING_SEED, complete
@@ -144,7 +145,20 @@ def test_tuning_never_sees_the_test_set(finished):
         np.testing.assert_array_equal(trained[4], split.x)
         np.testing.assert_array_equal(trained[5], split.labels(10, 0.2, seed))
         assert trained[6] == 200
+        if seed != TUNING_SEED:
+            np.testing.assert_array_equal(y, loaders.read("digits", None)["y_test"])
     assert kinds == {True, False}
+
+
+def test_no_padding_is_trained_on(monkeypatch, tmp_path):
+    """The inputs for tuning end with zeros, because the tuning split has fewer examples."""
+    substitute = Substitute(monkeypatch)
+    few = {"methods": "plain", "budgets": "1", "trials": 1, "more": 0, "seeds": 2}
+    run.run(job(tmp_path, train_size=None, **few), QUIET)
+    tuning, *test = substitute.trained
+    assert (tuning[6], len(tuning[4]), len(tuning[5])) == (1150, 1437, 1437)
+    for one in test:
+        assert (one[6], len(one[4]), len(one[5])) == (1437, 1437, 1437)
 
 
 def test_steps_come_from_the_budget_and_the_cost(finished):
