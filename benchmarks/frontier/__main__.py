@@ -74,8 +74,8 @@ def _parser() -> argparse.ArgumentParser:
         description="Compares training methods at equal compute. At each budget of gradient "
         "evaluations, every method, the plain optimizer first, is tuned with the same number of "
         "trials on a validation set. The best trial is trained again from other seeds and "
-        "evaluated on the test set. By default, 6,000 images of Fashion-MNIST and 10,000 of CIFAR-10 "
-        "are trained on.",
+        "evaluated on the test set. By default, it trains on 6,000 images of Fashion-MNIST and on "
+        "10,000 of CIFAR-10.",
         epilog="The results are manifest.json (configuration and versions), runs.csv (one row per "
         "trial and test run), curves.npz (which test examples are correct), table.md and "
         "frontier.png. Every finished trial is written at once to journal.jsonl, so that --resume "

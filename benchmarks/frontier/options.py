@@ -110,13 +110,13 @@ def budgets_of(options: Options) -> list[float]:
     return found
 
 
-def common_ranges(options: Options) -> dict[str, Range]:
+def common_ranges(optimizer: str) -> dict[str, Range]:
     """Returns the ranges of learning rate and weight decay, which are the same for all methods.
 
-    Smaller weight decays than the smallest one of the range have no effect on a training of this
-    length, so its lower end is not widened.
+    The lower end of the weight decay is not widened, because smaller weight decays have no effect
+    on a training of this length.
     """
-    if options.optimizer == "adamw":
+    if optimizer == "adamw":
         return {
             "learning_rate": Range(3e-4, 1e-2),
             "weight_decay": Range(1e-3, 0.3, least=1e-3),

@@ -1,7 +1,8 @@
 """Works on tasks in several processes, each on its own core.
 
-A process that becomes free gets a task of the group that it has last worked on, for which its
-programs are compiled; else a task of a group that no process has begun; else any task.
+A process that becomes free gets a task of the group that it has last worked on, because its
+programs for that group are compiled; else a task of a group that no process has begun;
+else any task.
 """
 
 import multiprocessing

@@ -124,12 +124,11 @@ def curves_of(found: results.Results) -> list[summary.Curve]:
     """Returns the summary of finished results: one curve per method, the plain optimizer first."""
     configuration, dataset = found["configuration"], found["dataset"]
     methods = configuration["methods"]
-    options = Options(**configuration)
     return summary.summarize(
         {key_of(record): record for record in found["runs"]},
         methods,
         configuration["budgets"],
-        {method: ranges(method, options) for method in methods},
+        {method: ranges(method, configuration["optimizer"]) for method in methods},
         configuration | {"tuning_seed": found["measurement"]["tuning_seed"]},
         dataset["test_predictions"],
         quick=found["quick"],

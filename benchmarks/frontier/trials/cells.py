@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from benchmarks.common import measuring
 from benchmarks.common.statistics.correctness import packed
-from benchmarks.frontier.options import TUNING_SEED, Options, common_ranges
+from benchmarks.frontier.options import TUNING_SEED, common_ranges
 from benchmarks.frontier.records import Key, Record, score
 from benchmarks.frontier.trials.bed import Bed, Split
 from benchmarks.frontier.trials.contender import affordable_steps, gradients
@@ -54,7 +54,7 @@ class Worker:
 
         Args:
           cell: the method and the budget.
-          known: the finished records; none of them is made again.
+          known: the finished records; they are not made again.
           save: is called with each record as soon as it is finished.
         """
         found = dict(known)
@@ -71,7 +71,7 @@ class Worker:
             return score(record_of("tuning", number, TUNING_SEED, point))
 
         options = self._bed.options
-        space = ranges(cell.method, options)
+        space = ranges(cell.method, options.optimizer)
         best = search(evaluate, space, options.trials, options.more, seed=TUNING_SEED)
         for seed in range(options.seeds):
             record_of("test", seed, seed, best.point)
@@ -103,9 +103,9 @@ class Worker:
         return record
 
 
-def ranges(method: str, options: Options) -> dict[str, Range]:
+def ranges(method: str, optimizer: str) -> dict[str, Range]:
     """Returns the ranges in which a method is tuned at first."""
-    return common_ranges(options) | dict(CONTENDERS[method].tuned)
+    return common_ranges(optimizer) | dict(CONTENDERS[method].tuned)
 
 
 def _measured(
