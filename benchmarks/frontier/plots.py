@@ -27,14 +27,15 @@ def draw(folder: pathlib.Path, curves: Sequence[Curve], options: dict[str, Any])
       options: the options of the frontier.
     """
     with matplotlib.rc_context(STYLE):
-        figure = new_figure(11, 4.6)
+        figure = new_figure(11, 4.8)
         left, right = figure.subplots(1, 2, sharey=True)
         noise = options["label_noise"]
         about = f"{options['data']}, {options['model']}"
         about += f", {noise:.0%} label noise" if noise else ""
         figure.suptitle(
-            f"{about}: mean test accuracy with 95% intervals over seeds and test examples; every "
-            "point is tuned on a validation set; ring: best cost by that set",
+            f"{about}: mean test accuracy, with 95% intervals over seeds and test examples.\nEach "
+            "point was tuned on a validation set. Ring: the best cost by that set. Dashed: the "
+            "plain optimizer there.",
             x=0.01,
             ha="left",
             fontsize=9,
