@@ -11,7 +11,7 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 import flatreg
-from tests.support.cases import every_case
+from tests.support.cases import CASES, every_case
 from tests.support.problems import assert_close, assert_equal, direction, loss_fn, tanh_net
 
 sam = flatreg.sam(0.3)
