@@ -165,6 +165,7 @@ def test_adaptive_flatness_is_invariant_under_rescaling():
         assert np.all(np.abs(np.log(moved)) > 0.5)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*not a minimum")
 def test_both_orders_together_equal_each_alone():
     loss_fn = lambda w: jnp.sum(jnp.cos(w) + 0.3 * w**2)  # noqa: E731

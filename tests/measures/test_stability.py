@@ -65,7 +65,13 @@ def with_moments(state):
     return jax.tree.map(replaced, state, is_leaf=lambda x: hasattr(x, "_fields"))
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+PLAIN = ("gradient descent", "heavy ball", "nesterov", "adam", "adamw")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(x, marks=[] if x in PLAIN else pytest.mark.slow) for x in OPTIMIZERS],
+)
 def test_the_ratio_is_one_where_the_iteration_diverges(name, x64):
     """The oracle is the spectral radius of the update of Optax, differentiated at the minimum."""
     tx, options = OPTIMIZERS[name]
@@ -286,11 +292,12 @@ def test_batch_sharpness_is_the_mean_over_the_batches(x64):
         x, labels = batch
         return jnp.mean((jnp.tanh(x @ w) - labels / 10) ** 2)
 
+    derivatives = jax.jit(lambda batch: [f(loss_fn)(scale, batch) for f in (jax.hessian, jax.grad)])
     expected = []
     for batch in zip(x, labels, strict=True):
-        h, g = jax.hessian(loss_fn)(scale, batch), jax.grad(loss_fn)(scale, batch)
+        h, g = map(np.asarray, derivatives(batch))
         expected.append(g @ h @ g / (g @ g))
-    measured = measures.batch_sharpness(loss_fn, scale, (x, labels))
+    measured = jax.jit(functools.partial(measures.batch_sharpness, loss_fn))(scale, (x, labels))
     np.testing.assert_allclose(measured.value, np.mean(expected), rtol=1e-9)
     standard_error = np.std(expected, ddof=1) / 6**0.5
     np.testing.assert_allclose(measured.standard_error, standard_error, rtol=1e-9)
@@ -394,6 +401,7 @@ class Classifier(nn.Module):
         return nn.Dense(10)(nn.tanh(x))
 
 
+@pytest.mark.slow
 def test_the_tracker_follows_a_linen_training():
     """Every third step is measured, from the state after it, and nothing else runs in between."""
     batch = jax.tree.map(jnp.asarray, digits(64))
@@ -431,6 +439,7 @@ def test_the_tracker_follows_a_linen_training():
     np.testing.assert_allclose(last.threshold, 3800, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_tracker_follows_an_nnx_training():
     """The states of NNX contain Variables in place of arrays."""
     batch = jax.tree.map(jnp.asarray, digits(64))
