@@ -165,9 +165,7 @@ def test_a_transformer_learns_text(tmp_path):
     """One number per character: the measurements are means over all of them."""
     model = "--model=transformer:width=16:depth=1:heads=2"
     options = ("--data=text", model, "--train-size=640", "--epochs=3", "--seeds=1")
-    found = commands.run(
-        main, [*options, "--methods=adamw,sam:rho=0.05", "--flatness=lambda_max"], tmp_path
-    )
+    found = commands.run(main, [*options, "--methods=adamw", "--flatness=no"], tmp_path)
     assert found["configuration"]["optimizer"] == "adamw"
     assert found["configuration"]["warmup_epochs"] == 1
     for run in found["runs"]:
@@ -175,7 +173,6 @@ def test_a_transformer_learns_text(tmp_path):
         # A character is a space in 1 of 5 cases; random guesses have a loss of log(93) = 4.5.
         assert 0.2 < measured["test_accuracy"] < 0.6
         assert 1.5 < measured["test_loss"] < 3.5
-        assert measured["lambda_max"] > 0
         assert run["curve"][0]["train_loss"] > run["curve"][-1]["train_loss"]
 
 
