@@ -23,12 +23,18 @@ def test_each_seed_has_its_own_weights_and_batches():
 
     first = [flat(program.init(jax.random.key(seed)).variables["params"]) for seed in (0, 1)]
     assert np.abs(first[0] - first[1]).max() > 0.01
-    ends = []
+    keys, ends = [], []
+
+    def init(key):
+        keys.append(jax.random.key_data(key))
+        return program.init(key)
+
     for seed in (0, 1, 0):
-        (end,) = training.epochs(program, seed, x, y)
+        (end,) = training.epochs(program._replace(init=init), seed, x, y)
         assert end.steps == 3
         ends.append(flat(end.state.variables["params"]))
     np.testing.assert_array_equal(ends[0], ends[2])
+    assert (keys[0] != keys[1]).any(), "each seed begins at its own weights"
     assert np.abs(ends[0] - ends[1]).max() > 0.01
     same_weights = program._replace(init=lambda _: program.init(jax.random.key(0)))
     (end,) = training.epochs(same_weights, 1, x, y)
