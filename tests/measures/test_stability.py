@@ -190,7 +190,7 @@ def test_injected_numbers_are_read_from_the_state():
         (optax.sgd(0.1), {"learning_rate": 0.0}, "greater than 0"),
         (optax.sgd(0.1), {"momentum": 1.0}, "below 1"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_an_optimizer_without_a_known_threshold_is_an_error(tx, options, message):
     with pytest.raises(ValueError, match=message):
