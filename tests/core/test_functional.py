@@ -79,7 +79,7 @@ def assert_same(actual, expected):
 
 
 @pytest.mark.parametrize("microbatches", [1, 4])
-def test_the_oracle_is_the_jacobian_times_the_clean_outer_gradient(microbatches):
+def test_the_oracle_is_the_jacobian_times_the_outer_gradient(microbatches):
     params, key = parameters(), jax.random.key(3)
     (value, aux), grads, grad_fn = evaluated(batch(), key, key_argnums=2, microbatches=microbatches)
     keys = [jax.random.fold_in(key, i) for i in range(4)]

@@ -63,7 +63,7 @@ def test_a_step_costs_one_gradient(name, model):
         ),
     ],
 )
-def test_a_step_needs_at_most_two_more_copies_of_temporary_memory(name, model):
+def test_a_step_needs_at_most_two_more_copies_of_memory(name, model):
     size = sum(x.nbytes for x in jax.tree.leaves(problem(model)[1]))
     plain = compiled_step(model, None).memory_analysis().temp_size_in_bytes
     wrapped = compiled_step(model, name).memory_analysis().temp_size_in_bytes
