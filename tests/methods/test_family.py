@@ -96,7 +96,7 @@ def friendly_sam(t, w, grad, g, average):
     """As in the authors' code: the first step sets the average and does not subtract it."""
     if average is None:
         return grad(w + RHO * unit(g)), g
-    return grad(w + RHO * unit(g - 1.0 * average)), 0.9 * average + 0.1 * g
+    return grad(w + RHO * unit(g - 0.5 * average)), 0.9 * average + 0.1 * g
 
 
 def looksam(t, w, grad, g, component):
@@ -129,7 +129,7 @@ PAPERS = {
     "le_sam": (lambda: flatreg.sam(0.5, loss_increase=lambda t: 0.3 * 0.9**t), loss_equated),
     "gsam": (lambda: flatreg.gsam(RHO, 0.4), gsam),
     "stable_sam": (lambda: flatreg.stable_sam(RHO), stable_sam),
-    "friendly_sam": (lambda: flatreg.friendly_sam(RHO), friendly_sam),
+    "friendly_sam": (lambda: flatreg.friendly_sam(RHO, 0.5), friendly_sam),
     "looksam": (lambda: flatreg.looksam(RHO, k=4), looksam),
 }
 
@@ -147,6 +147,27 @@ def test_looksam_computes_the_second_gradient_every_k_steps(k):
         jax.jit(lambda: walk(flatreg.looksam(0.1, k), oracle, steps=10))()
     assert oracle.runs() == -(-10 // k)
     assert oracle.traced == 1
+
+
+def test_the_averages_of_when_sharp_include_the_current_gradient():
+    """With the averages of the step before, the choice would differ on some steps."""
+    mark = flatreg.from_direction(lambda grad_fn, params, g: jnp.full_like(params, 7.0))
+    method = flatreg.when_sharp(mark, 1.0, decay=0.5)
+    norms = np.exp(np.random.default_rng(0).normal(size=60) / 2)
+
+    def step(state, g):
+        d, state = method.update(g, state, g, grad_fn=lambda w: w)
+        return state, d == 7.0
+
+    chosen = jax.lax.scan(step, method.init(jnp.zeros(())), jnp.asarray(norms))[1]
+    mean, variance, expected, late = 0.0, np.exp(-10), [], []
+    for square in norms**2:
+        late.append(square >= mean + np.sqrt(variance))
+        mean = 0.5 * mean + 0.5 * square
+        variance = 0.5 * variance + 0.5 * (square - mean) ** 2
+        expected.append(square >= mean + np.sqrt(variance))
+    assert expected != late
+    np.testing.assert_array_equal(chosen, expected)
 
 
 def test_when_sharp_applies_the_method_on_some_steps_only():
