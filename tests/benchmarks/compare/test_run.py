@@ -88,6 +88,7 @@ def test_resuming_adds_methods_and_seeds(finished, tmp_path):
     assert numbers_of(out) == pytest.approx(numbers_of(finished), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_the_option_flatness_selects_the_measures(tmp_path):
     options = [*TINY, "--seeds=1", "--model=mlp:width=8", "--warmup-epochs=0.5"]
     runs = {}
@@ -115,6 +116,7 @@ def test_the_option_flatness_selects_the_measures(tmp_path):
     assert figures["along"] == {"curves.png", "flatness.png", "along.png"}
 
 
+@pytest.mark.slow
 def test_methods_are_compiled_in_groups(tmp_path, monkeypatch):
     monkeypatch.setattr(compare_run, "AT_ONCE", 2)
     out = tmp_path / "groups"

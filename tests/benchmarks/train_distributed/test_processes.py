@@ -105,6 +105,7 @@ def work(folder, place):
         np.savez(f"{folder}/every_method.npz", **flatten_dict(ends, sep="/"))
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_device(start, tmp_path):
     """Two processes with two devices each agree with one device, and a single process resumes."""
     place = f"--coordinator 127.0.0.1:{free_port()} --processes 2 --process-id"
@@ -126,6 +127,7 @@ def test_two_processes_train_as_one_device(start, tmp_path):
     assert_close(arrays(resumed.state), arrays(one.state), 1e-6)
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes(start, tmp_path):
     """It resumes exactly on the same devices, and up to rounding on other devices or shardings."""
     folder = tmp_path / "killed"
