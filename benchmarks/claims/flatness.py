@@ -149,8 +149,9 @@ def blind_to_the_gradient(experiments: Experiments, rho: float = 0.5) -> list[Ch
             return line(w[0])
 
         key, w = jax.random.key(0), jnp.zeros(1)
-        zeroth = measures.zeroth_order_flatness(loss, w, key, rho=rho, random_starts=16)
-        first = measures.first_order_flatness(loss, w, key, rho=rho, random_starts=16)
+        zeroth, first = measures.zeroth_and_first_order_flatness(
+            loss, w, key, rho=rho, random_starts=16
+        )
         return zeroth.value, first.value
 
     (zeroth, first), (zeroth_of_comb, first_of_comb) = flatness(smooth), flatness(comb)

@@ -235,7 +235,7 @@ def _flatness(
 ) -> dict[str, jax.Array]:
     """λ_max of the loss on the examples (`lambda_max`), also its trace (`spectrum`), or `all`."""
     loss_fn, params = _dataset_loss(model, variables, examples), variables["params"]
-    keys = jax.random.split(key, 6)
+    keys = jax.random.split(key, 5)
     pairs = measures.top_eigenpairs(loss_fn, params, keys[0])
     top = {"lambda_max": pairs.values[0], "lambda_max_residual": pairs.residuals[0]}
     if amount == "lambda_max":
@@ -251,13 +251,10 @@ def _flatness(
         loss_fn, params, keys[3], HESSIAN_RADIUS, starts=1, steps=10
     )
     pacgen = measures.pacgen(params, diagonal.value, change.value)
+    zeroth, first = measures.zeroth_and_first_order_flatness(loss_fn, params, keys[4], **ball)
     return top | {
-        "zeroth_order_flatness": measures.zeroth_order_flatness(
-            loss_fn, params, keys[4], **ball
-        ).value,
-        "first_order_flatness": measures.first_order_flatness(
-            loss_fn, params, keys[5], **ball
-        ).value,
+        "zeroth_order_flatness": zeroth.value,
+        "first_order_flatness": first.value,
         "pacgen": pacgen.value,
         "pacgen_active": pacgen.active,
     }
