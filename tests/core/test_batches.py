@@ -64,7 +64,7 @@ def mean_over_shards(case, loss_fn, count, key=None, **changes):
 
 @x64
 @every_kind
-@pytest.mark.parametrize("shards", [1, 3])
+@pytest.mark.parametrize("shards", [3, pytest.param(1, marks=pytest.mark.slow)])
 def test_per_shard_is_the_mean_of_the_shards_directions(case: Case, shards):
     key = jax.random.key(40)
     d, _ = direction(

@@ -32,8 +32,8 @@ METHODS = {
     },
     **{f"gam_{k}": lambda v=v: flatreg.gam(0.3, 0.5, hvp=v) for k, v in HVPS.items()},
 }
-VARIANTS = ["penalized_gradient", "penalty_forward", "penalty_difference"]
-VARIANTS += ["gam_forward", "gam_difference"]
+VARIANTS = ["sam", "penalized_gradient", "penalty_forward", "penalty_difference"]
+VARIANTS += ["gam_exact", "gam_forward", "gam_difference"]
 every_setting = pytest.mark.parametrize("setting", SETTINGS)
 every_method = pytest.mark.parametrize(
     "name",

@@ -29,7 +29,7 @@ def test_the_basis_is_orthonormal_and_tridiagonalizes(matrix, x64):
     np.testing.assert_allclose(krylov.eigh()[0], np.linalg.eigvalsh(a), atol=1e-12)
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("dtype", [np.float32, pytest.param(np.float64, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("spectrum", [np.ones(120), np.r_[[3.0] * 4, 2.0, np.ones(115)]], ids=len)
 def test_the_basis_stays_orthonormal_through_many_breakdowns(spectrum, dtype, x64):
     """What is left of a product is then rounding error, often within the span of the basis."""

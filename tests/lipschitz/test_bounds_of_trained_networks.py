@@ -13,7 +13,10 @@ from tests.support.networks.lipschitz_networks import MODELS, trained_network, u
 
 pytestmark = pytest.mark.usefixtures("x64")
 KEY = jax.random.key(0)
-every_network = pytest.mark.parametrize("name", MODELS)
+every_network = pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[] if name == "cnn" else [pytest.mark.slow]) for name in MODELS],
+)
 
 
 def quotients(network, pairs):

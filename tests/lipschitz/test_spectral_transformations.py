@@ -45,7 +45,7 @@ MAPS = {
 
 
 @every_transformation
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, pytest.param(jnp.float32, marks=pytest.mark.slow)])
 def test_degenerate_kernels_stay_finite_and_keep_dtypes(name, dtype):
     params = {case: {"kernel": kernel.astype(dtype)} for case, kernel in KERNELS.items()}
     tx = TRANSFORMATIONS[name](operators=MAPS)

@@ -32,8 +32,8 @@ class Case(NamedTuple):
       isotropic: whether the method commutes with rotations of the parameters.
       uses_hvp: whether the method differentiates ``grad_fn``.
       uses_clean: whether the direction depends on the gradient that came down the chain.
-      variant: whether it is another case with one more option, so that expensive properties need
-        it only in the slow tests.
+      variant: whether it uses the oracle in the same way as another case, so that expensive
+        properties of oracles, steps and devices need it only in the slow tests.
     """
 
     name: str
@@ -94,7 +94,15 @@ ACCELERATED = {"rho": 0.2, "rho_prime": 0.1, "alpha": 0.6, "beta": 0.5, "gamma":
 partial = functools.partial
 
 SAM = Case("sam", flatreg.sam, surrogates.sam, {"rho": 0.3}, {"rho": 0.0}, calls=1)
-ASAM = Case("asam", flatreg.asam, surrogates.asam, {"rho": 0.3, "eta": 0.1}, {"rho": 0.0}, calls=1)
+ASAM = Case(
+    "asam",
+    flatreg.asam,
+    surrogates.asam,
+    {"rho": 0.3, "eta": 0.1},
+    {"rho": 0.0},
+    calls=1,
+    variant=True,
+)
 PENALIZED_GRADIENT = Case(
     "penalized_gradient",
     flatreg.penalized_gradient,
@@ -122,7 +130,7 @@ GRADIENT_NORM_PENALTIES = {
         calls=1,
         isotropic=p == 2,
         uses_hvp=True,
-        variant=p not in (2, 3),
+        variant=p != 2,
     )
     for p in (1, 1.5, 2, 3, 4)
 }
@@ -134,6 +142,7 @@ GRADIENT_REGULARIZATION = Case(
     zero={"mu": 0.0},
     calls=1,
     uses_hvp=True,
+    variant=True,
 )
 GAM = Case("gam", flatreg.gam, surrogates.gam, ALGORITHM_1, {"alpha": 0.0}, 2, uses_hvp=True)
 GAM_ACCELERATED = Case(
@@ -174,9 +183,18 @@ AUTHORS_GAM = GAM_ACCELERATED.scaled()._replace(
     name="gam_accelerated_authors", scalars=ACCELERATED | {"clean_weight": 1.0}
 )
 
-GSAM = Case("gsam", flatreg.gsam, surrogates.gsam, {"rho": 0.3, "alpha": 0.4}, {"rho": 0.0}, 1)
-STABLE_SAM = Case(
-    "stable_sam", flatreg.stable_sam, surrogates.stable_sam, {"rho": 0.3}, {"rho": 0.0}, 1
+GSAM = SAM._replace(
+    name="gsam",
+    factory=flatreg.gsam,
+    surrogate_of=surrogates.gsam,
+    scalars={"rho": 0.3, "alpha": 0.4},
+    variant=True,
+)
+STABLE_SAM = SAM._replace(
+    name="stable_sam",
+    factory=flatreg.stable_sam,
+    surrogate_of=surrogates.stable_sam,
+    variant=True,
 )
 # The first step of friendly_sam and of looksam is SAM's. test_family.py follows the later steps.
 FRIENDLY_SAM = Case(
@@ -186,6 +204,7 @@ FRIENDLY_SAM = Case(
     {"rho": 0.3, "sigma": 0.5},
     {"rho": 0.0},
     calls=1,
+    variant=True,
 )
 LOOKSAM = Case(
     "looksam",

@@ -62,6 +62,9 @@ VARIANTS = {case.name for case in CASES if case.variant} | {
     "gam_forward",
     "gam_reverse",
     "perturbed_normal",
+    "gam_difference",
+    "nested",
+    "randomly",
 }
 
 every_method = pytest.mark.parametrize("name", METHODS)
