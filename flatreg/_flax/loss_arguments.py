@@ -39,15 +39,17 @@ def check_further_arguments(
     args: Sequence[Any],
     kwargs: dict[str, Any],
     call: str,
+    name: str = "loss_fn",
 ) -> None:
     """Raise an error if the loss function does not take the arguments of this step.
 
     Args:
-      loss_fn: the loss function.
+      loss_fn: the loss function, or another function that takes the same arguments.
       fixed: the names of the loss's arguments that every step provides.
       args: the further positional arguments of this step.
       kwargs: the keyword arguments of this step.
       call: the call of the step without further arguments, for the error message.
+      name: the name of the function, for the error message.
 
     Raises:
       TypeError: if the loss function takes other arguments.
@@ -59,10 +61,16 @@ def check_further_arguments(
     try:
         signature.bind(*[None] * len(fixed), *args, **kwargs)
     except TypeError as error:
+        advice = f"Pass what the loss needs after the batch: {call[:-1]}, key)."
+        if name == "forward_fn":
+            advice = (
+                "forward_fn receives the same further arguments as loss_fn: write def forward_fn("
+                f"{', '.join(fixed)}, *args, **kwargs): …."
+            )
         raise TypeError(
-            f"the step calls loss_fn({', '.join(fixed)}, …) with {len(args)} further positional "
-            f"arguments and the keyword arguments {sorted(kwargs)}, but loss_fn takes {signature} "
-            f"({error}). Pass what the loss needs after the batch: {call[:-1]}, key)."
+            f"the step calls {name}({', '.join(fixed)}, …) with {len(args)} further positional "
+            f"arguments and the keyword arguments {sorted(kwargs)}, but {name} takes {signature} "
+            f"({error}). {advice}"
         ) from None
 
 

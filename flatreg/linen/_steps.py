@@ -8,10 +8,12 @@ from typing import Any, Protocol
 import jax
 
 from flatreg._core.devices import AxisName
+from flatreg._core.functional import functional_value_and_grad_fn
 from flatreg._core.oracle import value_and_grad_fn
 from flatreg._flax import loss_scale
 from flatreg._flax.classification_loss import cross_entropy_and_accuracy
 from flatreg._flax.clean_pass import clean_pass
+from flatreg._flax.functional import GivenOutputs, check_functional
 from flatreg._flax.loss_arguments import (
     check_further_arguments,
     check_keys_are_named,
@@ -44,6 +46,25 @@ class LossFn(Protocol):
 
         Returns:
           The loss, a floating-point scalar, or a pair of the loss and a dict of metrics.
+        """
+        ...
+
+
+class ForwardFn(Protocol):
+    """The network's part of a loss, ``forward_fn(apply, batch, train) -> outputs``.
+
+    It takes the same further arguments as the loss function.
+    """
+
+    def __call__(self, apply: Apply, batch: Any, train: bool, /, *args: Any, **kwargs: Any) -> Any:
+        """Return the outputs of the network, any tree of arrays.
+
+        Args:
+          apply: the model with its variables filled in.
+          batch: the batch that the step received.
+          train: True.
+          *args: the positional arguments of the step after the batch.
+          **kwargs: the keyword arguments of the step.
         """
         ...
 
@@ -96,6 +117,7 @@ def make_train_step(
     shards: int | None = None,
     ascent_fraction: float = 1.0,
     axis_name: AxisName | None = None,
+    forward_fn: ForwardFn | None = None,
 ) -> Callable[..., tuple[TrainState, Metrics]]:
     """Make a train step ``step(state, batch) -> state, metrics``, a pure function for ``jax.jit``.
 
@@ -151,6 +173,13 @@ def make_train_step(
         metrics and statistics stay the device's own. The state must be the same on all devices. On
         device d, d is folded into the random key of the step, so devices have different dropout
         masks. Further arguments that are keys are used as they are passed.
+      forward_fn: for Functional-SAM, the part of the loss that is the network:
+        ``forward_fn(apply, batch, train) -> outputs``, such as ``lambda apply, batch, train:
+        apply(batch[0], train=train)``. In place of ``apply``, ``loss_fn`` then receives a function
+        that returns these outputs for any arguments, and the method receives the oracle of
+        :func:`flatreg.functional_value_and_grad_fn`. Both functions receive the further arguments
+        of the step. None means that the method perturbs the whole loss. Cannot be used with
+        ``ascent_fraction``.
 
     Returns:
       The step. Its metrics are a dict with:
@@ -166,11 +195,13 @@ def make_train_step(
       ``out_shardings=(jax.tree.map(lambda x: x.sharding, state), None)``.
 
     Raises:
-      TypeError: if ``loss_fn`` does not take ``(apply, batch, train)`` and the further arguments of
-        the step, or does not return a floating-point scalar; if the first argument of the step is
-        not a :class:`TrainState`.
-      ValueError: if an option is out of range, or the parts do not divide the batch; if the loss is
-        not a scalar or does not use ``apply``; if a collection changes its structure; if a metric
+      TypeError: if ``loss_fn`` or ``forward_fn`` does not take ``(apply, batch, train)`` and the
+        further arguments of the step; if ``loss_fn`` does not return a floating-point scalar; if
+        the first argument of the step is not a :class:`TrainState`.
+      AttributeError: if ``loss_fn`` uses attributes of ``apply`` with ``forward_fn``.
+      ValueError: if an option is out of range, or the parts do not divide the batch; if
+        ``forward_fn`` is used with ``ascent_fraction``; if the loss is not a scalar; if ``loss_fn``
+        or ``forward_fn`` does not use ``apply``; if a collection changes its structure; if a metric
         has the name of one that the step adds; if the parts of a batch would share a random key; if
         the axis ``axis_name`` does not exist.
 
@@ -189,37 +220,49 @@ def make_train_step(
       >>> print(state.step, sorted(metrics))
       1 ['cosine', 'direction_norm', 'grad_norm', 'largest', 'loss', 'perturbation_norm', 'skipped']
     """
-    _check_signature(loss_fn)
+    _check_signature("loss_fn", loss_fn)
+    if forward_fn is not None:
+        _check_signature("forward_fn", forward_fn)
+        check_functional(ascent_fraction)
     rng_names = (rngs,) if isinstance(rngs, str) else tuple(rngs)
     further_keys = further_argnums(key_argnums, _LOSS_ARGUMENTS)
 
-    def scaled_loss(
-        params: Params, batch: Any, key: jax.Array, state: TrainState, kwargs: Any, *args: Any
-    ) -> Any:
+    def filled_in(params: Params, key: jax.Array, state: TrainState) -> Apply:
+        """Return the model of one pass."""
         if axis_name is not None:
             key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
         variables = state.replace(params=params).variables
         names = () if state.key is None else rng_names
-        apply = Apply(state.apply_fn, variables, key if names else None, names, train=True)
+        return Apply(state.apply_fn, variables, key if names else None, names, train=True)
+
+    def scaled_loss(
+        params: Params, batch: Any, key: jax.Array, state: TrainState, kwargs: Any, *args: Any
+    ) -> Any:
+        apply = filled_in(params, key, state)
         loss, metrics = _evaluate(loss_fn, apply, batch, True, *args, **kwargs)
         return loss_scale.scaled(loss, state.dynamic_scale), (metrics, apply.collections)
 
-    evaluate = value_and_grad_fn(
-        scaled_loss,
-        has_aux=True,
-        batch_argnums=1,
-        key_argnums=(2, *(5 + i for i in further_keys)),
-        microbatches=microbatches,
-        shards=shards,
-        ascent_fraction=ascent_fraction,
-        axis_name=axis_name,
-    )
+    options: dict[str, Any] = {
+        "has_aux": True,
+        "batch_argnums": 1,
+        "key_argnums": (2, *(5 + i for i in further_keys)),
+        "microbatches": microbatches,
+        "shards": shards,
+        "axis_name": axis_name,
+    }
+    if forward_fn is None:
+        evaluate = value_and_grad_fn(scaled_loss, ascent_fraction=ascent_fraction, **options)
+    else:
+        evaluate = _functional_evaluation(forward_fn, loss_fn, filled_in, options)
 
     def step(
         state: TrainState, batch: Any, *args: Any, **kwargs: Any
     ) -> tuple[TrainState, Metrics]:
         _check_state(state, "state, metrics = train_step(state, batch)")
-        check_further_arguments(loss_fn, _LOSS_ARGUMENTS, args, kwargs, "train_step(state, batch)")
+        call = "train_step(state, batch)"
+        check_further_arguments(loss_fn, _LOSS_ARGUMENTS, args, kwargs, call)
+        if forward_fn is not None:
+            check_further_arguments(forward_fn, _LOSS_ARGUMENTS, args, kwargs, call, "forward_fn")
         if microbatches * (shards or 1) > 1:
             check_keys_are_named(args, kwargs, further_keys)
         # 1. Evaluate the clean pass.
@@ -280,7 +323,7 @@ def make_eval_step(loss_fn: LossFn) -> Callable[..., Metrics]:
       >>> print(jax.jit(make_eval_step(loss_fn))(state, jnp.zeros((4, 2))))
       {'loss': Array(0., dtype=float32)}
     """
-    _check_signature(loss_fn)
+    _check_signature("loss_fn", loss_fn)
 
     def step(state: TrainState, batch: Any, *args: Any, **kwargs: Any) -> Metrics:
         _check_state(state, "metrics = eval_step(state, batch)")
@@ -301,17 +344,47 @@ def _key_of_step(state: TrainState) -> jax.Array:
     return jax.random.fold_in(key, state.step)
 
 
+def _functional_evaluation(
+    forward_fn: ForwardFn,
+    loss_fn: LossFn,
+    filled_in: Callable[[Params, jax.Array, TrainState], Apply],
+    options: dict[str, Any],
+) -> Callable[..., Any]:
+    """Return the evaluation of a loss whose network is ``forward_fn``, for Functional-SAM."""
+
+    def network(
+        params: Params, batch: Any, key: jax.Array, state: TrainState, kwargs: Any, *args: Any
+    ) -> Any:
+        apply = filled_in(params, key, state)
+        outputs = forward_fn(apply, batch, True, *args, **kwargs)
+        _check_used(apply, "forward_fn")
+        return outputs, jax.lax.stop_gradient(apply.collections)  # The loss does not use them.
+
+    def scaled_loss(
+        out: Any, batch: Any, key: jax.Array, state: TrainState, kwargs: Any, *args: Any
+    ) -> Any:
+        outputs, collections = out
+        loss, metrics = _evaluate(loss_fn, GivenOutputs(outputs), batch, True, *args, **kwargs)
+        return loss_scale.scaled(loss, state.dynamic_scale), (metrics, collections)
+
+    return functional_value_and_grad_fn(network, scaled_loss, **options)
+
+
 def _evaluate(
-    loss_fn: LossFn, apply: Apply, batch: Any, train: bool, /, *args: Any, **kwargs: Any
+    loss_fn: LossFn, apply: Any, batch: Any, train: bool, /, *args: Any, **kwargs: Any
 ) -> tuple[jax.Array, Metrics]:
     """Return the loss, and its metrics with the loss added to them."""
     loss, metrics = loss_and_metrics(loss_fn(apply, batch, train, *args, **kwargs))
+    _check_used(apply, "loss_fn")
+    return loss, metrics
+
+
+def _check_used(apply: Apply | GivenOutputs, name: str) -> None:
     if not apply.used:
         raise ValueError(
-            "loss_fn never called apply, so its loss does not depend on the parameters: write "
+            f"{name} never called apply, so the loss does not depend on the parameters: write "
             "logits = apply(x, train=train) instead of calling the model itself."
         )
-    return loss, metrics
 
 
 def _check_state(state: Any, call: str) -> None:
@@ -323,11 +396,15 @@ def _check_state(state: Any, call: str) -> None:
         )
 
 
-def _check_signature(loss_fn: LossFn) -> None:
+def _check_signature(name: str, function: Callable[..., Any]) -> None:
     try:
-        inspect.signature(loss_fn).bind_partial(None, None, True)
+        inspect.signature(function).bind_partial(None, None, True)
     except TypeError as error:
+        example = {
+            "loss_fn": "… return loss, or return loss and a dict of metrics.",
+            "forward_fn": "return apply(batch[0], train=train).",
+        }
         raise TypeError(
-            f"loss_fn must take (apply, batch, train), but {loss_fn!r} does not ({error}): write "
-            "def loss_fn(apply, batch, train): … return loss, or return loss and a dict of metrics."
+            f"{name} must take (apply, batch, train), but {function!r} does not ({error}): write "
+            f"def {name}(apply, batch, train): {example[name]}"
         ) from None

@@ -57,7 +57,10 @@ def with_nodes(
 
 
 def copies_for_part(
-    before: SplitModel, example_numbers: jax.Array | None, axis_name: AxisName | None
+    before: SplitModel,
+    example_numbers: jax.Array | None,
+    axis_name: AxisName | None,
+    changes: ModelChanges | None = None,
 ) -> tuple[SplitModel, tuple[Any, ...]]:
     """Return the objects as a pass over a part of the batch starts from them, and copies of them.
 
@@ -65,9 +68,15 @@ def copies_for_part(
       before: the objects before the step.
       example_numbers: the indices of the examples in this part, or None.
       axis_name: the axis over whose devices the batch is divided, or None.
+      changes: what an earlier function of the same pass has changed in the objects, or None. The
+        copies contain these changes.
     """
     start = before._replace(rng_state=fold_in_part(before.rng_state, example_numbers, axis_name))
-    return start, merged_copy(start)
+    if changes is None:
+        return start, merged_copy(start)
+    rng_state = with_changes(start.rng_state, changes.rng_state, keep=True)
+    variables = with_changes(start.variables, changes.variables, keep=True)
+    return start, merged_copy(start._replace(rng_state=rng_state, variables=variables))
 
 
 def changes_of_nodes(start: SplitModel, copies: tuple[Any, ...]) -> ModelChanges:

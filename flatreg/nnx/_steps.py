@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable, Sequence
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -11,11 +11,13 @@ from flax import nnx
 
 from flatreg._core.batches import leading_axis
 from flatreg._core.devices import AxisName
+from flatreg._core.functional import functional_value_and_grad_fn
 from flatreg._core.oracle import value_and_grad_fn
 from flatreg._flax import loss_scale
 from flatreg._flax.chain_order import check_order
 from flatreg._flax.classification_loss import cross_entropy_and_accuracy
 from flatreg._flax.clean_pass import clean_pass
+from flatreg._flax.functional import GivenOutputs, check_functional
 from flatreg._flax.guarded_update import GuardedUpdate, guarded_update
 from flatreg._flax.loss_arguments import (
     check_further_arguments,
@@ -105,6 +107,7 @@ def make_train_step(
     shards: int | None = None,
     ascent_fraction: float = 1.0,
     axis_name: AxisName | None = None,
+    forward_fn: Callable[..., Any] | None = None,
 ) -> Callable[..., Metrics]:
     """Make a train step ``step(model, optimizer, batch) -> metrics``, which updates both in place.
 
@@ -148,16 +151,16 @@ def make_train_step(
         with the memory of one. Microbatch i has the examples i, i+k, i+2k, …, and i is folded into
         every ``nnx.RngKey`` of its pass. Floating-point metrics and Variables are averaged over the
         microbatches; others come from the last one.
-      shards: the number of contiguous parts of the batch, each with its own perturbation, if the
-        chain contains :func:`flatreg.per_shard`; None otherwise. In the pass of a part, the index
-        of its first example is folded into every ``nnx.RngKey``. Variables and metrics are averaged
-        over the parts if they are of floating point; others come from the last one.
-      ascent_fraction: the fraction of the batch, in (0, 1], that the clean pass uses. Below 1, this
-        pass uses only the first examples of the batch, which makes the step cheaper. Variables and
-        metrics then come from the perturbed pass, which uses the whole batch, so ``loss`` is the
-        loss at the perturbed parameters. Use it only with :func:`flatreg.sam` and
+      shards: the number of contiguous parts of the batch that :func:`flatreg.per_shard` perturbs
+        separately; None if the chain does not contain it. The index of the first example of a part
+        is folded into every ``nnx.RngKey`` of its pass. Floating-point metrics and Variables are
+        averaged over the parts; others come from the last one.
+      ascent_fraction: the fraction of the batch, in (0, 1], that the clean pass uses. Below 1, the
+        clean pass uses only the first examples of the batch, which makes the step cheaper. Metrics
+        and Variables then come from the perturbed pass, which uses the whole batch, so ``loss`` is
+        the loss at the perturbed parameters. Use values below 1 only with :func:`flatreg.sam` and
         :func:`flatreg.asam`, for the reasons that :func:`flatreg.value_and_grad_fn` lists. If the
-        chain calls the oracle only on some steps (:func:`flatreg.every`), Variables and metrics
+        chain calls the oracle only on some steps (:func:`flatreg.every`), metrics and Variables
         come from the first examples.
       axis_name: the axis of ``jax.pmap`` or ``jax.shard_map`` over which the batch is divided, or a
         tuple of such axes; None elsewhere, including ``nnx.jit`` with sharded arrays. The loss, all
@@ -165,6 +168,13 @@ def make_train_step(
         stay the device's own. The model and the optimizer must be the same on all devices. The
         index of the device is folded into every ``nnx.RngKey``, so devices have different dropout
         masks. Further arguments that are keys are used as they are passed.
+      forward_fn: for Functional-SAM, the part of the loss that is the network:
+        ``forward_fn(model, batch) -> outputs``, such as ``lambda model, batch: model(batch[0])``.
+        In place of the model, ``loss_fn`` then receives a function that returns these outputs for
+        any arguments, and the method receives the oracle of
+        :func:`flatreg.functional_value_and_grad_fn`. Both functions receive the further arguments
+        of the step; in NNX objects among them, ``loss_fn`` sees what ``forward_fn`` changed. None
+        means that the method perturbs the whole loss. Cannot be used with ``ascent_fraction``.
 
     Returns:
       The step, for ``nnx.jit``. It takes an :class:`Optimizer`, or any ``nnx.Optimizer``, which
@@ -178,11 +188,13 @@ def make_train_step(
       Donate the model and the optimizer to save memory: ``nnx.jit(step, donate_argnums=(0, 1))``.
 
     Raises:
-      TypeError: if the second argument of the step is not an ``nnx.Optimizer``; if the loss does
-        not take the further arguments of the step, or is not a floating-point scalar; if
-        ``jax.jit`` or another transformation of JAX calls the step.
-      ValueError: if an option is out of range, or the parts do not divide the batch; if the loss is
-        not a scalar, or creates Variables; if ``wrt`` selects no Variable; if the chain has a
+      TypeError: if the second argument of the step is not an ``nnx.Optimizer``; if the loss or
+        ``forward_fn`` does not take the further arguments of the step; if the loss is not a
+        floating-point scalar; if ``jax.jit`` or another transformation of JAX calls the step.
+      AttributeError: if ``loss_fn`` uses attributes of the model with ``forward_fn``.
+      ValueError: if an option is out of range, or the parts do not divide the batch; if
+        ``forward_fn`` is used with ``ascent_fraction``; if the loss is not a scalar, or creates
+        Variables; if ``wrt`` selects no Variable; if the chain has a
         method in the wrong place, for example at its end; if a metric has the name of one that the
         step adds; if the parts of a batch would share a random key; if the axis ``axis_name`` does
         not exist.
@@ -210,39 +222,34 @@ def make_train_step(
       >>> print(nnx.jit(make_eval_step(classification_loss))(model, batch)["accuracy"])
       1.0
     """
+    if forward_fn is not None:
+        check_functional(ascent_fraction)
     further_keys = further_argnums(key_argnums, _LOSS_ARGUMENTS)
 
     def scaled_loss(
         params: Params,
         batch: Any,
         example_numbers: jax.Array | None,
-        model: SplitModel,
-        dynamic_scale: Any,
-        further: Arguments,
-        nodes: SplitModel,
+        start: _Start,
         *args: Any,
-    ) -> tuple[jax.Array, tuple[Metrics, tuple[ModelChanges, ModelChanges]]]:
+    ) -> tuple[jax.Array, tuple[Metrics, _Changes]]:
         """Run one pass as a pure function of the parameters, on a copy of the model."""
-        rng_state = fold_in_part(model.rng_state, example_numbers, axis_name)
-        before = model._replace(params=params, rng_state=rng_state)
-        copy = merged_copy(before)
-        nodes, copies = copies_for_part(nodes, example_numbers, axis_name)
-        arguments, kwargs = with_nodes(further.places, copies, args, further.kwargs)
-        loss, metrics = loss_and_metrics(loss_fn(copy, batch, *arguments, **kwargs))
-        changes = model_changes(before, split_model(copy, model.wrt))
-        changes_of_arguments = changes_of_nodes(nodes, copies)
-        return loss_scale.scaled(loss, dynamic_scale), (metrics, (changes, changes_of_arguments))
+        out, changes = _run_on_copies(loss_fn, params, batch, example_numbers, start, args)
+        loss, metrics = loss_and_metrics(out)
+        return loss_scale.scaled(loss, start.dynamic_scale), (metrics, changes)
 
-    evaluate = value_and_grad_fn(
-        scaled_loss,
-        has_aux=True,
-        batch_argnums=(1, 2),
-        key_argnums=[7 + i for i in further_keys],
-        microbatches=microbatches,
-        shards=shards,
-        ascent_fraction=ascent_fraction,
-        axis_name=axis_name,
-    )
+    options: dict[str, Any] = {
+        "has_aux": True,
+        "batch_argnums": (1, 2),
+        "key_argnums": [4 + i for i in further_keys],
+        "microbatches": microbatches,
+        "shards": shards,
+        "axis_name": axis_name,
+    }
+    if forward_fn is None:
+        evaluate = value_and_grad_fn(scaled_loss, ascent_fraction=ascent_fraction, **options)
+    else:
+        evaluate = _functional_evaluation(forward_fn, loss_fn, options)
     parts = microbatches * (shards or 1)
 
     def step(
@@ -252,20 +259,22 @@ def make_train_step(
         _check_optimizer(optimizer)
         call = "train_step(model, optimizer, batch)"
         check_further_arguments(loss_fn, _LOSS_ARGUMENTS, args, kwargs, call)
+        if forward_fn is not None:
+            check_further_arguments(forward_fn, _LOSS_ARGUMENTS, args, kwargs, call, "forward_fn")
         further = without_nodes(args, kwargs)
         if parts > 1:
             check_keys_are_named(further.args, further.kwargs, further_keys)
         # 1. Split the model.
         before = split_model(model, optimizer.wrt)
+        nodes = split_nodes(further.nodes)
         opt_state = as_pure(optimizer.opt_state)
         dynamic_scale = as_pure(getattr(optimizer, "dynamic_scale", None))
         check_order(opt_state)
         # 2. Evaluate the clean pass.
-        numbers = _example_numbers(batch, parts)
-        nodes = split_nodes(further.nodes)
+        start = _Start(before, nodes, further, dynamic_scale, axis_name)
         clean = clean_pass(
             evaluate,
-            *(before.params, batch, numbers, before, dynamic_scale, further, nodes, *further.args),
+            *(before.params, batch, _example_numbers(batch, parts), start, *further.args),
             dynamic_scale=dynamic_scale,
             ascent_fraction=ascent_fraction,
         )
@@ -279,9 +288,9 @@ def make_train_step(
             clean.metrics["loss"],
         )
         # 4. Write the new values to the model and the optimizer.
-        metrics, (changes, changes_of_arguments) = clean.on_whole_batch()
-        _update_model(model, before, changes, update)
-        update_nodes(further.nodes, nodes, changes_of_arguments, update.finite)
+        metrics, changes = clean.on_whole_batch()
+        _update_model(model, before, changes.model, update)
+        update_nodes(further.nodes, nodes, changes.nodes, update.finite)
         _update_optimizer(optimizer, dynamic_scale, update)
         return step_metrics(metrics, ~update.finite, update.opt_state)
 
@@ -331,6 +340,92 @@ def make_eval_step(loss_fn: LossFn) -> Callable[..., Metrics]:
 
 
 _LOSS_ARGUMENTS = ("model", "batch")
+
+
+class _Start(NamedTuple):
+    """What all passes of a step start from, in addition to the parameters and the batch.
+
+    Attributes:
+      model: the model before the step.
+      nodes: the NNX objects among the further arguments before the step.
+      further: the further arguments.
+      dynamic_scale: the loss scale, or None.
+      axis_name: the axis over whose devices the batch is divided, or None.
+    """
+
+    model: SplitModel
+    nodes: SplitModel
+    further: Arguments
+    dynamic_scale: Any
+    axis_name: AxisName | None
+
+
+class _Changes(NamedTuple):
+    """What a pass has changed in the model and in the NNX objects among the further arguments."""
+
+    model: ModelChanges
+    nodes: ModelChanges
+
+
+def _run_on_copies(
+    function: Callable[..., Any],
+    params: Params,
+    batch: Any,
+    example_numbers: jax.Array | None,
+    start: _Start,
+    args: Sequence[Any],
+) -> tuple[Any, _Changes]:
+    """Call a function of the model with copies; return its output and what it has changed."""
+    rng_state = fold_in_part(start.model.rng_state, example_numbers, start.axis_name)
+    before = start.model._replace(params=params, rng_state=rng_state)
+    copy = merged_copy(before)
+    nodes, copies = copies_for_part(start.nodes, example_numbers, start.axis_name)
+    arguments, kwargs = with_nodes(start.further.places, copies, args, start.further.kwargs)
+    out = function(copy, batch, *arguments, **kwargs)
+    changes = model_changes(before, split_model(copy, before.wrt))
+    return out, _Changes(changes, changes_of_nodes(nodes, copies))
+
+
+def _functional_evaluation(
+    forward_fn: Callable[..., Any], loss_fn: LossFn, options: dict[str, Any]
+) -> Callable[..., Any]:
+    """Return the evaluation of a loss whose network is ``forward_fn``, for Functional-SAM."""
+
+    def network(
+        params: Params,
+        batch: Any,
+        example_numbers: jax.Array | None,
+        start: _Start,
+        *args: Any,
+    ) -> tuple[Any, _Changes]:
+        outputs, changes = _run_on_copies(forward_fn, params, batch, example_numbers, start, args)
+        of_model = jax.lax.stop_gradient(changes.model)  # The loss does not use them.
+        return outputs, changes._replace(model=of_model)
+
+    def scaled_loss(
+        out: tuple[Any, _Changes],
+        batch: Any,
+        example_numbers: jax.Array | None,
+        start: _Start,
+        *args: Any,
+    ) -> tuple[jax.Array, tuple[Metrics, _Changes]]:
+        outputs, changes = out
+        nodes, copies = copies_for_part(
+            start.nodes, example_numbers, start.axis_name, changes.nodes
+        )
+        arguments, kwargs = with_nodes(start.further.places, copies, args, start.further.kwargs)
+        given = GivenOutputs(outputs)
+        loss, metrics = loss_and_metrics(loss_fn(given, batch, *arguments, **kwargs))
+        if not given.used:
+            raise ValueError(
+                "with forward_fn, loss_fn must call its first argument, which returns the outputs "
+                "of forward_fn, because its loss does not depend on the parameters otherwise: "
+                "write def loss_fn(model, batch): logits = model(batch[0]) …."
+            )
+        changes = changes._replace(nodes=changes_of_nodes(nodes, copies))
+        return loss_scale.scaled(loss, start.dynamic_scale), (metrics, changes)
+
+    return functional_value_and_grad_fn(network, scaled_loss, **options)
 
 
 def _example_numbers(batch: Any, parts: int) -> jax.Array | None:

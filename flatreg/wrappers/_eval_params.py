@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from flatreg._core.tree import mix
@@ -48,7 +49,7 @@ def eval_params(opt_state: optax.OptState, params: Params) -> Params:
         )
     leaves, structure = jax.tree.flatten(params)
     shift = jax.tree.leaves(wrappers[0].shift)
-    shapes, expected = ([x.shape for x in tree] for tree in (leaves, shift))
+    shapes, expected = ([jnp.shape(x) for x in tree] for tree in (leaves, shift))
     if shapes != expected:
         raise ValueError(
             f"eval_params got parameters of the shapes {shapes}, but the wrapper was initialized "

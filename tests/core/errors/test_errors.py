@@ -253,10 +253,14 @@ class TestCombinators:
             lambda method: flatreg.every(method, 2),
             lambda method: flatreg.after(method, 2),
             lambda method: flatreg.randomly(method, 0.5, jax.random.key(0)),
+            flatreg.when_sharp,
             flatreg.per_shard,
             flatreg.observe,
         ],
-        ids=["combine", "combine_one", "every", "after", "randomly", "per_shard", "observe"],
+        ids=[
+            *("combine", "combine_one", "every", "after", "randomly"),
+            *("when_sharp", "per_shard", "observe"),
+        ],
     )
     @pytest.mark.parametrize("method", [flatreg.sam, "sam", 0.05], ids=["factory", "name", "rho"])
     def test_combinators_reject_factories_and_other_values(self, combination, method):
@@ -270,8 +274,9 @@ class TestCombinators:
             lambda method: flatreg.every(method, 2),
             lambda method: flatreg.after(method, 2),
             lambda method: flatreg.randomly(method, 0.5, jax.random.key(0)),
+            flatreg.when_sharp,
         ],
-        ids=["combine", "every", "after", "randomly"],
+        ids=["combine", "every", "after", "randomly", "when_sharp"],
     )
     @pytest.mark.parametrize(
         "method",
