@@ -50,25 +50,6 @@ class LossFn(Protocol):
         ...
 
 
-class ForwardFn(Protocol):
-    """The network's part of a loss, ``forward_fn(apply, batch, train) -> outputs``.
-
-    It takes the same further arguments as the loss function.
-    """
-
-    def __call__(self, apply: Apply, batch: Any, train: bool, /, *args: Any, **kwargs: Any) -> Any:
-        """Return the outputs of the network, any tree of arrays.
-
-        Args:
-          apply: the model with its variables filled in.
-          batch: the batch that the step received.
-          train: True.
-          *args: the positional arguments of the step after the batch.
-          **kwargs: the keyword arguments of the step.
-        """
-        ...
-
-
 def classification_loss(apply: Apply, batch: Any, train: bool) -> tuple[jax.Array, Metrics]:
     """The loss of a classifier: mean softmax cross-entropy, with the accuracy as a metric.
 
@@ -117,7 +98,7 @@ def make_train_step(
     shards: int | None = None,
     ascent_fraction: float = 1.0,
     axis_name: AxisName | None = None,
-    forward_fn: ForwardFn | None = None,
+    forward_fn: Callable[..., Any] | None = None,
 ) -> Callable[..., tuple[TrainState, Metrics]]:
     """Make a train step ``step(state, batch) -> state, metrics``, a pure function for ``jax.jit``.
 
@@ -345,7 +326,7 @@ def _key_of_step(state: TrainState) -> jax.Array:
 
 
 def _functional_evaluation(
-    forward_fn: ForwardFn,
+    forward_fn: Callable[..., Any],
     loss_fn: LossFn,
     filled_in: Callable[[Params, jax.Array, TrainState], Apply],
     options: dict[str, Any],
