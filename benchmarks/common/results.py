@@ -61,16 +61,6 @@ import flatreg
 from benchmarks.common.cli import UsageError, flag
 
 ROOT = pathlib.Path(__file__).parents[2]
-# The code that trains and measures: runs of the same code can be put into one folder.
-TRAINING_CODE = (
-    "flatreg/**/*.py",
-    "benchmarks/common/data/*.py",
-    "benchmarks/common/models/*.py",
-    "benchmarks/common/measuring.py",
-    "benchmarks/common/methods.py",
-    "benchmarks/common/training.py",
-    "benchmarks/compare/run.py",
-)
 MANIFEST, RUNS, CURVES = FILES = ("manifest.json", "runs.csv", "curves.npz")
 # Options that may differ when a command resumes: they add runs, and the finished ones stay valid.
 MAY_GROW = ("methods", "seeds")
@@ -102,13 +92,24 @@ def machine() -> str:
     return f"{found['platform']}, {found['device']}, {name}"
 
 
-def training_code() -> str:
+def training_code(patterns: Iterable[str]) -> str:
     """Returns a hash of the source code that decides the numbers of a run.
 
-    It is the same on every machine and for every version of Python.
+    It is the same on every machine and for every version of Python. Runs with the same hash can be
+    put into one folder.
+
+    Args:
+      patterns: glob patterns of the files, relative to the root of the repository.
+
+    Raises:
+      ValueError: if a pattern matches no file, for example after a folder was renamed.
     """
-    found = hashlib.sha256()
-    paths = {path.relative_to(ROOT).as_posix() for one in TRAINING_CODE for path in ROOT.glob(one)}
+    found, paths = hashlib.sha256(), set()
+    for one in patterns:
+        matching = {path.relative_to(ROOT).as_posix() for path in ROOT.glob(one)}
+        if not matching:
+            raise ValueError(f"The pattern {one!r} of the training code matches no file in {ROOT}.")
+        paths |= matching
     for path in sorted(paths):
         source = (ROOT / path).read_bytes().replace(b"\r\n", b"\n")
         found.update(path.encode() + b"\0" + source + b"\0")

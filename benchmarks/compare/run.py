@@ -36,6 +36,16 @@ CURVE_EXAMPLES = 2048  # evaluation examples for the curves; the final measureme
 AT_ONCE = 16
 ALONG = 10  # how often `--flatness along` measures during training
 WIDTH = 200  # of the output that does not go to a terminal
+# The code that trains and measures.
+TRAINING_CODE = (
+    "flatreg/**/*.py",
+    "benchmarks/common/data/*.py",
+    "benchmarks/common/models/*.py",
+    "benchmarks/common/measuring.py",
+    "benchmarks/common/methods.py",
+    "benchmarks/common/training.py",
+    "benchmarks/compare/run.py",
+)
 Record = dict[str, Any]  # of one finished run
 
 
@@ -127,7 +137,7 @@ def train_missing(job: Job, console: Console | None = None) -> results.Results:
         "configuration": options._asdict() | {"methods": [method.label for method in methods]},
         "dataset": data.description(),
         "measurement": measuring.SETTINGS,
-        "code": results.training_code(),
+        "code": results.training_code(TRAINING_CODE),
         "environment": results.environment(),
         "runs": [],
     }

@@ -7,7 +7,6 @@ seeds. Another command calls `run` with a job:
     results = run(Job(options, pathlib.Path("results/mine")))
 """
 
-import hashlib
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -15,7 +14,6 @@ from typing import Any, NamedTuple
 
 from rich.console import Console
 
-import flatreg
 from benchmarks.common import measuring, progress, results
 from benchmarks.common.cli import command_line, flag
 from benchmarks.common.data import preparation
@@ -28,11 +26,20 @@ from benchmarks.frontier.trials import bed as beds
 from benchmarks.frontier.trials.cells import Cell, Worker, ranges
 from benchmarks.frontier.trials.contenders import named
 
-# The code on which the numbers of a training depend, from the folders of flatreg/ and benchmarks/.
+# The code on which the numbers of a training depend.
 TRAINING_CODE = (
-    *("_core", "_flax", "linen", "methods", "typing.py"),
-    *("common/data", "common/models", "common/methods.py"),
-    *("frontier/trials", "frontier/tuning.py", "frontier/options.py"),
+    "flatreg/_core/**/*.py",
+    "flatreg/_flax/**/*.py",
+    "flatreg/linen/**/*.py",
+    "flatreg/methods/**/*.py",
+    "flatreg/wrappers/**/*.py",
+    "flatreg/typing.py",
+    "benchmarks/common/data/*.py",
+    "benchmarks/common/models/*.py",
+    "benchmarks/common/methods.py",
+    "benchmarks/frontier/trials/*.py",
+    "benchmarks/frontier/tuning.py",
+    "benchmarks/frontier/options.py",
 )
 WIDTH = 200  # of the output that does not go to a terminal
 
@@ -83,7 +90,7 @@ def run(job: Job, console: Console | None = None) -> results.Results:
         "configuration": options._asdict() | {"methods": methods, "budgets": budgets},
         "dataset": bed.description,
         "measurement": measuring.SETTINGS | {"tuning_seed": TUNING_SEED},
-        "training_code": training_code(),
+        "training_code": results.training_code(TRAINING_CODE),
         "quick": job.quick,
         "environment": results.environment(),
     }
@@ -133,23 +140,6 @@ def curves_of(found: results.Results) -> list[summary.Curve]:
         dataset["test_predictions"],
         quick=found["quick"],
     )
-
-
-def training_code() -> str:
-    """Returns a hash of the code on which the numbers of a training depend.
-
-    Results can be continued on another machine or from another commit as long as it is the same.
-    """
-    folders = pathlib.Path(flatreg.__file__).parent, pathlib.Path(__file__).parents[1]
-    digest = hashlib.sha256()
-    for name in TRAINING_CODE:
-        for folder in folders:
-            path = folder / name
-            files = [path] if path.is_file() else sorted(path.rglob("*.py"))
-            for file in files:
-                digest.update(f"{file.relative_to(folder).as_posix()}\n".encode())
-                digest.update(file.read_bytes())
-    return digest.hexdigest()[:16]
 
 
 def equivalent_command(options: Options) -> str:

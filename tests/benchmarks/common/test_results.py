@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks.common import results
 from benchmarks.common.cli import UsageError
+from benchmarks.compare.run import TRAINING_CODE
 
 CURVATURE = {"loss": 0.1, "trace": 7.0}
 
@@ -210,22 +211,28 @@ def test_the_hash_of_the_code_follows_its_source(tmp_path, monkeypatch):
     source = tmp_path / "flatreg" / "methods" / "sam.py"
     source.parent.mkdir(parents=True)
     source.write_bytes(b"rho = 0.05\nscale = None\n")
-    before = results.training_code()
+    before = results.training_code(["flatreg/**/*.py"])
     source.write_bytes(b"rho = 0.05\r\nscale = None\r\n")
     (tmp_path / "flatreg" / "notes.txt").write_text("rho")
-    assert results.training_code() == before
+    assert results.training_code(["flatreg/**/*.py"]) == before
     source.write_bytes(b"rho = 0.06\nscale = None\n")
-    assert results.training_code() != before
+    assert results.training_code(["flatreg/**/*.py"]) != before
     source.write_bytes(b"rho = 0.05\nscale = None\n")
     source.rename(source.with_name("asam.py"))
-    assert results.training_code() != before
+    assert results.training_code(["flatreg/**/*.py"]) != before
+
+
+def test_a_pattern_without_files_is_an_error():
+    with pytest.raises(ValueError, match=r"'flatreg/none/\*\.py' .* matches no file"):
+        results.training_code(["flatreg/methods/*.py", "flatreg/none/*.py"])
 
 
 def test_the_training_code_covers_what_decides_a_number():
-    found = [path for one in results.TRAINING_CODE for path in results.ROOT.glob(one)]
+    found = [path for one in TRAINING_CODE for path in results.ROOT.glob(one)]
     assert {path.relative_to(results.ROOT).as_posix() for path in found} >= {
         "flatreg/methods/_sam.py",
         "flatreg/linen/_steps.py",
+        "flatreg/wrappers/_revisit.py",
         "benchmarks/common/training.py",
         "benchmarks/common/measuring.py",
         "benchmarks/common/methods.py",
