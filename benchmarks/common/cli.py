@@ -9,7 +9,9 @@ the `add_...` functions and its own options by `add_argument`, and hands the wor
 """
 
 import argparse
+import importlib.util
 import os
+import pathlib
 import shlex
 import signal
 import sys
@@ -101,6 +103,35 @@ def exit_code(command: Callable[[], int | None], interrupted: str = "Interrupted
     except KeyboardInterrupt:
         print(interrupted, file=sys.stderr)
         return INTERRUPTED
+
+
+def resumable(
+    work: Callable[[], Any], command: str, argv: Sequence[str], folder: pathlib.Path, kept: str
+) -> int:
+    """Does the work of a command that --resume continues, and returns its exit code.
+
+    Args:
+      work: writes what it has finished to the folder.
+      command: the package in `benchmarks/`, for example `compare`.
+      argv: the arguments of the command.
+      folder: the folder of the results.
+      kept: what the finished parts are, for example `runs`.
+
+    Returns:
+      0, or 130 after an interruption, for which it prints the command that continues.
+    """
+    try:
+        work()
+    except KeyboardInterrupt:
+        again = [word for word in argv if word != "--resume"]
+        if not any(word == "--out" or word.startswith("--out=") for word in argv):
+            again += ["--out", str(folder)]
+        print(
+            f"Interrupted. The finished {kept} are kept in {folder}. To continue, run\n"
+            f"{command_line(command, [*again, '--resume'])}"
+        )
+        return INTERRUPTED
+    return 0
 
 
 def start(main: Callable[[], int]) -> NoReturn:
@@ -212,6 +243,53 @@ def fill_in(args: argparse.Namespace, defaults: Mapping[str, Any]) -> None:
     for name, value in defaults.items():
         if getattr(args, name) is None:
             setattr(args, name, value)
+
+
+def suited(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns options of a training: the given ones, and defaults that suit the data.
+
+    Args:
+      given: the options that the user gave; None stands for the default.
+    """
+    given = {name: value for name, value in given.items() if value is not None}
+    data = given.get("data", "digits")
+    text, digits = data == "text", data == "digits"
+    return {
+        "data": data,
+        "label_noise": 0.0,
+        "model": "transformer" if text else "mlp",
+        "dtype": "float32",
+        "augment": False,
+        "optimizer": base_optimizer(data),
+        "batch_size": 50 if digits else 32 if text else 100,
+        "epochs": 40 if digits else 5 if text else 25,
+        "seeds": 5,
+        **given,
+    }
+
+
+def base_optimizer(data: str) -> str:
+    """Returns the optimizer that suits a data set."""
+    return "adamw" if data == "text" else "sgd"
+
+
+def check_training(values: Mapping[str, Any], choices: Mapping[str, Sequence[str]]) -> None:
+    """Raises `UsageError` if an option of a training is not one of its choices or needs a package.
+
+    Args:
+      values: all options, with `optimizer`, `dtype` and `augment`.
+      choices: the choices of further options.
+    """
+    if values["augment"] and importlib.util.find_spec("dm_pix") is None:
+        raise UsageError(
+            "--augment needs dm-pix, which is not installed. Run pip install dm-pix, or leave out "
+            "--augment."
+        )
+    for name, allowed in {"optimizer": OPTIMIZERS, "dtype": DTYPES, **choices}.items():
+        if values[name] not in allowed:
+            raise UsageError(
+                f"{flag(name)} {values[name]} is unknown. Choose {', '.join(allowed)}."
+            )
 
 
 def check_at_least(values: Mapping[str, Any], least: Mapping[str, float]) -> None:

@@ -1,9 +1,8 @@
 """The options of a comparison: what decides its numbers, the defaults and the valid ranges."""
 
-import importlib.util
 from typing import Any, NamedTuple
 
-from benchmarks.common.cli import DTYPES, OPTIMIZERS, UsageError, check_at_least, flag
+from benchmarks.common.cli import UsageError, check_at_least, check_training, flag, suited
 
 BUDGETS = ("steps", "gradients")
 FLATNESS = ("no", "lambda_max", "end", "along")
@@ -55,60 +54,31 @@ def complete(**given: Any) -> Options:
     Raises:
       UsageError: if an option is out of its range.
     """
-    given = {name: value for name, value in given.items() if value is not None}
-    is_text = given.get("data") == "text"
-    options = {
-        "data": "digits",
+    options = suited(given)
+    is_text, digits = options["data"] == "text", options["data"] == "digits"
+    optimizer, is_vit = options["optimizer"], options["model"].startswith("vit")
+    sgd_rate = 0.03 if is_vit else 0.1 if digits else 0.05
+    own = {
         "evaluate_on": "test",
         "train_size": None,
-        "label_noise": 0.0,
-        "model": "transformer" if is_text else "mlp",
-        "dtype": "float32",
-        "augment": False,
-        "optimizer": base_optimizer(given.get("data", "digits")),
-        "warmup_epochs": 1.0 if is_text and given.get("epochs", 5) > 1 else 0.0,
-        "budget": "steps",
-        "flatness": "end",
-        "seeds": 5,
-        "first_seed": 0,
-        **given,
-    }
-    digits, optimizer = options["data"] == "digits", options["optimizer"]
-    sgd_rate = 0.03 if options["model"].startswith("vit") else 0.1 if digits else 0.05
-    suited = {
-        "epochs": 40 if digits else 5 if is_text else 25,
-        "batch_size": 50 if digits else 32 if is_text else 100,
         "learning_rate": sgd_rate if optimizer == "sgd" else 3e-3 if is_text else 1e-3,
         "weight_decay": 0.0 if optimizer == "sgd" else 1e-4,
+        "warmup_epochs": 1.0 if is_text and options["epochs"] > 1 else 0.0,
         "methods": ",".join((optimizer, *METHODS)),
+        "budget": "steps",
+        "flatness": "end",
+        "first_seed": 0,
     }
-    completed = Options(**suited | options)
+    completed = Options(**own | options)
     _check(completed)
     return completed
 
 
-def base_optimizer(data: str) -> str:
-    """Returns the optimizer that suits a data set."""
-    return "adamw" if data == "text" else "sgd"
-
-
 def _check(options: Options) -> None:
-    if options.augment and importlib.util.find_spec("dm_pix") is None:
-        raise UsageError(
-            "--augment needs dm-pix, which is not installed. Run pip install dm-pix, or leave out "
-            "--augment."
-        )
-    for name, choices in (
-        ("optimizer", OPTIMIZERS),
-        ("dtype", DTYPES),
-        ("budget", BUDGETS),
-        ("flatness", FLATNESS),
-        ("evaluate_on", ("test", "validation")),
-    ):
-        if getattr(options, name) not in choices:
-            raise UsageError(
-                f"{flag(name)} {getattr(options, name)} is unknown. Choose {', '.join(choices)}."
-            )
+    check_training(
+        options._asdict(),
+        {"budget": BUDGETS, "flatness": FLATNESS, "evaluate_on": ("test", "validation")},
+    )
     check_at_least(
         options._asdict(),
         {"epochs": 1, "seeds": 1, "first_seed": 0, "batch_size": 1, "train_size": 1},

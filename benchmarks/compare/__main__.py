@@ -18,7 +18,6 @@ from benchmarks.common.options import (
     FLATNESS,
     METHODS,
     Options,
-    base_optimizer,
     complete,
 )
 from benchmarks.compare.run import Job, run
@@ -39,33 +38,22 @@ def _command(argv: Sequence[str]) -> int:
     options = complete(**{name: getattr(args, name) for name in Options._fields})
     name = f"{pathlib.Path(options.data).stem}-{options.model.replace(':', '-')}"
     folder = results.folder(args.out, name, args.resume)
-    try:
-        run(
-            Job(
-                options,
-                folder,
-                data_dir=args.data_dir,
-                resume=args.resume,
-                save_models=args.save_models,
-                command=cli.command_line("compare", argv),
-            )
-        )
-    except KeyboardInterrupt:
-        again = [word for word in argv if word != "--resume"]
-        again += [] if args.out else ["--out", str(folder)]
-        print(
-            f"Interrupted. The finished runs are kept in {folder}. To continue, run\n"
-            f"{cli.command_line('compare', [*again, '--resume'])}"
-        )
-        return cli.INTERRUPTED
-    return 0
+    job = Job(
+        options,
+        folder,
+        data_dir=args.data_dir,
+        resume=args.resume,
+        save_models=args.save_models,
+        command=cli.command_line("compare", argv),
+    )
+    return cli.resumable(lambda: run(job), "compare", argv, folder, "runs")
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Reads the command line; None stands for the default of an option."""
     args = _parser().parse_args(argv)
     if args.quick:
-        plain = args.optimizer or base_optimizer(args.data)
+        plain = args.optimizer or cli.base_optimizer(args.data)
         cli.fill_in(args, QUICK | {"methods": ",".join([plain, *QUICK_METHODS])})
     return args
 

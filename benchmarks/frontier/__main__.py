@@ -7,9 +7,7 @@
 """
 
 import argparse
-import os
 import pathlib
-import signal
 import sys
 from collections.abc import Sequence
 
@@ -45,27 +43,16 @@ def _command(argv: Sequence[str]) -> int:
     noise = f"-noise-{options.label_noise:g}" if options.label_noise else ""
     name = f"frontier-{pathlib.Path(options.data).stem}-{options.model.replace(':', '-')}{noise}"
     folder = results.folder(args.out, name, args.resume)
-    try:
-        run(
-            Job(
-                options,
-                folder,
-                data_dir=args.data_dir,
-                resume=args.resume,
-                jobs=args.jobs,
-                quick=args.quick,
-                command=cli.command_line("frontier", argv),
-            )
-        )
-    except KeyboardInterrupt:
-        again = [word for word in argv if word != "--resume"]
-        again += [] if args.out else ["--out", str(folder)]
-        print(
-            f"Interrupted. The finished trials are kept in {folder}. To continue, run\n"
-            f"{cli.command_line('frontier', [*again, '--resume'])}"
-        )
-        return cli.INTERRUPTED
-    return 0
+    job = Job(
+        options,
+        folder,
+        data_dir=args.data_dir,
+        resume=args.resume,
+        jobs=args.jobs,
+        quick=args.quick,
+        command=cli.command_line("frontier", argv),
+    )
+    return cli.resumable(lambda: run(job), "frontier", argv, folder, "trials")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -171,11 +158,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    # SIGTERM is handled like Ctrl-C. In either case the finished trials are on disk.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    code = main()
-    if code == cli.INTERRUPTED:
-        # XLA's threads still run dispatched work and would crash during interpreter shutdown.
-        sys.stdout.flush()
-        os._exit(code)
-    sys.exit(code)
+    cli.start(main)

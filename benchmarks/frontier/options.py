@@ -1,10 +1,9 @@
 """The options of a frontier: what decides its numbers, the defaults and the valid ranges."""
 
-import importlib.util
 import math
 from typing import Any, NamedTuple
 
-from benchmarks.common.cli import DTYPES, OPTIMIZERS, UsageError, check_at_least, flag
+from benchmarks.common.cli import UsageError, check_at_least, check_training, suited
 from benchmarks.frontier.tuning import Range
 
 ALL = "all"  # the value of --methods for all methods
@@ -64,29 +63,17 @@ def complete(**given: Any) -> Options:
     Raises:
       UsageError: if an option is out of its range.
     """
-    given = {name: value for name, value in given.items() if value is not None}
-    data, model = given.get("data", "digits"), given.get("model", "mlp")
-    text, digits = data == "text", data == "digits"
-    options = {
-        "data": data,
-        "train_size": 6000 if data == "fashion_mnist" else 10_000 if data == "cifar10" else None,
-        "label_noise": 0.0,
-        "model": "transformer" if text else model,
-        "dtype": "float32",
-        "augment": False,
-        "optimizer": "adamw" if text else "sgd",
-        "batch_size": 50 if digits else 32 if text else 100,
-        "epochs": 40 if digits else 5 if text else 25,
-        "warmup": 0.1 if text else 0.0,
+    options = suited(given)
+    own = {
+        "train_size": {"fashion_mnist": 6000, "cifar10": 10_000}.get(options["data"]),
+        "warmup": 0.1 if options["data"] == "text" else 0.0,
         "methods": ALL,
         "budgets": ",".join(f"{budget:g}" for budget in BUDGETS),
         "trials": 12,
         "more": 4,
-        "seeds": 5,
         "flatness": "spectrum",
-        **given,
     }
-    completed = Options(**options)
+    completed = Options(**own | options)
     _check(completed)
     return completed
 
@@ -128,16 +115,7 @@ def common_ranges(optimizer: str) -> dict[str, Range]:
 
 
 def _check(options: Options) -> None:
-    if options.augment and importlib.util.find_spec("dm_pix") is None:
-        raise UsageError(
-            "--augment needs dm-pix, which is not installed. Run pip install dm-pix, or leave out "
-            "--augment."
-        )
-    for name, choices in (("optimizer", OPTIMIZERS), ("dtype", DTYPES), ("flatness", FLATNESS)):
-        if getattr(options, name) not in choices:
-            raise UsageError(
-                f"{flag(name)} {getattr(options, name)} is unknown. Choose {', '.join(choices)}."
-            )
+    check_training(options._asdict(), {"flatness": FLATNESS})
     least = {"epochs": 1, "trials": 1, "more": 0, "seeds": 1, "batch_size": 1, "train_size": 1}
     check_at_least(options._asdict(), least)
     if options.seeds > TUNING_SEED:

@@ -6,6 +6,7 @@ The imports are read from the syntax trees, including those inside functions.
 import ast
 import functools
 import pathlib
+import re
 
 import pytest
 
@@ -91,10 +92,15 @@ def test_the_readme_describes_each_command(command):
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_each_command_has_a_help_and_a_quick_size(command):
-    """Each command makes its parser by `cli.Parser`, which has --help, and adds --quick."""
+def test_each_command_has_a_help_a_quick_size_and_a_start(command):
+    """Each command makes its parser by `cli.Parser`, which has --help, and adds --quick.
+
+    It runs as a program by `cli.start`, so that Ctrl-C and `kill` interrupt it in the background.
+    """
     source = "\n".join(
         path.read_text(encoding="utf-8") for path in (FOLDER / command).rglob("*.py")
     )
     assert "add_quick(" in source or '"--quick"' in source
+    main = (FOLDER / command / "__main__.py").read_text(encoding="utf-8")
+    assert re.search(r'\nif __name__ == "__main__":\n    (cli\.)?start\(main\)\n$', main)
     assert f'Parser(\n        "{command}"' in source or f'Parser("{command}"' in source
