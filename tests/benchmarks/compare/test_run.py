@@ -16,7 +16,10 @@ from benchmarks.compare.__main__ import main
 from tests.support import commands
 
 ROOT = pathlib.Path(__file__).parents[3]
-TINY = ("--train-size=200", "--epochs=2", "--seeds=2", "--methods=sgd,sam:rho=0.1")
+TINY = (
+    *("--train-size=200", "--epochs=2", "--seeds=2", "--methods=sgd,sam:rho=0.1"),
+    "--flatness=lambda_max",  # the other measures take half a minute to compile
+)
 
 
 def numbers_of(out):
@@ -50,7 +53,8 @@ def test_writes_results_table_and_figures(finished):
     for run in found["runs"]:
         assert not run["diverged"]
         assert len(run["curve"]) == 2
-        assert np.isfinite(list(run["measured"].values())).all()
+        known = {name for name, value in run["measured"].items() if is_known(value)}
+        assert known >= {"test_accuracy", "noise_accuracy", "weight_norm", "lambda_max"}
     assert found["configuration"]["learning_rate"] == 0.1
     assert found["environment"].keys() >= {"python", "jax", "jaxlib", "optax", "flax", "device"}
     lines = (finished / "table.md").read_text().splitlines()

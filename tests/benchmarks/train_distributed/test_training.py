@@ -143,6 +143,7 @@ def every_method(mesh):
     return {name: jax.tree.map(np.asarray, state.params) for name, state in states.items()}
 
 
+@pytest.mark.slow
 def test_eight_devices_train_as_one_device_with_every_method():
     one, eight = (every_method(make_mesh("auto", n)) for n in (1, DEVICES))
     for name, params in eight.items():
