@@ -23,6 +23,10 @@ SCALED = {  # factory -> its scalars
     flatreg.gam: {"rho": 0.1},
     flatreg.gam_accelerated: {"rho": 0.1},
     flatreg.perturbed_gradient: {"key": jax.random.key(0), "sigma": 0.1},
+    flatreg.gsam: {"rho": 0.1},
+    flatreg.friendly_sam: {"rho": 0.1},
+    flatreg.looksam: {"rho": 0.1},
+    flatreg.stable_sam: {"rho": 0.1},
 }
 WITH_HVP = {  # (factory, name of the argument) -> its scalars
     (flatreg.gradient_norm_penalty, "hvp"): {"penalty": 0.1},
