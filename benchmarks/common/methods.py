@@ -11,7 +11,7 @@ To add a method, add a row to `METHODS`.
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -29,13 +29,28 @@ class Entry(NamedTuple):
 
     Attributes:
       factory: makes the gradient transformation from the hyperparameters.
-      gradients: gradient evaluations per step.
+      gradients: gradient evaluations per step; with `period`, on a step that is not plain.
       hyperparameters: the hyperparameters that `--methods` accepts, with example values.
+      period: the hyperparameter k of a method that evaluates more than one gradient on every k-th
+        step only.
     """
 
     factory: Callable[..., Any]
     gradients: float
     hyperparameters: dict[str, float]
+    period: str | None = None
+
+    def cost(self, values: Mapping[str, float], every: float = 1) -> float:
+        """Returns the mean gradient evaluations per step.
+
+        Args:
+          values: the hyperparameters that are given; the others have the defaults of the factory.
+          every: the method is applied on every so many steps.
+        """
+        if self.period is not None:
+            default = inspect.signature(self.factory).parameters[self.period].default
+            every *= values.get(self.period, default)
+        return 1 + (self.gradients - 1) / every
 
 
 def _perturbed(
@@ -66,6 +81,10 @@ def _spectral(penalty: float = 0.03) -> optax.GradientTransformation:
 METHODS = {
     "sam": Entry(flatreg.sam, 2, {"rho": 0.05}),
     "asam": Entry(flatreg.asam, 2, {"rho": 0.5, "eta": 0.01}),
+    "gsam": Entry(flatreg.gsam, 2, {"rho": 0.05, "alpha": 0.4}),
+    "friendly_sam": Entry(flatreg.friendly_sam, 2, {"rho": 0.2, "sigma": 1, "decay": 0.9}),
+    "stable_sam": Entry(flatreg.stable_sam, 2, {"rho": 0.05}),
+    "looksam": Entry(flatreg.looksam, 2, {"rho": 0.05, "k": 5, "alpha": 0.7}, period="k"),
     "penalized_gradient": Entry(flatreg.penalized_gradient, 2, {"r": 0.1, "alpha": 0.8}),
     "gradient_norm_penalty": Entry(flatreg.gradient_norm_penalty, 3, {"penalty": 0.1, "ord": 2}),
     "gradient_regularization": Entry(flatreg.gradient_regularization, 3, {"mu": 0.05}),
@@ -219,7 +238,7 @@ def _summand(spec: str, whole: str, optimizer: str) -> tuple[str, Any, float]:
         transform = flatreg.every(transform, int(every))
     if after > 0:
         transform = flatreg.after(transform, int(after))
-    return label, transform, 1 + (entry.gradients - 1) / every
+    return label, transform, entry.cost(values, every)
 
 
 def _usage(name: str) -> str:

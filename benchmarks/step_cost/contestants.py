@@ -52,8 +52,9 @@ def methods(specs: Sequence[str], optimizer: str) -> list[Method]:
     A name of the registry without settings stands for the method with typical hyperparameters.
     """
     bare = {
-        name: Method(name, entry.factory(**entry.hyperparameters), entry.gradients, 1.0)
+        name: Method(name, entry.factory(**values), entry.cost(values), 1.0)
         for name, entry in METHODS.items()
+        for values in (entry.hyperparameters,)
     }
     return [bare[s] if s in bare else parse(s, optimizer)[0] for s in specs]
 

@@ -20,10 +20,11 @@ class Contender(NamedTuple):
     Attributes:
       method: makes the gradient transformation from the hyperparameters in `tuned`. None stands for
         the plain gradient.
-      gradients: gradient evaluations per step on which the method is applied.
+      gradients: gradient evaluations per step on which the method is applied; see `period`.
       tuned: the hyperparameters of the method that are tuned, besides learning rate and weight
         decay.
       every: the method is applied on every so many steps.
+      period: every so many of the steps with the method take `gradients`, the others one gradient.
       tail: the method is applied on this fraction of the steps, the last ones.
       ascent_fraction: the fraction of the batch that the clean gradient is computed on.
       averaging: whether the weights that are evaluated are an exponential moving average. The
@@ -40,6 +41,7 @@ class Contender(NamedTuple):
     gradients: float = 1.0
     tuned: Mapping[str, Range] = {}
     every: int = 1
+    period: int = 1
     tail: float = 1.0
     ascent_fraction: float = 1.0
     averaging: bool = False
@@ -52,7 +54,8 @@ def gradients(contender: Contender, steps: int) -> float:
     """Returns how many gradient evaluations a number of steps takes, by the declared costs."""
     first = first_step(contender, steps)
     applied = sum(1 for step in range(0, steps, contender.every) if step >= first)
-    return contender.ascent_fraction * steps + (contender.gradients - 1) * applied
+    dearer = -(-applied // contender.period)  # the first one, and every so many after it
+    return contender.ascent_fraction * steps + (contender.gradients - 1) * dearer
 
 
 def affordable_steps(contender: Contender, budget: float) -> int:

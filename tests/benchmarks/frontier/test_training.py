@@ -11,13 +11,16 @@ import pytest
 from benchmarks.frontier.records import PLAIN
 from benchmarks.frontier.trials import contender as costs
 from benchmarks.frontier.trials.contender import Contender
-from benchmarks.frontier.trials.contenders import CONTENDERS
+from benchmarks.frontier.trials.contenders import CONTENDERS, revisited
 from benchmarks.frontier.trials.training import batches
 from benchmarks.frontier.tuning import Range
 from tests.support.softmax_regression import BATCH_SIZE, EXAMPLES, Linear, by_hand, data, program
 
 # Methods of which a step does not always cost the same, and the most expensive one.
-CHANGING = ("sam:every=5", "sam:ascent_fraction=0.1", "sam:tail=0.2", "gam_accelerated")
+CHANGING = (
+    *("sam:every=5", "sam:ascent_fraction=0.1", "sam:tail=0.2", "looksam:k=5"),
+    "gam_accelerated",
+)
 VALUES = {"learning_rate": 0.3, "weight_decay": 0.05, "horizon": 0.2}
 
 
@@ -84,9 +87,12 @@ def test_costs_of_a_thousand_gradients():
     """The declared costs by hand, for the rows whose number of gradients changes with the step."""
     steps = {name: costs.affordable_steps(one, 1000) for name, one in CONTENDERS.items()}
     assert steps["plain"] == steps["ema"] == 1000
+    assert steps["revisit"] == steps["momentum_sam"] == steps["previous_gradient_sam"] == 1000
     assert steps["sam"] == steps["penalized_gradient"] == 500
+    assert steps["gsam"] == steps["friendly_sam"] == steps["stable_sam"] == 500
     assert steps["gam_accelerated"] == 250
     assert steps["sam:every=5"] == 833  # 833 + 167
+    assert steps["looksam:k=5"] == 833
     assert steps["sam:ascent_fraction=0.1"] == 909  # 1.1 · 909 = 999.9
     assert steps["sam:tail=0.2"] == 833  # 833 + 167
 
@@ -107,6 +113,37 @@ def test_batches_are_shuffled_epochs_of_known_examples():
         assert epoch.max() < EXAMPLES
     assert (order[:3] != order[3:6]).any()
     assert (order != batches(Contender(), 8, 6, BATCH_SIZE, EXAMPLES)).any()
+
+
+@pytest.mark.parametrize(
+    ("name", "steps"),
+    [
+        pytest.param("revisit", 4, marks=pytest.mark.slow),
+        ("momentum_sam", 1),
+        ("previous_gradient_sam", 1),
+    ],
+)
+def test_wrappers_begin_with_plain_steps_and_lose_their_shift(name, steps):
+    """Until the first shift they train as the plain optimizer does, and the shift is removed.
+
+    The steps of `revisit` are those of the first group.
+    """
+    x, y = map(jnp.asarray, data())
+    values = VALUES | {"rho": 1.0}
+    found = program(CONTENDERS[name])(values, steps, 0, x, y, EXAMPLES)
+    expected = by_hand(VALUES, steps, 0)[-1]
+    for one, other in zip(kernel_and_bias(found.variables), expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=2e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("count", [1, 3, 8, 11])
+def test_revisit_sees_groups_of_batches_twice(count):
+    order = np.arange(2 * count).reshape(count, 2)
+    found = revisited(order)
+    assert len(found) >= count
+    groups = found.reshape(-1, 2, 4, 2)  # group, visit, batch, example
+    np.testing.assert_array_equal(groups[:, 0], groups[:, 1])
+    np.testing.assert_array_equal(groups[:, 0].reshape(-1, 2)[:count], order)
 
 
 def test_a_wrapper_orders_batches_and_evaluates_its_own_parameters():
