@@ -45,6 +45,13 @@ MEASURES = {
     "first_order_flatness": lambda f, b, w, **c: (
         measures.first_order_flatness(f, w, KEY, 0.5, **BALL, **c).value
     ),
+    "zeroth_and_first_order_flatness": lambda f, b, w, **c: [
+        found.value
+        for found in measures.zeroth_and_first_order_flatness(f, w, KEY, 0.5, **BALL, **c)
+    ],
+    "stability": lambda f, b, w, **c: (
+        measures.stability(f, w, KEY, learning_rate=0.1, **c).sharpness
+    ),
     "hessian_lipschitz": lambda f, b, w, **c: (
         measures.hessian_lipschitz(f, w, KEY, 0.5, starts=3, steps=15, **c).value
     ),
