@@ -133,9 +133,7 @@ def shift(
 
 def wide_zeros(params: Params) -> Params:
     """A tree of zeros like the parameters, in at least float32. It reads only shapes and dtypes."""
-    return jax.tree.map(
-        lambda w: jnp.zeros_like(w, jnp.promote_types(jnp.result_type(w), jnp.float32)), params
-    )
+    return jax.tree.map(lambda w: jnp.zeros_like(w, wide_dtype(jnp.result_type(w))), params)
 
 
 def inner(x: Grads, y: Grads) -> jax.Array:

@@ -48,6 +48,19 @@ def checked_scalar(name: str, loss_fn: Callable[..., object], *args: Any) -> Any
       loss_fn: ``loss_fn(params)`` or ``loss_fn(params, batch)``.
       *args: the arguments of the loss.
     """
+    loss = checked_output(name, loss_fn, *args)
+    if getattr(loss, "shape", None) != ():
+        arguments = ", ".join(("params", "batch")[: len(args)])
+        raise TypeError(
+            f"{name} needs a loss that returns one floating-point number, but it returns {loss}: "
+            f"if it returns one loss per example, write lambda {arguments}: "
+            f"loss_fn({arguments}).mean()."
+        )
+    return loss
+
+
+def checked_output(name: str, loss_fn: Callable[..., object], *args: Any) -> Any:
+    """Returns the shape and dtype of the loss, after checking its arguments and for aux."""
     arguments = ", ".join(("params", "batch")[: len(args)])
     if not callable(loss_fn):
         raise TypeError(f"{name} needs a loss that is a function of {arguments}, got {loss_fn!r}.")
@@ -56,17 +69,11 @@ def checked_scalar(name: str, loss_fn: Callable[..., object], *args: Any) -> Any
     except TypeError:
         check_arguments(name, loss_fn, *args)
         raise
-    call = f"lambda {arguments}: loss_fn({arguments})"
     if isinstance(loss, tuple | list):
         raise TypeError(
             f"{name} needs a loss that returns one number, but it returns {loss}. A loss that "
             "returns (loss, aux), as for has_aux=True, must return only the loss to a measure: "
-            f"write {call}[0]."
-        )
-    if getattr(loss, "shape", None) != ():
-        raise TypeError(
-            f"{name} needs a loss that returns one floating-point number, but it returns {loss}: "
-            f"if it returns one loss per example, write {call}.mean()."
+            f"write lambda {arguments}: loss_fn({arguments})[0]."
         )
     return loss
 

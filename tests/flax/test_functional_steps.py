@@ -124,7 +124,7 @@ class Notes(nnx.Module):
 
 
 @x64
-def test_nnx_loss_continues_with_the_objects_that_the_network_changed():
+def test_nnx_loss_continues_with_objects_of_the_network():
     """The number is one of the network's outputs: its gradient is taken at θ + ρĝ, too."""
     x, labels = batch = examples(jnp.float64)
     model, notes = nnx_models.in_float64(nnx_models.Plain(nnx.Rngs(0))), Notes()

@@ -35,13 +35,30 @@ OF_LOSS = {
     "top_eigenpairs": lambda f, w: measures.top_eigenpairs(f, w, KEY),
     "trace": lambda f, w: measures.trace(f, w, KEY),
     "zeroth_order_flatness": lambda f, w: measures.zeroth_order_flatness(f, w, KEY, 0.1),
+    "zeroth_and_first_order_flatness": lambda f, w: measures.zeroth_and_first_order_flatness(
+        f, w, KEY, 0.1
+    ),
+    "barrier": lambda f, w: measures.barrier(f, w, w),
+    "bezier_path": lambda f, w: measures.bezier_path(f, w, w, KEY, steps=1),
+    "critical_sharpness": lambda f, w: measures.critical_sharpness(f, w, w),
+    "local_learning_coefficient": lambda f, w: measures.local_learning_coefficient(
+        f, w, KEY, n=10, chains=2, burn_in=4, draws=4
+    ),
+    "per_block": lambda f, w: measures.per_block(
+        measures.trace, f, w, KEY, {"all": lambda path: True}, probes=2
+    ),
+    "stability": lambda f, w: measures.stability(f, w, KEY, learning_rate=0.1),
+    "worst_case_sharpness": lambda f, w: measures.worst_case_sharpness(f, w, KEY, 0.1),
 }
 # Every measure of a loss on the parameters and a batch.
 OF_BATCH = {
     "dataset_loss": lambda f, w: measures.dataset_loss(f, X, batch_size=2)(w),
     "gradient_statistics": lambda f, w: measures.gradient_statistics(f, w, X),
     "modified_minibatch_loss": lambda f, w: measures.modified_minibatch_loss(f, 0.1, X[None])(w),
+    "batch_sharpness": lambda f, w: measures.batch_sharpness(f, w, jnp.stack([X, X])),
 }
+# These take a loss of other arguments.
+OTHERS = {"stability_tracker", "with_batch_statistics"}
 of_loss = pytest.mark.parametrize("name", OF_LOSS)
 of_batch = pytest.mark.parametrize("name", OF_BATCH)
 
@@ -61,7 +78,7 @@ def test_every_measure_of_a_loss_is_tested():
         if inspect.isfunction(function)
         and {"loss_fn", "metric_fn"} & set(inspect.signature(function).parameters)
     }
-    assert takes == set(OF_LOSS) | set(OF_BATCH)
+    assert takes == set(OF_LOSS) | set(OF_BATCH) | OTHERS
 
 
 @of_loss

@@ -18,6 +18,10 @@ from tests.support.problems import METHODS, OPTIONS, tanh_net, training_step
 KEY = jax.random.key(0)
 KERNEL = jnp.ones((3, 4))
 WIDE = {"dense": {"kernel": KERNEL}, "conv": {"kernel": jnp.ones((3, 3, 2, 4))}}
+OPERATORS = {
+    "dense/kernel": lipschitz.Dense(),
+    "conv/kernel": lipschitz.Convolution((6, 6, 2)),
+}
 # The function in the test of a method that uses optax.tree.update_moment is not strict itself.
 STRICT = [name for name in METHODS if name != "averaging"]
 BALL = {"steps": 2, "random_starts": 1}
@@ -130,11 +134,13 @@ def test_measures(name, dtype):
 @pytest.mark.parametrize(
     "tx",
     [
-        lipschitz.project_spectral_norm(1.0),
-        lipschitz.project_spectral_norm(optax.constant_schedule(1.0), norm="upper_bound"),
+        lipschitz.project_spectral_norm(1.0, operators=OPERATORS),
+        lipschitz.project_spectral_norm(
+            optax.constant_schedule(1.0), norm="upper_bound", operators=OPERATORS
+        ),
         lipschitz.project_norm(1, 1.0, where=lambda path: path == "dense/kernel"),
-        lipschitz.spectral_norm_penalty(0.1, KEY),
-        lipschitz.orthogonality_penalty(0.1),
+        lipschitz.spectral_norm_penalty(0.1, KEY, operators=OPERATORS),
+        lipschitz.orthogonality_penalty(0.1, operators=OPERATORS),
     ],
     ids=["power", "upper_bound", "induced", "spectral", "orthogonal"],
 )

@@ -189,4 +189,5 @@ def _distance_from_orthogonal(matrix: jax.Array) -> jax.Array:
     if matrix.shape[-2] < matrix.shape[-1]:
         matrix = matrix.mT
     gram = matmul(matrix.mT, matrix)
-    return jnp.sum((gram - jnp.eye(gram.shape[-1], dtype=gram.dtype)) ** 2) / 2
+    identity = jnp.broadcast_to(jnp.eye(gram.shape[-1], dtype=gram.dtype), gram.shape)
+    return jnp.sum((gram - identity) ** 2) / 2

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from flatreg._core.checks import alike
-from flatreg.measures.checks import check_weights
+from flatreg.measures.checks import check_weights, checked_output
 from flatreg.measures.weights import in_float32_or_wider
 from flatreg.typing import Params
 
@@ -117,11 +117,11 @@ def checked_ends(name: str, a: Params, b: Params) -> tuple[Params, Params]:
 
 def check_losses(name: str, loss_fn: Callable[[Params], Any], params: Params) -> None:
     """Checks that the loss is a floating-point scalar or a vector of losses."""
-    loss = jax.eval_shape(loss_fn, params)
+    loss = checked_output(name, loss_fn, params)
     shape, dtype = getattr(loss, "shape", None), getattr(loss, "dtype", jnp.int32)
     if shape is None or len(shape) > 1 or 0 in shape or not jnp.issubdtype(dtype, jnp.floating):
         raise TypeError(
             f"{name} needs a loss that returns one floating-point number, or a vector with one per "
-            f"example, but it returns {loss}: if the loss returns (loss, aux), write "
-            "lambda params: loss_fn(params)[0]."
+            f"example, but it returns {loss}: for example, write lambda params: "
+            "loss_fn(params).mean()."
         )

@@ -66,7 +66,7 @@ def test_inputs_are_standardized_by_the_training_set_alone(shifted):
     np.testing.assert_allclose(found.x_test, (arrays["x_test"] - mean) / scale, rtol=1e-4)
 
 
-def test_validation_takes_a_fifth_of_the_training_set_and_no_test_example(shifted):
+def test_validation_takes_a_fifth_of_the_training_set_alone(shifted):
     path, arrays = shifted
     found = preparation.load(path, None, None, "validation")
     assert (len(found.x_train), len(found.x_test)) == (160, 40)

@@ -34,7 +34,7 @@ def test_a_method_that_diverged_has_no_star():
     assert (a.seeds, a.diverged) == (2, 1)
 
 
-def test_the_time_ratio_compares_the_fastest_epochs_of_one_machine():
+def test_the_time_ratio_compares_fastest_epochs_of_one_machine():
     slow = [run("sam", 0, 0, 6.0, "x"), run("sam", 1, 0, 4.0, "x"), run("sam", 2, 0, 40.0, "y")]
     plain = [run("sgd", 0, 0, 2.0, "x"), run("sgd", 1, 0, 2.5, "x")]
     assert time_ratio(slow, plain) == pytest.approx(2)

@@ -32,7 +32,7 @@ def pixels(x):
     return {np.round(16 * one / steps.max()).astype(np.int8).tobytes() for one in steps}
 
 
-def test_validation_examples_are_neither_trained_on_nor_test_examples(digits):
+def test_validation_examples_are_in_no_other_split(digits):
     _, tuning, test = digits
     arrays = loaders.read("digits", None)
     validation, trained = pixels(tuning.x_test), pixels(tuning.x_train)

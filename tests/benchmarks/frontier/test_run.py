@@ -115,7 +115,7 @@ def test_all_methods_get_the_same_trials_at_every_budget(finished):
         )
 
 
-def test_the_winner_on_the_validation_set_is_what_the_test_runs_train(finished):
+def test_test_runs_train_the_winner_on_the_validation_set(finished):
     _, found, _ = finished
     rates = [r["hyperparameters"]["learning_rate"] for r in found["runs"]]
     assert max(rates) > 0.5, "a range widened towards the optimum at 2"

@@ -14,7 +14,14 @@ from benchmarks.frontier.trials.contender import Contender
 from benchmarks.frontier.trials.contenders import CONTENDERS, revisited
 from benchmarks.frontier.trials.training import batches
 from benchmarks.frontier.tuning import Range
-from tests.support.softmax_regression import BATCH_SIZE, EXAMPLES, Linear, by_hand, data, program
+from tests.support.networks.softmax_regression import (
+    BATCH_SIZE,
+    EXAMPLES,
+    Linear,
+    by_hand,
+    data,
+    program,
+)
 
 # Methods of which a step does not always cost the same, and the most expensive one.
 CHANGING = (
@@ -146,7 +153,7 @@ def test_revisit_sees_groups_of_batches_twice(count):
     np.testing.assert_array_equal(groups[:, 0].reshape(-1, 2)[:count], order)
 
 
-def test_a_wrapper_orders_batches_and_evaluates_its_own_parameters():
+def test_a_wrapper_orders_batches_and_chooses_what_is_evaluated():
     """The fields for methods that wrap the optimizer: here it halves the learning rate."""
 
     def wrapper(base, values):

@@ -81,7 +81,7 @@ def test_a_test_run_has_no_score():
 @pytest.mark.parametrize(
     ("optimum", "end"), [(0.002, -1), (5.0, 1)], ids=["below the range", "above the range"]
 )
-def test_a_best_trial_at_an_end_widens_the_range_until_it_is_inside(optimum, end):
+def test_a_best_trial_at_an_end_widens_the_range(optimum, end):
     evaluate, seen = around(learning_rate=optimum, rho=0.15)
     found = search(evaluate, SPACE, 16, 8, seed=0)
     assert found.at_edge == []

@@ -27,7 +27,7 @@ def test_the_first_crossing_counts():
     assert cost_to_reach(COSTS, points(0.7, 0.9, 0.7, 0.9), 0.8).cost == pytest.approx(2**-0.5)
 
 
-def test_a_curve_that_begins_above_the_level_has_the_smallest_cost():
+def test_a_curve_that_begins_above_has_the_smallest_cost():
     assert cost_to_reach(COSTS, points(0.9, 0.8, 0.9, 0.9), 0.8)[:3] == (0.5, 0.5, 0.5)
 
 
