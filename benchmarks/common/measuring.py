@@ -104,10 +104,10 @@ def evaluate(model: nn.Module, variables: Any, x: jax.Array, y: jax.Array) -> Ev
 
 
 def correctness(model: nn.Module, variables: Any, x: jax.Array, y: jax.Array) -> np.ndarray:
-    """Returns for each example whether the network classifies it correctly, as `measure` does."""
+    """Returns for each label whether the network predicts it, as `measure` does, as a vector."""
     with jax.default_matmul_precision("highest"):
         found = [_correct(model, variables, *chunk) for chunk in _chunks(x, y)]
-    return np.concatenate(jax.device_get(found))
+    return np.concatenate(jax.device_get(found)).ravel()
 
 
 def measure(
@@ -202,7 +202,7 @@ def _dataset_loss(model: nn.Module, variables: Any, examples: Examples) -> measu
 @partial(jax.jit, static_argnums=0)
 def _correct(model: nn.Module, variables: Any, x: jax.Array, y: jax.Array) -> jax.Array:
     logits: Any = model.apply(variables, x, train=False)
-    return logits.argmax(1) == y
+    return logits.argmax(-1) == y
 
 
 @partial(jax.jit, static_argnums=0)

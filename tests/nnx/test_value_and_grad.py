@@ -55,7 +55,10 @@ def stock_training(model, tx, batches, mode=(), **options):
 @pytest.mark.parametrize("options", [{}, {"microbatches": 2}, {"ascent_fraction": 0.5}], ids=repr)
 @only_cases("sam", "gam", "gradient_norm_penalty_2", slow=("gam", "gradient_norm_penalty_2"))
 def test_stock_optimizer_equals_the_train_step(case, options):
-    """The network has BatchNorm and dropout; all its Variables are compared."""
+    """The network has BatchNorm and dropout; all its Variables are compared.
+
+    With ``ascent_fraction``, only the train step takes statistics and metrics from the whole batch.
+    """
     mode = MODES[-1] if case.name == "sam" else MODES[0]
     model, optimizer, metrics = stock_training(
         noisy(), chain(case.make()), batches(), mode, **options
@@ -63,11 +66,13 @@ def test_stock_optimizer_equals_the_train_step(case, options):
     expected, other, expected_metrics = trained(
         noisy(), chain(case.make()), batches(), mode=mode, **options
     )
-    assert_leaves_close(arrays(model), arrays(expected))
+    assert_leaves_close(arrays(model, nnx.Param), arrays(expected, nnx.Param))
     assert_leaves_close(arrays(optimizer.opt_state), arrays(other.opt_state))
-    del expected_metrics["skipped"]
-    assert_leaves_close(metrics, expected_metrics)
     assert model.dropout.rngs.count[...] == SOME_STEPS
+    if "ascent_fraction" not in options:
+        assert_leaves_close(arrays(model), arrays(expected))
+        del expected_metrics["skipped"]
+        assert_leaves_close(metrics, expected_metrics)
 
 
 @x64

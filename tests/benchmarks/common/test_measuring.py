@@ -11,6 +11,7 @@ from benchmarks.common import measuring
 from benchmarks.common.models.mlp import Mlp
 
 
+@pytest.mark.slow
 def test_flatness_agrees_with_the_dense_hessian():
     """λ_max and the trace match the eigenvalues; R⁰ lies between its first and second order."""
     model = Mlp((5,), 3)

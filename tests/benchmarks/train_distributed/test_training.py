@@ -150,6 +150,7 @@ def test_eight_devices_train_as_one_device_with_every_method():
         assert_close(params, one[name], tolerance(name))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "layout"),
     [
@@ -198,6 +199,7 @@ def test_fsdp_gathers_each_parameter_once_per_pass(axes):
     assert sorted(gathered) == sorted(2 * cut)  # SAM takes two passes
 
 
+@pytest.mark.slow
 @both_axes
 @pytest.mark.parametrize("name", REDUCTIONS)
 def test_a_step_reduces_once_per_gradient_or_product(name, axes):
