@@ -15,12 +15,12 @@ hvp                            cost of g and one Hv     when to use it
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import optax
-from jax.extend.core import Jaxpr, subjaxprs
+from jax.extend.core import ClosedJaxpr, Jaxpr
 from jax.interpreters.partial_eval import dce_jaxpr
 
 from flatreg._core.checks import (
@@ -293,5 +293,17 @@ _MISSING_RULE = "custom_lin"
 def _uses(name: str, jaxpr: Jaxpr) -> bool:
     """Whether a program or one of its subprograms contains the primitive with this name."""
     return any(eqn.primitive.name == name for eqn in jaxpr.eqns) or any(
-        _uses(name, inner) for inner in subjaxprs(jaxpr)
+        _uses(name, inner) for inner in _subprograms(jaxpr)
     )
+
+
+def _subprograms(jaxpr: Jaxpr) -> Iterator[Jaxpr]:
+    """The programs that the equations of a program call."""
+
+    def is_program(value: object) -> bool:
+        return isinstance(value, Jaxpr | ClosedJaxpr)
+
+    for eqn in jaxpr.eqns:
+        for value in jax.tree.leaves(list(eqn.params.values()), is_leaf=is_program):
+            if is_program(value):
+                yield value.jaxpr if isinstance(value, ClosedJaxpr) else value
