@@ -327,7 +327,7 @@ def test_equal_layers_share_one_loop():
             x = nn.relu(nn.relu(x @ kernel) @ kernel.T)
         return x
 
-    deferred._body.cache_clear()
+    deferred._compiled.cache_clear()
     kernels = [jnp.asarray(np.random.default_rng(i).normal(size=(5, 3))) for i in range(5)]
     program = jax.make_jaxpr(
         lambda kernels: lipschitz.lipschitz_bound(network, kernels, jnp.ones((1, 5))).upper
@@ -339,3 +339,5 @@ def test_equal_layers_share_one_loop():
     assert bound.upper == pytest.approx(math.prod(norms) ** 2)
     for i, norm in enumerate(norms):
         assert bound.layers[f"{i}"] == pytest.approx(norm)
+    lipschitz.lipschitz_bound(network, kernels, jnp.ones((1, 5)))
+    assert deferred._compiled.cache_info().misses == 2

@@ -100,13 +100,12 @@ class Deferred:
         for (_, _, linear_map), group in groups.items():
             kernels = [self._numbers[i].kernel for i in group]
             traced = any(isinstance(kernel, jax.core.Tracer) for kernel in kernels)
-            # The body is the same object in every call, so that calls outside jit share the loop.
-            loop: Any = functools.partial(jax.lax.scan, _body(linear_map), None)
             if traced:
-                norms = loop(jnp.stack(kernels))[1]
+                norms: Any = _norms_of_stack(jnp.stack(kernels), linear_map)
             else:
-                with jax.ensure_compile_time_eval():
-                    norms = np.asarray(loop(np.stack(kernels))[1])
+                stack = np.stack(kernels)
+                x64 = jnp.result_type(float) == jnp.float64
+                norms = np.asarray(_compiled(stack.shape, stack.dtype, linear_map, x64)(stack))
             values.update(zip(group, norms, strict=True))
         return values
 
@@ -117,16 +116,26 @@ def _dtype_of(value: Any) -> Any:
     return jnp.result_type(value, jnp.float32) if is_array else jnp.result_type(float)
 
 
-@functools.cache
-def _body(linear_map: Convolution | None) -> Callable[[None, jax.Array], tuple[None, jax.Array]]:
-    """Returns the body of a loop over kernels that computes the norms of their layers."""
+def _norms_of_stack(kernels: jax.Array, linear_map: Convolution | None) -> jax.Array:
+    """Returns the norms of a stack of layers, which it computes one after another."""
 
-    def body(_: None, kernel: jax.Array) -> tuple[None, jax.Array]:
+    def norm_of(kernel: jax.Array) -> jax.Array:
         if linear_map is not None:
-            return None, spectral_norm_upper_bound(kernel, linear_map)
+            return spectral_norm_upper_bound(kernel, linear_map)
         largest = jnp.max(jnp.linalg.svd(kernel, compute_uv=False), initial=0)
         # The computed singular values have errors of a few ε times the largest one.
         rounding = 4 * float(np.finfo(kernel.dtype).eps)
-        return None, largest * (1 + rounding)
+        return largest * (1 + rounding)
 
-    return body
+    norms: jax.Array = jax.lax.map(norm_of, kernels)
+    return norms
+
+
+@functools.cache
+def _compiled(
+    shape: tuple[int, ...], dtype: np.dtype, linear_map: Convolution | None, x64: bool
+) -> Callable[[np.ndarray], jax.Array]:
+    """Returns ``_norms_of_stack`` as a program, which also runs while another one is traced."""
+    del x64  # It decides the dtypes inside the program.
+    norms = functools.partial(_norms_of_stack, linear_map=linear_map)
+    return jax.jit(norms).lower(jax.ShapeDtypeStruct(shape, dtype)).compile()
