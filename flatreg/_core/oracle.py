@@ -245,6 +245,7 @@ def check_options(
     ascent_fraction: float,
     axis_name: AxisName | None,
 ) -> None:
+    """Checks the options of ``value_and_grad_fn`` before the first call of the loss."""
     counts = {"microbatches": microbatches, "shards": 1 if shards is None else shards}
     for name, count in counts.items():
         if not isinstance(count, int | np.integer) or count < 1:
