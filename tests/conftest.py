@@ -5,6 +5,7 @@ Python collects garbage rarely: the caches of JAX hold millions of objects, whic
 collection would visit. Together these settings save more than a third of the suite's time.
 """
 
+import fnmatch
 import gc
 import os
 import pathlib
@@ -51,3 +52,26 @@ def _few_memory_maps():
     maps = pathlib.Path("/proc/self/maps")
     if maps.exists() and maps.read_bytes().count(b"\n") > 20_000:
         jax.clear_caches()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config, items):
+    """Makes the cases that ``nightly_except`` does not name nightly tests, and no longer slow ones.
+
+    The plain run then has one case per way in which the code can differ, and the nightly run has
+    all others. A name without a case is an error, unless only some tests of a file are collected.
+    """
+    unused = {}
+    for item in items:
+        marker = item.get_closest_marker("nightly_except")
+        if marker:
+            names = unused.setdefault(item.nodeid.partition("[")[0], set(marker.args))
+            found = {name for name in marker.args if fnmatch.fnmatchcase(item.callspec.id, name)}
+            names -= found
+            if not found:
+                item.add_marker(pytest.mark.nightly)
+        if item.get_closest_marker("nightly"):
+            item.own_markers[:] = [mark for mark in item.own_markers if mark.name != "slow"]
+    stale = {test: names for test, names in unused.items() if names}
+    if stale and not any("::" in argument for argument in config.args):
+        raise pytest.UsageError(f"nightly_except names cases that do not exist: {stale}")

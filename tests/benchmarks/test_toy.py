@@ -10,8 +10,6 @@ from benchmarks.toy.__main__ import main
 from benchmarks.toy.problem import EDGE, sharp_and_flat
 from tests.support import commands
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture(scope="module")
 def found():
@@ -20,6 +18,7 @@ def found():
         yield jax.jit(loss_fn), sharp, flat
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("which", [1, 2], ids=["sharp", "flat"])
 def test_each_minimum_is_stationary_with_positive_curvature(found, which):
     """The gradient vanishes, and the smallest eigenvalue of the dense Hessian is positive."""
@@ -31,6 +30,7 @@ def test_each_minimum_is_stationary_with_positive_curvature(found, which):
     np.testing.assert_allclose(minimum.eigenvalues, eigenvalues, rtol=1e-8)
 
 
+@pytest.mark.slow
 def test_the_sharp_minimum_is_global(found):
     """It lies below the flat minimum and below all minima that L-BFGS-B finds from 20 starts."""
     loss_fn, sharp, flat = found
@@ -43,6 +43,7 @@ def test_the_sharp_minimum_is_global(found):
     assert lowest >= sharp.loss - 1e-9
 
 
+@pytest.mark.slow
 def test_metric_and_bound_prefer_the_flat_minimum(found):
     _, sharp, flat = found
     assert flat.metric < sharp.metric
@@ -50,6 +51,7 @@ def test_metric_and_bound_prefer_the_flat_minimum(found):
     assert flat.fresh_loss < sharp.fresh_loss
 
 
+@pytest.mark.slow
 def test_the_command_draws_and_prints_both_minima(tmp_path, capsys):
     assert main([f"--out={tmp_path / 'toy.png'}", "--points=3"]) == 0
     assert commands.is_png(tmp_path / "toy.png")

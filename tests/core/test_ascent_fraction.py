@@ -20,6 +20,7 @@ def with_count(params, batch):
     return logistic_loss(params, batch), {"examples": len(batch[0]), "mean": jnp.mean(batch[1])}
 
 
+@pytest.mark.nightly_except("0.25-1-3", "0.75-2-10", "1.0-1-12")
 @pytest.mark.parametrize(
     ("fraction", "microbatches", "count"),
     [

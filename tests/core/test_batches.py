@@ -62,9 +62,10 @@ def mean_over_shards(case, loss_fn, count, key=None, **changes):
     return total / count
 
 
+@pytest.mark.nightly_except("3-sam", "3-gam", "3-perturbed_gradient")
 @x64
 @every_kind
-@pytest.mark.parametrize("shards", [3, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("shards", [3, pytest.param(1, marks=pytest.mark.nightly)])
 def test_per_shard_is_the_mean_of_the_shards_directions(case: Case, shards):
     key = jax.random.key(40)
     d, _ = direction(
@@ -125,6 +126,7 @@ def test_shards_share_the_steps_of_a_combinator():
             np.testing.assert_allclose(d, on if is_on else off, **CLOSE)
 
 
+@pytest.mark.nightly_except("sam", "gam", "perturbed_gradient")
 @x64
 @every_kind
 def test_microbatches_do_not_change_the_direction(case: Case):

@@ -78,6 +78,7 @@ def assert_same(actual, expected):
     np.testing.assert_allclose(flat(actual), flat(expected), **CLOSE)
 
 
+@pytest.mark.nightly_except("4")
 @pytest.mark.parametrize("microbatches", [1, 4])
 def test_the_oracle_is_the_jacobian_times_the_outer_gradient(microbatches):
     params, key = parameters(), jax.random.key(3)
@@ -100,7 +101,7 @@ def test_the_oracle_is_the_jacobian_times_the_outer_gradient(microbatches):
 @pytest.mark.parametrize(
     "case",
     [
-        pytest.param(case, id=case.name, marks=[pytest.mark.slow] * (case.name not in PLAIN))
+        pytest.param(case, id=case.name, marks=[pytest.mark.nightly] * (case.name not in PLAIN))
         for case in CASES
     ],
 )
@@ -118,7 +119,8 @@ def test_every_method_works_with_it_unchanged(case):
     np.testing.assert_allclose(flat(d), expected, **CLOSE)
 
 
-@pytest.mark.parametrize("microbatches", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.slow
+@pytest.mark.parametrize("microbatches", [pytest.param(1, marks=pytest.mark.nightly), 2])
 def test_each_shard_has_its_own_perturbation(microbatches):
     params, method = parameters(), flatreg.per_shard(flatreg.sam(RHO))
     _, grads, grad_fn = evaluated(batch(), shards=2, microbatches=microbatches)

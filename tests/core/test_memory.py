@@ -29,6 +29,7 @@ def temporary_bytes(method, microbatches):
     return jax.jit(step).lower(params, x).compile().memory_analysis().temp_size_in_bytes
 
 
+@pytest.mark.nightly_except("sam")
 @pytest.mark.parametrize(
     "method",
     [flatreg.sam(0.05), flatreg.gradient_regularization(0.1, hvp=flatreg.forward_hvp)],

@@ -54,6 +54,7 @@ def assert_parallel(d, expected, tolerance):
     assert np.linalg.norm(d / size - expected / size) <= tolerance * np.linalg.norm(expected / size)
 
 
+@pytest.mark.nightly_except("*-float16")
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float16], ids=["float32", "float16"])
 @pytest.mark.parametrize("case", [c for c in CASES if c.uses_clean], ids=lambda case: case.name)
 def test_gradient_of_zero_gives_zero(case: Case, dtype):
@@ -130,6 +131,7 @@ def rescaled(case, size):
     return {"mu": case.scalars["mu"] / size} if "mu" in case.scalars else {}
 
 
+@pytest.mark.nightly_except("sam-*", "gam-*")
 @every_extreme
 @every_kind
 def test_extreme_gradient_has_the_right_direction(case: Case, size, dtype, tolerance):
@@ -138,6 +140,7 @@ def test_extreme_gradient_has_the_right_direction(case: Case, size, dtype, toler
     assert_parallel(d, in_float64(case, size, **changes), tolerance)
 
 
+@pytest.mark.nightly_except("gam-*", "gradient_norm_penalty_1-*")
 @every_extreme
 @pytest.mark.parametrize("hvp", ["forward", "finite difference"])
 @pytest.mark.parametrize("case", [c for c in CASES if c.uses_hvp], ids=lambda case: case.name)
@@ -156,6 +159,7 @@ def test_extreme_gradient_has_the_right_product(case: Case, hvp, size, dtype, to
     assert_parallel([d], np.asarray(expected), 3 * tolerance)
 
 
+@pytest.mark.nightly_except("sam-*", "gam-*", "gradient_norm_penalty_2-*")
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32, jnp.float64])
 @every_kind
 def test_direction_has_the_parameters_dtype_and_precision(case: Case, dtype):
@@ -165,6 +169,7 @@ def test_direction_has_the_parameters_dtype_and_precision(case: Case, dtype):
     assert_parallel(d, in_float64(case, 1.0), max(20 * float(jnp.finfo(dtype).eps), 1e-9))
 
 
+@pytest.mark.nightly_except("sam-*", "gam_accelerated-*", "looksam-*")
 @pytest.mark.parametrize(
     "dtypes",
     [(jnp.bfloat16, jnp.float32), (jnp.float32, jnp.float16), (jnp.float16, jnp.bfloat16)],
@@ -179,6 +184,7 @@ def test_each_leaf_keeps_its_own_dtype(case: Case, dtypes):
     assert_parallel(d, in_float64(case, 1.0), 20 * coarsest)
 
 
+@pytest.mark.nightly_except("*-nan")
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @every_kind
 def test_non_finite_gradient_reaches_the_direction(case: Case, bad):

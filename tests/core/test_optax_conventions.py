@@ -45,7 +45,7 @@ injected = pytest.mark.parametrize(
             case,
             scalar,
             id=f"{case.name}-{scalar}",
-            marks=[pytest.mark.slow] if case.variant else [],
+            marks=[pytest.mark.nightly] if case.variant else [],
         )
         for case in CASES
         for scalar in case.scalars
@@ -69,6 +69,9 @@ def test_unknown_extra_arguments_change_nothing(name):
     assert program(value=1.0, value_fn=loss_fn, tag={"a": "b"}, rho=7.0) == program()
 
 
+@pytest.mark.nightly_except(
+    "sam", "gam", "perturbed_gradient", "looksam", "combine", "every", "observe"
+)
 @every_kind
 def test_chains_pass_the_direction_on_and_keep_the_state(name):
     params, batch = tanh_net()
@@ -89,6 +92,7 @@ def test_updates_have_the_mixed_dtypes_of_the_parameters(name):
     assert avals(d) == avals(params)
 
 
+@pytest.mark.nightly_except("sam", "gam", "perturbed_gradient", "looksam", "every")
 @every_kind
 def test_apply_if_finite_skips_nonfinite_perturbed_gradients(name):
     params, batch = tanh_net()
@@ -108,6 +112,7 @@ def test_apply_if_finite_skips_nonfinite_perturbed_gradients(name):
     assert optax.tree.norm(updates) == 0
 
 
+@pytest.mark.nightly_except("sam", "gam", "perturbed_gradient", "looksam", "combine")
 @every_kind
 def test_conditionally_transform_skips_the_method_on_off_steps(name):
     params, batch = tanh_net()
@@ -133,6 +138,9 @@ def test_injected_scalars_can_be_changed_in_the_state(case, scalar):
     assert state.hyperparams[scalar] == np.float32(0.7)
 
 
+@pytest.mark.nightly_except(
+    "sam-rho", "gam-alpha", "gam_accelerated-beta", "perturbed_gradient-sigma", "looksam-rho"
+)
 @injected
 def test_schedules_work_with_and_without_injection(case, scalar):
     params, batch = tanh_net()
@@ -145,6 +153,7 @@ def test_schedules_work_with_and_without_injection(case, scalar):
             assert_close(d, expected)
 
 
+@pytest.mark.nightly_except("bfloat16-*")
 @injected
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64])
 def test_injected_methods_keep_the_structure_of_their_state(case, scalar, dtype):

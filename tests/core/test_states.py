@@ -22,6 +22,7 @@ from tests.support.problems import (
 every_kind = every_kind_of(METHODS)
 
 
+@pytest.mark.nightly_except("sam-*", "*-float16")
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64])
 @every_kind
 def test_state_keeps_its_types_in_scan_and_cond(name, dtype):
@@ -39,6 +40,17 @@ def test_state_keeps_its_types_in_scan_and_cond(name, dtype):
         assert avals(end) == avals(carry)
 
 
+@pytest.mark.nightly_except(
+    "sam",
+    "gam",
+    "gam_accelerated",
+    "perturbed_gradient",
+    "looksam",
+    "every",
+    "after",
+    "per_shard",
+    "when_sharp",
+)
 @every_kind
 def test_jitted_steps_equal_eager_steps_and_trace_once(name):
     params, batch = tanh_net()
@@ -69,6 +81,7 @@ def test_a_new_state_shares_no_buffers(name):
     assert len({id(x) for x in leaves}) == len(leaves)
 
 
+@pytest.mark.nightly_except("sam", "gam", "perturbed_gradient", "looksam_skipping", "every")
 @every_kind
 def test_vmap_over_seeds_equals_each_seed(name):
     nets = [tanh_net(seed=seed) for seed in range(2)]

@@ -22,7 +22,7 @@ RHO = 0.3
 TX = optax.chain(flatreg.sam(RHO), optax.sgd(1.0))
 
 in_both_settings = pytest.mark.parametrize(
-    "setting", ["shard_map", pytest.param("pmap", marks=pytest.mark.slow)]
+    "setting", ["shard_map", pytest.param("pmap", marks=pytest.mark.nightly)]
 )
 
 

@@ -79,6 +79,7 @@ def nnx_training(batch):
     return run, state
 
 
+@pytest.mark.nightly_except("nnx*")
 @pytest.mark.parametrize("training", [linen_training, nnx_training])
 def test_it_trains_with_sam_and_resumes_from_a_checkpoint(training, tmp_path):
     x = jax.random.normal(jax.random.key(1), (12, 6, 6, 1))

@@ -56,6 +56,7 @@ def test_a_restart_continues_the_same_trajectory_bitwise(tmp_path):
         assert_equal(train(restored), end)
 
 
+@pytest.mark.slow
 def test_a_killed_run_continues_bitwise(tmp_path):
     """The run gets ``kill -9`` after its third checkpoint, possibly in the middle of a save."""
     command = f"from tests.linen import test_checkpoint as t; t.train(t.start(), {str(tmp_path)!r})"
@@ -85,6 +86,7 @@ def sharded(state, devices):
     return jax.tree.map(place, state)
 
 
+@pytest.mark.slow
 def test_a_sharded_state_moves_to_another_number_of_devices(tmp_path):
     tx = optax.chain(flatreg.sam(), optax.adam(0.01))
     begin = state_of(Plain(), tx, examples()[0])

@@ -18,7 +18,7 @@ from tests.support.devices import (
 from tests.support.networks.linen_models import Noisy, Plain, clean_forward, state_of
 from tests.support.steps import examples, x64
 
-slow = pytest.mark.slow
+nightly = pytest.mark.nightly
 SCALE = 3.0
 
 
@@ -29,7 +29,7 @@ def scaled_loss(apply, batch, train):
 
 @x64
 @pytest.mark.parametrize(
-    "setting", ["pmap", "shard_map", *(pytest.param(x, marks=slow) for x in SETTINGS[2:])]
+    "setting", ["pmap", "shard_map", *(pytest.param(x, marks=nightly) for x in SETTINGS[2:])]
 )
 def test_each_device_makes_the_step_of_the_whole_batch(setting):
     """By hand: device i has the key of the step with i folded in, and losses are averaged.
@@ -92,11 +92,11 @@ class Synchronized(nn.Module):
 @pytest.mark.parametrize(
     ("setting", "hvp"),
     [
-        pytest.param("shard_map", flatreg.reverse_hvp, marks=slow),
-        pytest.param("pmap", flatreg.exact_hvp, marks=slow),
+        pytest.param("shard_map", flatreg.reverse_hvp, marks=nightly),
+        pytest.param("pmap", flatreg.exact_hvp, marks=nightly),
         ("pmap", flatreg.reverse_hvp),
-        pytest.param("shard_map", flatreg.exact_hvp, marks=slow),
-        pytest.param("shard_map_unchecked", flatreg.reverse_hvp, marks=slow),
+        pytest.param("shard_map", flatreg.exact_hvp, marks=nightly),
+        pytest.param("shard_map_unchecked", flatreg.reverse_hvp, marks=nightly),
     ],
 )
 def test_synchronized_batchnorm_equals_one_device(setting, hvp):

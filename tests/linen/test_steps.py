@@ -23,6 +23,7 @@ from tests.support.sam_by_hand import mean_sam_direction, metrics_of_sam, parts_
 from tests.support.steps import STEPS, chain, examples, float64_batches, only_cases, x64
 
 
+@pytest.mark.nightly_except("sam", "gam", "looksam")
 @x64
 @every_kind
 def test_twenty_steps_equal_a_plain_loop_with_one_trace(case):
@@ -47,6 +48,7 @@ def test_twenty_steps_equal_a_plain_loop_with_one_trace(case):
     assert (actual.step, actual.skipped) == (STEPS, 0)
 
 
+@pytest.mark.nightly_except("gam")
 @only_cases("sam", "penalized_gradient", "gam")
 def test_statistics_and_loss_are_those_of_one_clean_forward(case):
     """They are equal to the bit, so no perturbed pass contributes to them."""
@@ -59,6 +61,7 @@ def test_statistics_and_loss_are_those_of_one_clean_forward(case):
     assert_equal((new.batch_stats, metrics["loss"]), (batch_stats, loss))
 
 
+@pytest.mark.nightly_except("sam", "gam")
 @every_kind
 def test_the_whole_step_compiles_for_tpu_and_cuda(case):
     batch = examples()
@@ -68,6 +71,7 @@ def test_the_whole_step_compiles_for_tpu_and_cuda(case):
     assert exported.platforms == ("tpu", "cuda")
 
 
+@pytest.mark.nightly_except("gam")
 @x64
 @only_cases("sam", "gradient_norm_penalty_2", "gradient_regularization", "gam", "gam_accelerated")
 def test_four_microbatches_train_like_one(case):
@@ -124,6 +128,7 @@ def test_ascent_fraction_ascends_on_the_first_examples():
     assert_close(metrics["loss"], loss, 1e-9)
 
 
+@pytest.mark.nightly_except("0.25")
 @x64
 @pytest.mark.parametrize("fraction", [0.25, 1.0])
 def test_statistics_come_from_the_pass_with_the_whole_batch(fraction):

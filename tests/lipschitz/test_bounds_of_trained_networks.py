@@ -15,7 +15,7 @@ pytestmark = pytest.mark.usefixtures("x64")
 KEY = jax.random.key(0)
 every_network = pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=[] if name == "cnn" else [pytest.mark.slow]) for name in MODELS],
+    [pytest.param(name, marks=[] if name == "cnn" else [pytest.mark.nightly]) for name in MODELS],
 )
 
 
@@ -52,6 +52,7 @@ def lower_bound(name):
     return search(network.x[:8])
 
 
+@pytest.mark.nightly
 @every_network
 def test_no_difference_quotient_is_above_the_bound(name, record_property):
     """‖f(x) − f(y)‖ / ‖x − y‖ ≤ bound for random pairs and for one in the steepest direction."""
@@ -66,6 +67,7 @@ def test_no_difference_quotient_is_above_the_bound(name, record_property):
     assert near <= upper
 
 
+@pytest.mark.nightly_except("mlp")
 @pytest.mark.parametrize("name", ["mlp", "nnx"])
 def test_no_difference_of_outputs_exceeds_its_pair_bound(name):
     """The Lipschitz constant of f(x)ᵢ − f(x)ⱼ is at most ``pairs[i, j]``, which is ≤ √2·upper."""

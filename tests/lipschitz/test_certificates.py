@@ -75,7 +75,7 @@ def test_a_bound_that_is_nan_certifies_nothing():
         assert lipschitz.certified_accuracy(logits, labels, bound, 0.0) == 0
 
 
-@pytest.mark.parametrize("name", ["mlp", pytest.param("cnn", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["mlp", pytest.param("cnn", marks=pytest.mark.nightly)])
 def test_no_attack_succeeds_inside_the_certified_radius(name):
     network, x, labels, bound = certificates(name)
     logits = network(x)

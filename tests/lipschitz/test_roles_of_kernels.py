@@ -185,7 +185,7 @@ class TestEveryLayer:
 
 
 @pytest.mark.parametrize(
-    "name", [m if m == "NNX scan" else pytest.param(m, marks=pytest.mark.slow) for m in MODELS]
+    "name", [m if m == "NNX scan" else pytest.param(m, marks=pytest.mark.nightly) for m in MODELS]
 )
 def test_penalty_and_normalization_use_the_norm_of_each_layer(name):
     """σ∇σ by the derivative of an SVD, and norms of 0.7 after normalization."""
@@ -322,6 +322,7 @@ class TestFilters:
             return lambda p, x: ATTENTION.apply({"params": p}, x), ATTENTION.init(KEY, x)["params"]
         return model_of("Linen scan")[0].function, model_of("Linen scan")[0].params
 
+    @pytest.mark.nightly_except("single-True")
     @pytest.mark.parametrize(("name", "traced"), [("single", True), ("scanned", False)])
     def test_attention_and_stacks(self, name, traced):
         """Biases and scales stay, and each output of each layer and head has its own norm."""

@@ -76,7 +76,7 @@ NORMS = {
         (jnp.float16, "2"),
         (jnp.bfloat16, "inf"),
         *(
-            pytest.param(dtype, norm, marks=pytest.mark.slow)
+            pytest.param(dtype, norm, marks=pytest.mark.nightly)
             for dtype, norm in [
                 (jnp.float32, "2"),
                 (jnp.float16, "inf"),

@@ -44,8 +44,11 @@ MAPS = {
 }
 
 
+@pytest.mark.nightly_except("*-power", "*-orthogonality")
 @every_transformation
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, pytest.param(jnp.float32, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "dtype", [jnp.bfloat16, pytest.param(jnp.float32, marks=pytest.mark.nightly)]
+)
 def test_degenerate_kernels_stay_finite_and_keep_dtypes(name, dtype):
     params = {case: {"kernel": kernel.astype(dtype)} for case, kernel in KERNELS.items()}
     tx = TRANSFORMATIONS[name](operators=MAPS)
@@ -68,6 +71,7 @@ def test_degenerate_kernels_stay_finite_and_keep_dtypes(name, dtype):
             assert sigma <= 1.05 * (1 + 4 * eps)
 
 
+@pytest.mark.nightly_except("power", "upper_bound")
 @every_transformation
 def test_init_reads_only_shapes_and_checkpoints_round_trip(name, tmp_path):
     tx, params = TRANSFORMATIONS[name](operators=OPERATORS), PARAMS
@@ -95,6 +99,7 @@ def test_sharded_kernels_give_the_same_updates(name):
     np.testing.assert_allclose(actual["kernel"], expected["kernel"], atol=1e-5)
 
 
+@pytest.mark.nightly_except("*-traced-*")
 @pytest.mark.parametrize("way", ["opt.update", "make_train_step"])
 @pytest.mark.parametrize("operators", ["none", "traced", "by hand"])
 @pytest.mark.parametrize(
@@ -147,6 +152,7 @@ def test_nnx_variables_have_the_paths_of_their_arrays():
     np.testing.assert_allclose(jax.grad(bias[0])(bias[1])["bias"], [4, 4])
 
 
+@pytest.mark.nightly_except("power")
 @pytest.mark.parametrize("name", ["penalty", "power"])
 def test_a_step_of_a_cnn_costs_at_most_5_percent_more(name):
     """FLOPs at batch size 128 by XLA's analysis. The iteration works on a single example."""

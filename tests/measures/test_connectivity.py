@@ -94,6 +94,7 @@ def test_wrong_ends_and_losses_are_errors():
         measures.bezier_path(ring, jnp.ones(2), jnp.ones(2), KEY, start=jnp.ones(3))
 
 
+@pytest.mark.slow
 def test_a_plot_of_a_path_shows_its_losses_and_the_line():
     found = measures.barrier(lambda w: jnp.sum(w**2 - w**4 + 2 * w), -jnp.ones(1), jnp.ones(1))
     ax = plots.plot_path(found, label="segment")

@@ -22,7 +22,7 @@ def loss_over(batch_size, data):
 
 
 @pytest.mark.parametrize(
-    "batch_size", [64, 1000, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 100, 300))]
+    "batch_size", [64, 1000, *(pytest.param(n, marks=pytest.mark.nightly) for n in (1, 100, 300))]
 )
 def test_it_is_the_mean_over_all_examples(batch_size):
     """Value, gradient and Hessian-vector product are those of the loss on all examples at once."""

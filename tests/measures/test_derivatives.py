@@ -64,7 +64,7 @@ CHEAP = {"trace", "diagonal", "modified_loss"}
 every_measure = pytest.mark.parametrize("name", MEASURES)
 every_value = pytest.mark.parametrize(
     "name",
-    [pytest.param(x, marks=[] if x in CHEAP else pytest.mark.slow) for x in MEASURES],
+    [pytest.param(x, marks=[] if x in CHEAP else pytest.mark.nightly) for x in MEASURES],
 )
 
 
@@ -100,6 +100,7 @@ def test_the_error_shows_the_curvature_to_pass(name, loss):
     assert "hvp=flatreg.finite_difference_hvp(0.01)), which works" in notes
 
 
+@pytest.mark.nightly
 @every_value
 def test_reverse_mode_products_give_the_same_value(name):
     actual = measured(name, "reverse", curvature=REVERSE)
@@ -108,6 +109,7 @@ def test_reverse_mode_products_give_the_same_value(name):
         np.testing.assert_allclose(x, y, rtol=rtol, atol=1e-5)
 
 
+@pytest.mark.nightly
 @every_value
 def test_finite_differences_give_nearly_the_same_value(name):
     """The loss has only first derivatives."""

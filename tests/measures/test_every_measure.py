@@ -20,8 +20,6 @@ from tests.support.trained import (
     trained,
 )
 
-pytestmark = pytest.mark.slow
-
 KEY = jax.random.key(0)
 BALL = {"steps": 5, "random_starts": 1}
 # Each measure by its name, as a function from a loss, parameters and a key to numbers.
@@ -105,6 +103,8 @@ def assert_close(actual, expected, rtol):
         np.testing.assert_allclose(x, y, rtol=rtol, atol=rtol * np.abs(y).max())
 
 
+@pytest.mark.slow
+@pytest.mark.nightly_except("8-*Explicit-*")
 @every_measure
 @pytest.mark.parametrize("axes", [AxisType.Auto, AxisType.Explicit], ids=str)
 @pytest.mark.parametrize("devices", [2, 8])
@@ -118,6 +118,7 @@ def test_values_are_the_same_on_several_devices(name, devices, axes):
     assert_close(actual, on_one_device(name), 1e-5)
 
 
+@pytest.mark.nightly
 @every_measure
 def test_bfloat16_parameters_are_measured_in_float32(name):
     both = in_bfloat16_and_float32(trained())
@@ -126,6 +127,7 @@ def test_bfloat16_parameters_are_measured_in_float32(name):
     assert {x.dtype for x in jax.tree.leaves(actual)} == {np.dtype(np.float32)}
 
 
+@pytest.mark.slow
 @every_measure
 @pytest.mark.parametrize(
     ("params", "error", "message"),
@@ -140,6 +142,7 @@ def test_parameters_without_float_weights_are_an_error(name, params, error, mess
         MEASURES[name](lambda params: jnp.float32(0), params, KEY)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["trace", "top_eigenpairs", "zeroth_order_flatness"])
 def test_a_loss_that_is_not_a_scalar_is_an_error(name):
     with pytest.raises(TypeError, match=r"lambda params: loss_fn\(params\)\[0\]"):
@@ -148,6 +151,7 @@ def test_a_loss_that_is_not_a_scalar_is_an_error(name):
         MEASURES[name](lambda w: w, jnp.ones(3), KEY)
 
 
+@pytest.mark.slow
 def test_curvature_of_a_convolutional_network_is_exact():
     """Two strided convolutions and a dense layer, 264 weights, in float32 and in batches.
 

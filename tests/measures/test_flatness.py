@@ -93,8 +93,9 @@ class TestNetwork:
 
     loss_fn = measures.dataset_loss(batch_loss, digits(), batch_size=300)
 
+    @pytest.mark.slow
     @pytest.mark.filterwarnings("ignore:.*not a minimum")
-    @pytest.mark.parametrize("rho", [0.5, pytest.param(0.1, marks=pytest.mark.slow)])
+    @pytest.mark.parametrize("rho", [0.5, pytest.param(0.1, marks=pytest.mark.nightly)])
     def test_random_starts_find_no_larger_value(self, rho):
         """The default starts reach at least 0.99 of the best of twenty random ones. R⁰ ≤ R¹."""
 
@@ -107,12 +108,14 @@ class TestNetwork:
             assert ours.value >= 0.99 * max(random.values[-20:])
         assert zeroth.value <= first.value * (1 + 1e-5)
 
+    @pytest.mark.slow
     def test_away_from_a_minimum_a_warning_is_given(self):
         """R¹/ρ² is λ_max only at a minimum."""
         with pytest.warns(UserWarning, match=r"at the scale of ρ = 0.001 .* not a minimum"):
             measures.first_order_flatness(self.loss_fn, trained(), KEY, 1e-3, steps=1)
 
 
+@pytest.mark.slow
 def test_at_a_minimum_first_order_flatness_is_lambda_max():
     """R¹/ρ² = λ_max up to 1% at the minimum of a logistic loss with a ridge penalty."""
     with jax.enable_x64(True):
@@ -132,6 +135,7 @@ def test_at_a_minimum_first_order_flatness_is_lambda_max():
         np.testing.assert_allclose(flat.value / 0.01**2, largest, rtol=1e-2)
 
 
+@pytest.mark.slow
 def test_adaptive_flatness_is_invariant_under_rescaling():
     """W₁, b₁ → cW₁, cb₁ and W₂ → W₂/c do not change a ReLU network (Dinh et al. 2017).
 
@@ -213,6 +217,7 @@ def test_the_way_to_the_highest_point_is_searched_for_steepness():
     assert np.delete(first.values, 3).max() < zeroth.value <= first.value
 
 
+@pytest.mark.nightly_except("1e+20")
 @pytest.mark.parametrize("size", [1e20, 1e-25])
 def test_flatness_does_not_overflow_or_underflow(size):
     """For size·‖w‖²/2 at w = (1, 1, 1): R⁰ = size(√3 ρ + ρ²/2) and R¹ = size·ρ(√3 + ρ)."""
@@ -225,6 +230,7 @@ def test_flatness_does_not_overflow_or_underflow(size):
         np.testing.assert_allclose(found / np.float32(size), expected, rtol=1e-4)
 
 
+@pytest.mark.nightly_except("slope", "minimum")
 @pytest.mark.parametrize(
     ("loss_fn", "expected"),
     [

@@ -19,6 +19,7 @@ def test_filters_of_a_direction_have_the_norm_of_the_weights():
     assert not direction["bias"].any()
 
 
+@pytest.mark.slow
 def test_a_slice_along_an_eigenvector_is_a_parabola():
     """L(tv) = λt²/2 for a quadratic with Hv = λv and ‖v‖ = 1."""
     pair = measures.top_eigenpairs(quadratic, jnp.zeros(3), KEY)

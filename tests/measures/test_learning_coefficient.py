@@ -38,6 +38,7 @@ KNOWN = {
 }
 
 
+@pytest.mark.nightly_except("linear regression", "on a valley")
 @pytest.mark.parametrize("name", KNOWN)
 def test_known_coefficients_are_found(name):
     loss_fn, params, expected, n = KNOWN[name]

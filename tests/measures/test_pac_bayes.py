@@ -174,6 +174,7 @@ def test_the_bound_fails_with_probability_at_most_delta(n):
             assert 1 - (1 - fails) ** m <= 0.05
 
 
+@pytest.mark.nightly_except("0", "3")
 @pytest.mark.parametrize("seed", range(5))
 def test_hessian_lipschitz_of_a_cubic_is_exact(seed):
     """For Σ aᵢwᵢ³ it is 6 max|aᵢ|, up to 2% from below."""
@@ -196,6 +197,7 @@ class TestNetwork:
 
     loss_fn = measures.dataset_loss(batch_loss, digits(100), batch_size=100)
 
+    @pytest.mark.nightly_except("1e-12")
     @pytest.mark.parametrize("radius", [1e-8, 1e-12])
     def test_a_value_near_rounding_error_gives_a_warning(self, radius):
         with pytest.warns(
@@ -203,6 +205,7 @@ class TestNetwork:
         ):
             lipschitz(self.loss_fn, trained(), KEY, radius, starts=1, steps=3)
 
+    @pytest.mark.slow
     def test_bfloat16_is_measured_in_float32(self):
         params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), trained())
         rho = lipschitz(self.loss_fn, params, KEY, 0.5, starts=2, steps=5).value
@@ -227,6 +230,7 @@ class TestNoiseLevel:
         level = self.sigma(draws=1000)
         assert abs(level.value - exact) < 4 * level.standard_error < 0.03 * exact
 
+    @pytest.mark.slow
     def test_its_standard_error_is_the_spread_over_keys(self):
         many = jax.vmap(self.sigma)(jax.random.split(KEY, 300))
         np.testing.assert_allclose(np.std(many.value), np.mean(many.standard_error), rtol=0.15)

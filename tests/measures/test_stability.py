@@ -68,9 +68,10 @@ def with_moments(state):
 PLAIN = ("gradient descent", "heavy ball", "nesterov", "adam", "adamw")
 
 
+@pytest.mark.nightly_except("gradient descent", "adam")
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(x, marks=[] if x in PLAIN else pytest.mark.slow) for x in OPTIMIZERS],
+    [pytest.param(x, marks=[] if x in PLAIN else pytest.mark.nightly) for x in OPTIMIZERS],
 )
 def test_the_ratio_is_one_where_the_iteration_diverges(name, x64):
     """The oracle is the spectral radius of the update of Optax, differentiated at the minimum."""

@@ -31,6 +31,7 @@ def assert_same(one, other, problem, rtol=1e-12):
     np.testing.assert_allclose(d, expected, rtol=rtol, atol=rtol * np.linalg.norm(expected))
 
 
+@pytest.mark.nightly_except("0.1-*", "0.001-quartic")
 @every_problem
 @pytest.mark.parametrize("r", [1e-3, 1e-2, 0.1, 1.0])
 def test_penalty_by_differences_is_the_penalized_gradient(r, problem):
@@ -83,6 +84,9 @@ def test_sam_with_a_zero_one_scale_perturbs_some_leaves():
     np.testing.assert_allclose(flat(d), flat(jax.grad(loss)(shifted)), **CLOSE)
 
 
+@pytest.mark.nightly_except(
+    "sam", "gam", "perturbed_gradient", "looksam", "combine", "gradient_norm_penalty_1"
+)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_combining_one_method_changes_no_bit(case: Case):
     params, loss = logistic()
@@ -136,6 +140,7 @@ def test_combined_methods_each_keep_their_own_state():
         np.testing.assert_allclose(d, expected, **CLOSE)
 
 
+@pytest.mark.nightly_except("*-quartic")
 @every_problem
 @every_hvp
 def test_hvp_is_the_product_with_the_dense_hessian(hvp, problem):
@@ -160,6 +165,7 @@ def test_hvp_of_a_tree_is_that_of_the_vector(hvp):
     np.testing.assert_allclose(flat(product(tangent)), expected, rtol=1e-4)
 
 
+@pytest.mark.nightly_except("gam-*", "gradient_norm_penalty_*")
 @every_hvp
 @pytest.mark.parametrize("case", [c for c in CASES if c.uses_hvp], ids=lambda case: case.name)
 def test_method_does_not_depend_on_the_hvp(case: Case, hvp):

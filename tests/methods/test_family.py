@@ -27,7 +27,7 @@ OPTIMIZERS = {
 every_optimizer = pytest.mark.parametrize(
     "base",
     [
-        pytest.param(make, id=name, marks=[pytest.mark.slow] * (name in ("sgd", "momentum")))
+        pytest.param(make, id=name, marks=[pytest.mark.nightly] * (name in ("sgd", "momentum")))
         for name, make in OPTIMIZERS.items()
     ],
 )
@@ -134,6 +134,7 @@ PAPERS = {
 }
 
 
+@pytest.mark.nightly_except("*-adamw")
 @every_optimizer
 @pytest.mark.parametrize(("method", "paper"), PAPERS.values(), ids=PAPERS)
 def test_twenty_steps_equal_the_loop_of_the_paper(method, paper, base):

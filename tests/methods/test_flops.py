@@ -17,7 +17,7 @@ from tests.support.networks import models
 EXAMPLES = 128
 MODELS = {"mlp": models.mlp, "cnn": models.cnn, "vit": models.vit}
 every_model = pytest.mark.parametrize(
-    "model", ["mlp", "cnn", pytest.param("vit", marks=pytest.mark.slow)]
+    "model", ["mlp", "cnn", pytest.param("vit", marks=pytest.mark.nightly)]
 )
 
 # If a method does not use the clean gradient, only the forward pass of the clean pass remains.
@@ -77,13 +77,14 @@ def gradients_of_step(model, method, **options):
     return flops(step, *args) / flops_of_gradient(model)
 
 
+@pytest.mark.nightly_except("sam-mlp", "gradient_norm_penalty-mlp", "gam_accelerated-mlp")
 @pytest.mark.parametrize(
     ("name", "model"),
     [
         pytest.param(
             name,
             model,
-            marks=[] if model == "mlp" or (name, model) == ("gam", "cnn") else pytest.mark.slow,
+            marks=[] if model == "mlp" or (name, model) == ("gam", "cnn") else pytest.mark.nightly,
         )
         for name in COSTS
         for model in MODELS

@@ -68,6 +68,7 @@ def test_antithetic_pairs_are_exact_on_a_quadratic(distribution, curvature):
     np.testing.assert_allclose(directions, np.tile(MATRIX @ W, (10, 1)), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.nightly_except("single-normal", "pairs-uniform")
 @every_distribution
 @pytest.mark.parametrize("antithetic", [False, True], ids=["single", "pairs"])
 def test_mean_direction_on_a_quartic(distribution, antithetic):

@@ -63,6 +63,7 @@ def perturbations(make):
     return seen
 
 
+@pytest.mark.nightly_except("sam", "gam", "perturbed_gradient", "looksam", "gsam")
 @every_scaled
 def test_leaves_with_a_factor_of_zero_are_not_perturbed(name):
     """Neither a shift of the oracle nor a vector of a Hessian product touches them."""

@@ -21,6 +21,7 @@ every_problem = pytest.mark.parametrize("problem", PROBLEMS, ids=lambda make: ma
 pytestmark = pytest.mark.usefixtures("x64")
 
 
+@pytest.mark.nightly_except("*-network", "*-quartic")
 @every_problem
 @every_case
 def test_method_descends_its_surrogate(case: Case, problem):
@@ -31,6 +32,9 @@ def test_method_descends_its_surrogate(case: Case, problem):
     np.testing.assert_allclose(flat(direction_of(case.make(), loss, params)), expected, **CLOSE)
 
 
+@pytest.mark.nightly_except(
+    "sam", "gam", "perturbed_gradient", "looksam", "combine", "gradient_norm_penalty_1"
+)
 @every_case
 def test_flat_parameters_equal_a_tree(case: Case):
     params, loss = problem = network()
@@ -55,6 +59,16 @@ def test_isotropic_methods_commute_with_rotations(case: Case):
     np.testing.assert_allclose(rotation @ turned, direction_of(case.make(), loss, w), **CLOSE)
 
 
+@pytest.mark.nightly_except(
+    "sam-rho",
+    "gam-alpha",
+    "gam_accelerated-beta",
+    "perturbed_gradient-sigma",
+    "looksam-rho",
+    "combine-radius",
+    "gsam-alpha",
+    "gradient_norm_penalty_2-penalty",
+)
 @pytest.mark.parametrize(
     ("case", "name"),
     [pytest.param(case, name, id=f"{case.name}-{name}") for case in CASES for name in case.scalars],
@@ -70,6 +84,9 @@ def test_schedules_are_evaluated_at_the_step_count(case: Case, name: str):
         np.testing.assert_allclose(d, jax.grad(surrogate)(w), **CLOSE)
 
 
+@pytest.mark.nightly_except(
+    "sam", "gam", "perturbed_gradient", "looksam", "combine", "gradient_norm_penalty_1"
+)
 @every_case
 def test_scalars_may_be_arrays(case: Case):
     params, loss = logistic()

@@ -82,6 +82,7 @@ def test_microbatches_do_not_stack_frozen_weights():
     assert eight.memory_analysis().temp_size_in_bytes < one + table
 
 
+@pytest.mark.nightly_except("sam")
 @pytest.mark.parametrize(
     "method", [flatreg.sam(0.1), flatreg.gam_accelerated()], ids=["sam", "gam"]
 )
@@ -95,6 +96,7 @@ def test_four_microbatches_need_less_than_two_fifths_of_memory(method):
     assert temporary_bytes(4) < 0.4 * temporary_bytes(1)
 
 
+@pytest.mark.nightly_except("sam", "gam")
 @every_kind
 def test_the_whole_step_compiles_for_tpu_and_cuda(case):
     model = Noisy(nnx.Rngs(0))

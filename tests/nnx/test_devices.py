@@ -12,7 +12,7 @@ from tests.support.devices import DEVICES, assert_each_device_has, on_devices, s
 from tests.support.networks.nnx_models import Noisy, arrays, in_float64
 from tests.support.steps import examples, x64
 
-slow = pytest.mark.slow
+nightly = pytest.mark.nightly
 
 
 def on_device(graphdef, **options):
@@ -31,7 +31,7 @@ def on_device(graphdef, **options):
 @x64
 @pytest.mark.parametrize(
     "setting",
-    ["shard_map", *(pytest.param(x, marks=slow) for x in ("pmap", "shard_map_unchecked"))],
+    ["shard_map", *(pytest.param(x, marks=nightly) for x in ("pmap", "shard_map_unchecked"))],
 )
 def test_each_device_makes_the_step_of_the_whole_batch(setting):
     """By hand: device i has the keys of the model with i folded in, and losses are averaged."""
@@ -80,7 +80,7 @@ class Synchronized(nnx.Module):
 
 
 @x64
-@pytest.mark.parametrize("setting", [pytest.param("shard_map", marks=slow), "pmap"])
+@pytest.mark.parametrize("setting", [pytest.param("shard_map", marks=nightly), "pmap"])
 def test_synchronized_batchnorm_equals_one_device(setting):
     batch = examples(jnp.float64, count=2 * DEVICES)
     tx = optax.chain(flatreg.sam(0.3), optax.sgd(1.0))

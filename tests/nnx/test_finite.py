@@ -45,6 +45,7 @@ METHODS = {
 }
 
 
+@pytest.mark.nightly_except("sam-*", "gam-perturbed_pass-*", "per_shard-perturbed_pass-graph")
 @in_both_modes
 @pytest.mark.parametrize("limit", [NEAR, PASSED], ids=["perturbed_pass", "every_pass"])
 @pytest.mark.parametrize("name", METHODS)
@@ -161,6 +162,7 @@ def test_without_a_method_scale_and_weights_follow_flax():
     assert min(scales) < 2**14 < max(scales)
 
 
+@pytest.mark.nightly_except("tree")
 @in_both_modes
 def test_float16_trains_like_float32(mode):
     """Every pass is scaled and unscaled, including Hessian-vector products and shards."""

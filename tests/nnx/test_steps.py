@@ -44,6 +44,7 @@ def clean_forward():
     return loss, loop.rest_def.unflatten(rest)
 
 
+@pytest.mark.nightly_except("sam", "gam", "looksam")
 @x64
 @every_kind
 def test_twenty_steps_equal_a_plain_optax_loop_in_both_modes(case):
@@ -86,6 +87,7 @@ def test_without_a_method_a_step_equals_flax_s_own_loop(mode):
     assert_leaves_close(arrays(model), arrays(expected))
 
 
+@pytest.mark.nightly_except("gam")
 @x64
 @one_case_of_each_kind
 def test_four_microbatches_train_like_one(case):
@@ -104,6 +106,7 @@ def gradient_of(model, batch):
     return lambda params: gradient(params, loop.rest, batch)[0]
 
 
+@pytest.mark.nightly_except("tree")
 @x64
 @in_both_modes
 def test_each_shard_has_its_own_perturbation(mode):
@@ -117,6 +120,7 @@ def test_each_shard_has_its_own_perturbation(mode):
     assert_leaves_close(arrays(model), optax.tree.sub(params, mean))
 
 
+@pytest.mark.nightly_except("tree")
 @x64
 @in_both_modes
 def test_ascent_fraction_ascends_on_the_first_examples(mode):
@@ -150,6 +154,7 @@ def test_metrics_come_from_the_clean_pass_and_from_observe(mode):
     assert_leaves_close(metrics, expected, 1e-5)
 
 
+@pytest.mark.nightly_except("4-graph", "1-tree")
 @in_both_modes
 @pytest.mark.parametrize("microbatches", [1, 4])
 def test_any_variable_is_updated_once_per_step(microbatches, mode):

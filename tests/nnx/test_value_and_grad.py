@@ -51,9 +51,10 @@ def stock_training(model, tx, batches, mode=(), **options):
     return model, optimizer, metrics
 
 
+@pytest.mark.nightly_except("sam-*", "gam-*microbatches*")
 @x64
 @pytest.mark.parametrize("options", [{}, {"microbatches": 2}, {"ascent_fraction": 0.5}], ids=repr)
-@only_cases("sam", "gam", "gradient_norm_penalty_2", slow=("gam", "gradient_norm_penalty_2"))
+@only_cases("sam", "gam", "gradient_norm_penalty_2", nightly=("gam", "gradient_norm_penalty_2"))
 def test_stock_optimizer_equals_the_train_step(case, options):
     """The network has BatchNorm and dropout; all its Variables are compared.
 

@@ -27,7 +27,7 @@ STRICT = [name for name in METHODS if name != "averaging"]
 BALL = {"steps": 2, "random_starts": 1}
 SLOW = {"hessian_lipschitz", "differences", "zeroth_order", "first_order"}  # to trace
 every_dtype = pytest.mark.parametrize(
-    "dtype", [jnp.bfloat16, pytest.param(jnp.float32, marks=pytest.mark.slow)]
+    "dtype", [jnp.bfloat16, pytest.param(jnp.float32, marks=pytest.mark.nightly)]
 )
 
 
@@ -51,6 +51,9 @@ def batch_fn(params, x):
     return jnp.tanh(x @ params["hidden"]["kernel"]) @ params["out"][:, None]
 
 
+@pytest.mark.nightly_except(
+    "sam-*", "gam-*", "gam_accelerated-*", "perturbed_*", "looksam-*", "combine-*"
+)
 @every_dtype
 @pytest.mark.parametrize("name", STRICT)
 def test_methods(name, dtype):
@@ -123,7 +126,7 @@ MEASURES = {
 
 @every_dtype
 @pytest.mark.parametrize(
-    "name", [pytest.param(x, marks=[pytest.mark.slow] * (x in SLOW)) for x in MEASURES]
+    "name", [pytest.param(x, marks=[pytest.mark.nightly] * (x in SLOW)) for x in MEASURES]
 )
 def test_measures(name, dtype):
     params, batch = tanh_net(dtype)

@@ -33,7 +33,7 @@ class Case(NamedTuple):
       uses_hvp: whether the method differentiates ``grad_fn``.
       uses_clean: whether the direction depends on the gradient that came down the chain.
       variant: whether it uses the oracle in the same way as another case, so that expensive
-        properties of oracles, steps and devices need it only in the slow tests.
+        properties of oracles, steps and devices need it only in the nightly tests.
     """
 
     name: str
@@ -242,11 +242,11 @@ CASES = [
 ]
 
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-# For expensive properties: every case, but the variants only in the slow tests.
+# For expensive properties: every case, but the variants only in the nightly tests.
 every_kind = pytest.mark.parametrize(
     "case",
     [
-        pytest.param(case, id=case.name, marks=[pytest.mark.slow] if case.variant else [])
+        pytest.param(case, id=case.name, marks=[pytest.mark.nightly] if case.variant else [])
         for case in CASES
     ],
 )

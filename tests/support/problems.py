@@ -71,10 +71,10 @@ every_method = pytest.mark.parametrize("name", METHODS)
 
 
 def every_kind_of(names: Iterable[str]) -> pytest.MarkDecorator:
-    """Parametrizes an expensive test over methods. Variants of another method are slow tests."""
-    slow = pytest.mark.slow
+    """Parametrizes an expensive test over methods. Variants of another method are nightly tests."""
+    nightly = pytest.mark.nightly
     return pytest.mark.parametrize(
-        "name", [pytest.param(n, marks=[slow] if n in VARIANTS else []) for n in names]
+        "name", [pytest.param(n, marks=[nightly] if n in VARIANTS else []) for n in names]
     )
 
 

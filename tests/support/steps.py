@@ -16,10 +16,12 @@ STEPS = 20
 x64 = pytest.mark.usefixtures("x64")
 
 
-def only_cases(*names: str, slow: Collection[str] = ()) -> pytest.MarkDecorator:
-    """Parametrizes a test over some of the cases, by name. Those in ``slow`` are slow tests."""
+def only_cases(*names: str, nightly: Collection[str] = ()) -> pytest.MarkDecorator:
+    """Parametrizes a test over some of the cases, by name. Those in ``nightly`` run every night."""
     chosen = [
-        pytest.param(case, id=case.name, marks=[pytest.mark.slow] if case.name in slow else [])
+        pytest.param(
+            case, id=case.name, marks=[pytest.mark.nightly] if case.name in nightly else []
+        )
         for case in CASES
         if case.name in names
     ]

@@ -33,13 +33,14 @@ def compiled_step(model, name):
     return jax.jit(step, donate_argnums=(0, 1)).lower(*arguments).compile()
 
 
+@pytest.mark.nightly_except("revisit-mlp", "momentum_sam-mlp", "previous_gradient_sam-cnn")
 @pytest.mark.parametrize(
     ("name", "model"),
     [
         *(("revisit", model) for model in ("mlp", "cnn")),
-        *(pytest.param(name, "vit", marks=pytest.mark.slow) for name in WRAPPERS),
+        *(pytest.param(name, "vit", marks=pytest.mark.nightly) for name in WRAPPERS),
         *(
-            pytest.param(name, model, marks=pytest.mark.slow)
+            pytest.param(name, model, marks=pytest.mark.nightly)
             for name in ("previous_gradient_sam", "momentum_sam")
             for model in ("mlp", "cnn")
         ),
@@ -57,7 +58,7 @@ def test_a_step_costs_one_gradient(name, model):
     [
         *(("revisit", model) for model in ("mlp", "cnn")),
         *(
-            pytest.param(name, model, marks=pytest.mark.slow)
+            pytest.param(name, model, marks=pytest.mark.nightly)
             for name in ("previous_gradient_sam", "momentum_sam")
             for model in ("mlp", "cnn")
         ),

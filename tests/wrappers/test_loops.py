@@ -32,7 +32,7 @@ def bases(*left_out):
     return pytest.mark.parametrize(
         "base",
         [
-            pytest.param(make, id=name, marks=[pytest.mark.slow] * (name == "nesterov"))
+            pytest.param(make, id=name, marks=[pytest.mark.nightly] * (name == "nesterov"))
             for name, make in BASES.items()
             if name not in left_out
         ],
@@ -155,8 +155,8 @@ def test_revisit_equals_the_loop(base):
     [
         (1, 2),
         (2, 3),
-        pytest.param(4, 1, marks=pytest.mark.slow),
-        pytest.param(15, 2, marks=pytest.mark.slow),
+        pytest.param(4, 1, marks=pytest.mark.nightly),
+        pytest.param(15, 2, marks=pytest.mark.nightly),
     ],
 )
 def test_revisit_equals_the_loop_for_other_groups(group, visits):

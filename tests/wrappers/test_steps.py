@@ -199,7 +199,7 @@ def test_a_restart_in_the_middle_of_a_group_continues_bitwise(tmp_path):
 @pytest.mark.parametrize(
     "wrap",
     [
-        pytest.param(wrap, id=name, marks=[pytest.mark.slow] * (name != "revisit_bfloat16"))
+        pytest.param(wrap, id=name, marks=[pytest.mark.nightly] * (name != "revisit_bfloat16"))
         for name, wrap in WRAPPERS.items()
     ],
 )
@@ -232,9 +232,9 @@ def test_states_live_in_jit_scan_cond_and_vmap(wrap):
     ("sharded", "axes"),
     [
         pytest.param(True, AxisType.Explicit, id="sharded-explicit"),
-        pytest.param(True, AxisType.Auto, id="sharded-auto", marks=pytest.mark.slow),
-        pytest.param(False, AxisType.Explicit, id="replicated-explicit", marks=pytest.mark.slow),
-        pytest.param(False, AxisType.Auto, id="replicated-auto", marks=pytest.mark.slow),
+        pytest.param(True, AxisType.Auto, id="sharded-auto", marks=pytest.mark.nightly),
+        pytest.param(False, AxisType.Explicit, id="replicated-explicit", marks=pytest.mark.nightly),
+        pytest.param(False, AxisType.Auto, id="replicated-auto", marks=pytest.mark.nightly),
     ],
 )
 def test_eight_devices_keep_values_and_shardings(sharded, axes):

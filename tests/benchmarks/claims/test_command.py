@@ -50,7 +50,7 @@ def test_each_number_can_be_traced_to_runs(finished):
     assert (claim["verdict"], claim["reason"]) == ("no verdict", "a quick trial")
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_only_curves_that_a_claim_reads_are_kept(finished):
     folder, _ = finished
     made(folder, "--quick", "--only=flatter_at_same_radius,sam_and_gam")
@@ -64,7 +64,7 @@ def test_only_curves_that_a_claim_reads_are_kept(finished):
     }
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_new_claims_are_added_to_a_folder(finished):
     folder, _ = finished
     before = json.loads((folder / FILE).read_text())

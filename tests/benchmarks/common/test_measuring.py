@@ -45,6 +45,7 @@ def network():
     return model, variables, (x, jnp.arange(30) % 3), (x_test, jnp.arange(20) % 3)
 
 
+@pytest.mark.slow
 def test_the_gap_counts_as_many_wrong_labels_as_training_had(network):
     """The expected loss if 40% of the fresh labels are replaced by each other class alike."""
     model, variables, train, (x, y) = network

@@ -14,6 +14,7 @@ from benchmarks.common.models import build, convolution
 from benchmarks.common.models.transformer import Transformer
 
 
+@pytest.mark.nightly_except("8-*")
 @pytest.mark.parametrize("model", [name for name in build.NAMES if name != "transformer"])
 @pytest.mark.parametrize("size", [8, 11])
 def test_networks_compute_in_their_dtype(model, size):

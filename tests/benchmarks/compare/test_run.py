@@ -46,6 +46,7 @@ def finished(tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 def test_writes_results_table_and_figures(finished):
     found = results.read(finished)
     assert {(run["method"], run["seed"]) for run in found["runs"]} == {
@@ -93,7 +94,7 @@ def test_resuming_adds_methods_and_seeds(finished, tmp_path):
     assert numbers_of(out) == pytest.approx(numbers_of(finished), rel=1e-4)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_option_flatness_selects_the_measures(tmp_path):
     options = [*TINY, "--seeds=1", "--model=mlp:width=8", "--warmup-epochs=0.5"]
     runs = {}
@@ -130,6 +131,7 @@ def test_methods_are_compiled_in_groups(tmp_path, monkeypatch):
     assert made == [("sgd", 0), ("sam", 0), ("sgd", 1), ("sam", 1), ("asam", 0), ("asam", 1)]
 
 
+@pytest.mark.slow
 def test_results_are_never_overwritten(finished, tmp_path, capsys, monkeypatch):
     before = results.read(finished)
     assert main([*TINY, f"--out={finished}"]) == 2
@@ -157,7 +159,7 @@ def test_a_gradient_budget_gives_sam_half_the_steps(tmp_path):
     assert ends["sgd"]["gradients"] == ends["sam:rho=0.1"]["gradients"]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_cnn_with_adamw_noise_and_a_partial_ascent(tmp_path):
     options = ("--model=cnn", "--optimizer=adamw", "--label-noise=0.4", "--evaluate-on=validation")
     methods = "--methods=sam:rho=0.1:ascent_fraction=0.1"
@@ -189,7 +191,7 @@ SIZES = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("model", SIZES)
 def test_networks_train_in_bfloat16(model, tmp_path, monkeypatch):
     """All measurements are in float32 nevertheless."""

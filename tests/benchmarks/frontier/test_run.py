@@ -9,6 +9,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -199,7 +200,7 @@ FILES = ("runs.csv", "curves.npz", "table.md")
 
 @pytest.mark.parametrize(
     "interrupted_after",
-    [17, *(pytest.param(count, marks=pytest.mark.slow) for count in (0, 4, 30))],
+    [17, *(pytest.param(count, marks=pytest.mark.nightly) for count in (0, 4, 30))],
 )
 def test_a_resumed_command_writes_the_same_bytes(
     interrupted_after, finished, tmp_path, monkeypatch
@@ -311,7 +312,7 @@ def test_a_command_that_was_killed_resumes(tmp_path):
     job = start([*command, f"--out={killed}"], start_new_session=True)
     file = killed / journal.FILE
     while job.poll() is None and not (file.exists() and file.read_bytes().count(b"\n") >= 2):
-        pass
+        time.sleep(0.05)
     os.killpg(job.pid, signal.SIGKILL)
     job.wait()
     kept = [json.loads(line) for line in file.read_bytes().split(b"\n")[:2]]

@@ -35,7 +35,7 @@ def kernel_and_bias(variables):
     return variables["params"]["Dense_0"]["kernel"], variables["params"]["Dense_0"]["bias"]
 
 
-@pytest.mark.parametrize("warmup", [pytest.param(0.0, marks=pytest.mark.slow), 0.3])
+@pytest.mark.parametrize("warmup", [pytest.param(0.0, marks=pytest.mark.nightly), 0.3])
 def test_plain_training_and_its_average_match_numpy(warmup):
     """One program serves several numbers of steps, seeds and values."""
     x, y = map(jnp.asarray, data())
@@ -64,7 +64,7 @@ def test_a_training_that_overflows_has_diverged():
 @pytest.mark.parametrize(
     "name",
     [
-        name if name in CHANGING else pytest.param(name, marks=pytest.mark.slow)
+        name if name in CHANGING else pytest.param(name, marks=pytest.mark.nightly)
         for name in CONTENDERS
     ],
 )
@@ -125,7 +125,7 @@ def test_batches_are_shuffled_epochs_of_known_examples():
 @pytest.mark.parametrize(
     ("name", "steps"),
     [
-        pytest.param("revisit", 4, marks=pytest.mark.slow),
+        pytest.param("revisit", 4, marks=pytest.mark.nightly),
         ("momentum_sam", 1),
         ("previous_gradient_sam", 1),
     ],

@@ -47,6 +47,7 @@ def saved(tmp_path_factory):
     return folder, command
 
 
+@pytest.mark.slow
 def test_the_two_newest_checkpoints_are_kept(saved):
     folder, _ = saved
     assert sorted(path.name for path in folder.iterdir()) == ["3", "4", "configuration.json"]

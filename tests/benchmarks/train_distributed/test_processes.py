@@ -21,11 +21,12 @@ from flax.traverse_util import flatten_dict
 from benchmarks.train_distributed.__main__ import main, parse
 from benchmarks.train_distributed.devices import make_mesh
 from benchmarks.train_distributed.run import run
-from tests.benchmarks.train_distributed.test_training import every_method, tolerance
+from tests.benchmarks.train_distributed.test_training import tolerance, trained_together
 from tests.support.problems import assert_close
 
 ROOT = pathlib.Path(__file__).parents[3]
 STEPS = 20
+TOGETHER = ("sgd", "sam", "gam")
 FSDP = "--method sam:rho=0.1 --sharding fsdp --axes explicit"
 SAVED = "--method sam:rho=0.1:every=3 --optimizer adamw --save-every 5"
 
@@ -100,9 +101,9 @@ def work(folder, place):
     """The work of each of two processes."""
     command = f"{FSDP} --steps {STEPS} --save-every 10 --checkpoint {folder}/saved {place}"
     assert main([*shlex.split(command), "--out", f"{folder}/fsdp.npz"]) == 0
-    ends = every_method(make_mesh("auto"))
+    ends = trained_together(make_mesh("auto"), TOGETHER)
     if jax.process_index() == 0:
-        np.savez(f"{folder}/every_method.npz", **flatten_dict(ends, sep="/"))
+        np.savez(f"{folder}/together.npz", **flatten_dict(ends, sep="/"))
 
 
 @pytest.mark.slow
@@ -110,12 +111,12 @@ def test_two_processes_train_as_one_device(start, tmp_path):
     """Two processes with two devices each agree with one device, and a single process resumes."""
     place = f"--coordinator 127.0.0.1:{free_port()} --processes 2 --process-id"
     pair = [start(2, __file__, str(tmp_path), f"{place} {i}") for i in range(2)]
-    expected = every_method(make_mesh("auto", 1))  # in the meantime
+    expected = trained_together(make_mesh("auto", 1), TOGETHER)  # in the meantime
     one = trained(1, f"{FSDP} --out {tmp_path}/one.npz")
     codes, output = ends(*pair)
     assert codes == [0, 0], output
 
-    with np.load(tmp_path / "every_method.npz") as params:
+    with np.load(tmp_path / "together.npz") as params:
         for path, expected_leaf in flatten_dict(expected, sep="/").items():
             assert_close(params[path], expected_leaf, tolerance(path.split("/")[0]))
     with np.load(tmp_path / "fsdp.npz") as two, np.load(tmp_path / "one.npz") as whole:

@@ -117,7 +117,7 @@ def trained(devices, arguments, steps=20):
     return jax.device_get(result.state.params), result.losses, result.test_accuracy
 
 
-def every_method(mesh):
+def trained_together(mesh, names):
     """Returns the parameters after 20 steps of each method, all in one compiled step."""
     data = digits()
     model = build_model("mlp", data)
@@ -129,7 +129,7 @@ def every_method(mesh):
         return TrainState.init(model, tx, jax.random.key(0), data.x_train[:1], train=False)
 
     def init():
-        return {name: state_of(name) for name in ("sgd", *METHODS)}
+        return {name: state_of(name) for name in names}
 
     def steps(states, batch):
         return {name: step(state, batch)[0] for name, state in states.items()}
@@ -143,13 +143,14 @@ def every_method(mesh):
     return {name: jax.tree.map(np.asarray, state.params) for name, state in states.items()}
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_eight_devices_train_as_one_device_with_every_method():
-    one, eight = (every_method(make_mesh("auto", n)) for n in (1, DEVICES))
+    one, eight = (trained_together(make_mesh("auto", n), ("sgd", *METHODS)) for n in (1, DEVICES))
     for name, params in eight.items():
         assert_close(params, one[name], tolerance(name))
 
 
+@pytest.mark.nightly_except("sam---axes explicit")
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "layout"),
@@ -164,6 +165,7 @@ def test_every_layout_trains_as_one_device(name, layout):
     assert_close(eight, one, tolerance(name))
 
 
+@pytest.mark.nightly_except("explicit")
 @pytest.mark.parametrize("axes", ["auto", "explicit"])
 def test_eight_shards_train_alike_on_eight_devices_and_on_one(axes):
     """The result differs from training without shards, which perturb by their own gradients."""
@@ -173,6 +175,7 @@ def test_eight_shards_train_alike_on_eight_devices_and_on_one(axes):
     assert np.abs(whole - shards).max() > 1e-4
 
 
+@pytest.mark.nightly_except("*Auto")
 @both_axes
 def test_fsdp_keeps_an_eighth_of_the_state_on_each_device(axes):
     """This holds for each parameter and optimizer array with an axis that eight divides."""
@@ -199,6 +202,7 @@ def test_fsdp_gathers_each_parameter_once_per_pass(axes):
     assert sorted(gathered) == sorted(2 * cut)  # SAM takes two passes
 
 
+@pytest.mark.nightly_except("sam-*", "gam-*Auto")
 @pytest.mark.slow
 @both_axes
 @pytest.mark.parametrize("name", REDUCTIONS)
@@ -217,6 +221,7 @@ def test_a_step_reduces_once_per_gradient_or_product(name, axes):
         assert all(sorted(sizes) == parameters for sizes in of_tensors)
 
 
+@pytest.mark.slow
 def test_batch_norm_and_dropout_see_the_whole_batch():
     """Eight devices agree with one, and only all-reduces are needed: no parameters are gathered."""
     model, ends = Cnn((4,), 3, dropout=0.3), []

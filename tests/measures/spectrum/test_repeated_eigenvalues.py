@@ -85,6 +85,7 @@ def test_the_other_orders_count_multiplicities_too(name, which):
     assert_top(top(matrix, k=5, which=which), sign * SPECTRA[name], which)
 
 
+@pytest.mark.nightly_except("15-LA-*", "6-SA-*")
 @every_spectrum
 @pytest.mark.parametrize("which", ["LA", "SA", "LM"])
 @pytest.mark.parametrize("steps", [6, 15])
@@ -119,6 +120,7 @@ def test_gauss_newton_of_softmax_regression_at_zero():
             assert_top(hessian, expected, "LA")
 
 
+@pytest.mark.slow
 def test_identical_hidden_units_repeat_eigenvalues():
     """Five equal units can be permuted, so that eigenvalues of multiplicity four occur."""
     random = np.random.default_rng(3)
@@ -152,6 +154,7 @@ class TestStart:
 
     spectrum = padded(5, 4, 4, 3, 2, 2)
 
+    @pytest.mark.nightly_except("k-2", "20-1")
     @pytest.mark.parametrize("k", [1, 2, 5])
     @pytest.mark.parametrize("steps", ["k", 20])
     def test_an_eigenvector_of_a_small_eigenvalue(self, k, steps):
@@ -177,9 +180,10 @@ class TestStart:
         assert_top(top(matrix, k=5, steps=10, start=before.vectors), self.spectrum, "LA")
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("k", "steps"),
-    [(5, 6), (1, 1), *(pytest.param(*x, marks=pytest.mark.slow) for x in
+    [(5, 6), (1, 1), *(pytest.param(*x, marks=pytest.mark.nightly) for x in
                        ((5, 5), (6, 6), (4, 5), (1, 5)))],
 )  # fmt: skip
 def test_lists_up_to_the_whole_spectrum(k, steps):

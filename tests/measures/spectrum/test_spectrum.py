@@ -56,6 +56,7 @@ class TestEigenpairs:
         np.testing.assert_allclose(actual.values, expected, atol=1e-5 * expected[0])
         assert actual.converged.all()
 
+    @pytest.mark.nightly_except("LM-40")
     @pytest.mark.parametrize(("which", "steps"), [("SA", 150), ("LM", 40)])
     def test_which_selects_smallest_or_largest_magnitude(self, which, steps):
         """Converged pairs of the other ends of the spectrum are exact."""
@@ -142,6 +143,7 @@ class TestEigenpairs:
         np.testing.assert_allclose(np.sort(actual.values), np.sort(spectrum), atol=1e-5)
         assert actual.residuals.max() < 1e-5
 
+    @pytest.mark.slow
     def test_saved_eigenvectors_are_a_start_that_saves_steps(self, tmp_path):
         before = eigenpairs(k=3, steps=30)
         checkpoint.save(tmp_path / "eigenvectors", before.vectors)
@@ -153,6 +155,7 @@ class TestEigenpairs:
         again = measures.top_eigenpairs(loss(), trained(), KEY, 1, steps=1, start=one)
         np.testing.assert_allclose(again.values, before.values[:1], rtol=1e-5)
 
+    @pytest.mark.slow
     def test_bfloat16_parameters_are_measured_in_float32(self):
         both = in_bfloat16_and_float32(trained())
         actual, expected = (measures.top_eigenpairs(loss(), p, KEY).values for p in both)
@@ -203,6 +206,7 @@ class TestTraceAndDiagonal:
         assert 0.8 < np.mean(z**2) < 1.3
         assert abs(trace.value - sum(map(np.sum, jax.tree.leaves(diagonal.value)))) < 1e-3
 
+    @pytest.mark.slow
     def test_deflation_reduces_the_error_of_the_trace(self):
         """Removing the ten largest eigenvalues at least halves the standard error."""
         pairs = measures.top_eigenpairs(loss(), trained(), KEY, 10, steps=30)
@@ -259,6 +263,7 @@ def test_errors_show_what_to_write(call, error, message):
         call(lambda w: jnp.sum(w**2), jnp.ones(3))
 
 
+@pytest.mark.slow
 def test_the_blocks_of_a_network_are_measured_one_by_one():
     """The spectra of the diagonal blocks of the dense Hessian. Blocks may overlap."""
     h = np.array([[2.0, 1.0, 0.5], [1.0, 4.0, 0.3], [0.5, 0.3, 1.0]])

@@ -127,7 +127,7 @@ def test_intervals_cover_the_truth(seeds, examples, of_seed, of_example):
     assert 0.93 <= covered(800, seeds, examples, of_seed, of_example) <= 0.97
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("seeds", [3, 5, 10])
 @pytest.mark.parametrize("examples", [100, 1000])
 @pytest.mark.parametrize(("of_seed", "of_example"), [(0, 0), (0.1, 0), (0, 0.2), (0.1, 0.2)])
