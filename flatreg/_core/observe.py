@@ -16,7 +16,9 @@ from flatreg.typing import Grads, Method, Params
 try:
     from jax.extend.core import get_opaque_trace_state as get_opaque_trace_state
 except ImportError:  # the oldest supported versions of JAX
-    from jax.core import get_opaque_trace_state as get_opaque_trace_state
+    from jax.core import (  # type: ignore[attr-defined, no-redef, unused-ignore]
+        get_opaque_trace_state as get_opaque_trace_state,
+    )
 
 
 class Observation(NamedTuple):

@@ -247,7 +247,7 @@ def _times(weight: Weight, factor: Tracked, shape: tuple[int, ...]) -> Weight | 
             axes = list(weight.axes)
             flips = tuple(i for i, axis in enumerate(axes) if axis in weight.reversed_axes)
             array = np.flip(array, flips).transpose(np.argsort(axes))
-            array = np.expand_dims(array, sorted(weight.layers))
+            array = np.expand_dims(array, tuple(sorted(weight.layers)))
         return array if before is None else array * before()
 
     return weight._replace(mask=mask)
