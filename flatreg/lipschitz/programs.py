@@ -74,6 +74,14 @@ def all_equations(program: Jaxpr | ClosedJaxpr) -> Iterator[JaxprEqn]:
             yield from all_equations(called)
 
 
+def scan_counts(params: dict[str, Any]) -> tuple[int, int]:
+    """Returns how many operands of a ``scan`` are constants, and how many are its carry."""
+    if "ft_in" in params:  # since JAX 0.12
+        constants, carry, _ = params["ft_in"].unpack()
+        return len([*constants]), len([*carry])
+    return params["num_consts"], params["num_carry"]
+
+
 def _opened(program: Jaxpr | ClosedJaxpr) -> tuple[Jaxpr, Sequence[Any]]:
     """Returns the open jaxpr and the arrays that it captured."""
     return (program.jaxpr, program.consts) if isinstance(program, ClosedJaxpr) else (program, ())

@@ -16,7 +16,7 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, jaxpr_as_fun
 
 from flatreg.lipschitz.networks.deferred import Norm
-from flatreg.lipschitz.programs import walk
+from flatreg.lipschitz.programs import scan_counts, walk
 
 
 class Known(NamedTuple):
@@ -219,7 +219,7 @@ def _scan(
 def _unrolled(params: dict[str, Any], *operands: Any) -> list[Any]:
     """Runs the iterations of ``scan`` one after the other."""
     body, length = jaxpr_as_fun(params["jaxpr"]), params["length"]
-    of_constants, of_carry = params["num_consts"], params["num_carry"]
+    of_constants, of_carry = scan_counts(params)
     constants, carry = operands[:of_constants], operands[of_constants:][:of_carry]
     sequences = operands[of_constants + of_carry :]
     rows: list[Any] = [None] * length

@@ -35,7 +35,7 @@ from flatreg.lipschitz.operators.traced import (
     rearranged,
     shape_of,
 )
-from flatreg.lipschitz.programs import walk
+from flatreg.lipschitz.programs import scan_counts, walk
 from flatreg.typing import Params
 
 PRODUCTS = ("dot_general", "conv_general_dilated")
@@ -271,8 +271,8 @@ class _Finder:
 
     def _scan(self, equation: JaxprEqn, operands: list[Tracked], path: str) -> list[Tracked]:
         """Enters a loop over stacked arrays."""
-        p = equation.params
-        body, fixed, carried = p["jaxpr"], p["num_consts"], p["num_carry"]
+        body = equation.params["jaxpr"]
+        fixed, carried = scan_counts(equation.params)
         constants, carry = operands[:fixed], operands[fixed : fixed + carried]
         inside = body.jaxpr.invars[fixed + carried :]
         stacks = zip(operands[fixed + carried :], inside, strict=True)
