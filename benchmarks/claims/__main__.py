@@ -38,7 +38,7 @@ from benchmarks.claims.experiments import (
 from benchmarks.claims.judging import FILE, Record, Statements, add, decide, judge, read, save
 from benchmarks.claims.registry import CHECKS, CLAIMS
 from benchmarks.claims.table import checks_table, table
-from benchmarks.common import cli, results
+from benchmarks.common import cli, progress, results
 from benchmarks.common.cli import UsageError
 from benchmarks.common.data import preparation
 from benchmarks.common.models import build
@@ -50,7 +50,6 @@ from benchmarks.lipschitz import run as lipschitz
 STATEMENTS: Statements = {**CLAIMS, **CHECKS}
 QUICK = {"seeds": 2, "train_size": 300, "epochs": 3}
 SEEDS = 5
-WIDTH = 200  # of the output that does not go to a terminal
 RECORDED = results.ROOT / "benchmarks" / "results"
 
 
@@ -63,13 +62,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _command(argv: Sequence[str]) -> None:
     args = parse(argv)
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=WIDTH)
+    console = progress.console()
     if args.judge:
         records = judge(args.judge, {name: STATEMENTS[name] for name in args.only})
     else:
-        name = f"{pathlib.Path(args.data).stem}-{args.model.replace(':', '-')}"
+        name = results.name_of(args.data, args.model)
         out = pathlib.Path(args.out or f"results/claims-{name}")
         records = {out: run(out, args, cli.command_line("claims", argv), console)}
     for out, record in records.items():

@@ -241,15 +241,10 @@ def recorded_comparison(
 def recorded_lipschitz(
     options: dict[str, Any], folder: pathlib.Path, read: Read = results.read
 ) -> results.Results:
-    """Returns the results of a finished run of `benchmarks.lipschitz`.
-
-    Args:
-      options: the options of the run.
-      folder: the folder of its results.
-      read: reads them.
+    """Returns the results of a finished run of `benchmarks.lipschitz` with these options.
 
     Raises:
-      MissingRunsError: if the folder lacks a seed.
+      MissingRunsError: if the folder, which `read` reads, lacks a seed.
     """
     found = _recorded(folder, read)
     _check_complete(folder, found, found["methods"], range(options["seeds"]))

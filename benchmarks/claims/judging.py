@@ -47,7 +47,7 @@ def folders(path: pathlib.Path) -> list[pathlib.Path]:
     found = sorted(file.parent for file in path.glob(f"*/{FILE}"))
     if not found:
         raise UsageError(
-            f"{path} has no {FILE}, and neither has a folder in it. Name a folder that "
+            f"{path} does not contain {FILE}, and neither does a folder in it. Name a folder that "
             "python -m benchmarks.claims wrote, or the folder that holds several of them."
         )
     return found
@@ -180,7 +180,7 @@ def read(folder: pathlib.Path) -> Record:
     """Returns the record of a folder.
 
     Raises:
-      UsageError: if the folder has no claims.json that can be read.
+      UsageError: if the folder does not contain a claims.json that can be read.
     """
     try:
         record: Record = json.loads((folder / FILE).read_text(encoding="utf-8"))

@@ -15,7 +15,7 @@ import pathlib
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NoReturn
 
 OPTIMIZERS = ("sgd", "adamw")
@@ -80,6 +80,28 @@ def command_line(command: str, argv: Sequence[str]) -> str:
     return shlex.join([*program(command).split(), *argv])
 
 
+def equivalent_command(
+    command: str,
+    options: Mapping[str, Any],
+    defaults: Mapping[str, Any],
+    always: Collection[str] = ("data",),
+) -> str:
+    """Returns the shortest command with these options.
+
+    Args:
+      command: the package in `benchmarks/`, for example `compare`.
+      options: all options with their values.
+      defaults: the defaults of these options. Options that have them are left out.
+      always: the options that are never left out.
+    """
+    words = [
+        flag(name) if value is True else f"{flag(name)}={value}"
+        for name, value in options.items()
+        if name in always or value != defaults[name]
+    ]
+    return command_line(command, words)
+
+
 def flag(name: str) -> str:
     """Returns the flag of an option: `--train-size` for `train_size`."""
     return "--" + name.replace("_", "-")
@@ -118,7 +140,7 @@ def resumable(
       kept: what the finished parts are, for example `runs`.
 
     Returns:
-      0, or 130 after an interruption, for which it prints the command that continues.
+      0, or 130 after an interruption. Then it also prints the command that continues.
     """
     try:
         work()

@@ -11,6 +11,13 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 Clock = Callable[[], float]
+WIDTH = 200  # of the output that does not go to a terminal
+
+
+def console() -> Console:
+    """Returns a console for the standard output, which is wide unless it is a terminal."""
+    found = Console()
+    return found if found.is_terminal else Console(width=WIDTH)
 
 
 class Reporter(NamedTuple):

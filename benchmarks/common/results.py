@@ -149,6 +149,11 @@ def folder(out: str | None, name: str, resume: bool) -> pathlib.Path:
     return paths[-2] if resume and len(paths) > 1 else paths[-1]
 
 
+def name_of(data: str, model: str) -> str:
+    """Returns the name of a folder for results of a data set and a network."""
+    return f"{pathlib.Path(data).stem}-{model.replace(':', '-')}"
+
+
 def exist(path: pathlib.Path) -> bool:
     """Returns whether the folder `path` has results."""
     return (path / MANIFEST).exists()

@@ -7,7 +7,6 @@
 """
 
 import argparse
-import pathlib
 import sys
 from collections.abc import Sequence
 
@@ -36,16 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _command(argv: Sequence[str]) -> int:
     args = parse(argv)
     options = complete(**{name: getattr(args, name) for name in Options._fields})
-    name = f"{pathlib.Path(options.data).stem}-{options.model.replace(':', '-')}"
-    folder = results.folder(args.out, name, args.resume)
-    job = Job(
-        options,
-        folder,
-        data_dir=args.data_dir,
-        resume=args.resume,
-        save_models=args.save_models,
-        command=cli.command_line("compare", argv),
-    )
+    folder = results.folder(args.out, results.name_of(options.data, options.model), args.resume)
+    command = cli.command_line("compare", argv)
+    job = Job(options, folder, args.data_dir, args.resume, args.save_models, command)
     return cli.resumable(lambda: run(job), "compare", argv, folder, "runs")
 
 

@@ -17,9 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
-from benchmarks.common import measuring, progress, results, saved_models, training
+from benchmarks.common import cli, measuring, progress, results, saved_models, training
 from benchmarks.common import methods as grammar
-from benchmarks.common.cli import UsageError, command_line, flag
 from benchmarks.common.data import preparation
 from benchmarks.common.data.dataset import Dataset
 from benchmarks.common.data.label_noise import with_label_noise
@@ -35,7 +34,6 @@ CURVE_EXAMPLES = 2048  # evaluation examples for the curves; the final measureme
 # memory maps of a process.
 AT_ONCE = 16
 ALONG = 10  # how often `--flatness along` measures during training
-WIDTH = 200  # of the output that does not go to a terminal
 # The code that trains and measures.
 TRAINING_CODE = (
     "flatreg/**/*.py",
@@ -97,7 +95,7 @@ def run(job: Job, console: Console | None = None) -> results.Results:
 
     Args:
       job: what is compared.
-      console: where progress and the table are printed.
+      console: where progress and the table are printed; None for the standard output.
 
     Returns:
       The results as they are saved, with all finished runs of the folder.
@@ -106,7 +104,7 @@ def run(job: Job, console: Console | None = None) -> results.Results:
       UsageError: if an option does not fit the data or the folder.
       KeyboardInterrupt: if the user interrupts; the finished runs are saved.
     """
-    console = console or _console()
+    console = console or progress.console()
     found = train_missing(job, console)
     methods = grammar.parse(job.options.methods, job.options.optimizer)
     _report(console, job.folder, found, methods)
@@ -128,7 +126,7 @@ def train_missing(job: Job, console: Console | None = None) -> results.Results:
       KeyboardInterrupt: if the user interrupts; the finished runs are saved.
     """
     options, folder = job.options, job.folder
-    console = console or _console()
+    console = console or progress.console()
     methods = grammar.parse(options.methods, options.optimizer)
     data = _load(options, job.data_dir)
     model = build.build(options.model, data)
@@ -150,15 +148,7 @@ def train_missing(job: Job, console: Console | None = None) -> results.Results:
         for method in methods
         if (method.label, seed) not in finished
     ]
-    comparison = Comparison(
-        model=model,
-        x=jnp.asarray(data.x_train),
-        labels=data.y_train,
-        num_classes=data.num_classes,
-        test=(jnp.asarray(data.x_test), jnp.asarray(data.y_test)),
-        options=options,
-        models=folder if job.save_models else None,
-    )
+    comparison = comparison_of(data, model, options, folder if job.save_models else None)
     made_at = {"revision": results.revision(), "machine": results.machine()}
     for record in _train(comparison, missing, console):
         found["runs"].append(record | made_at)
@@ -166,35 +156,31 @@ def train_missing(job: Job, console: Console | None = None) -> results.Results:
     return found
 
 
-def _console() -> Console:
-    console = Console()
-    return console if console.is_terminal else Console(width=WIDTH)
+def comparison_of(
+    data: Dataset, model: nn.Module, options: Options, models: pathlib.Path | None = None
+) -> Comparison:
+    """Returns what all runs share, with the data on the device."""
+    return Comparison(
+        model=model,
+        x=jnp.asarray(data.x_train),
+        labels=data.y_train,
+        num_classes=data.num_classes,
+        test=(jnp.asarray(data.x_test), jnp.asarray(data.y_test)),
+        options=options,
+        models=models,
+    )
 
 
 def equivalent_command(options: Options) -> str:
     """Returns the command with these options; the ones that have their defaults are left out."""
     defaults = complete(**{name: getattr(options, name) for name in ("data", "model", "optimizer")})
-    words = []
-    for name, value in options._asdict().items():
-        if value == getattr(defaults, name) and name not in ("data", "methods"):
-            continue
-        words.append(flag(name) if value is True else f"{flag(name)}={value}")
-    return command_line("compare", words)
+    always = "data", "methods"
+    return cli.equivalent_command("compare", options._asdict(), defaults._asdict(), always)
 
 
 def _load(options: Options, data_dir: str | None) -> Dataset:
     data = preparation.load(options.data, data_dir, options.train_size, options.evaluate_on)
-    if options.batch_size > len(data.x_train):
-        raise UsageError(
-            f"--batch-size {options.batch_size} is more than the {len(data.x_train)} training "
-            f"examples. Give --batch-size {len(data.x_train)} or less."
-        )
-    if options.augment and data.x_train.ndim != 4:
-        raise UsageError(
-            f"--augment needs images, but an example here has shape {data.x_train.shape[1:]}. "
-            "Leave it out, or save the examples as an array of shape (examples, height, width, "
-            "channels)."
-        )
+    preparation.check_training(data, options.batch_size, augment=options.augment)
     return data
 
 

@@ -7,7 +7,6 @@
 """
 
 import argparse
-import pathlib
 import sys
 from collections.abc import Sequence
 
@@ -41,7 +40,7 @@ def _command(argv: Sequence[str]) -> int:
     cli.check_at_least(vars(args), {"jobs": 1})
     options = complete(**{name: getattr(args, name) for name in Options._fields})
     noise = f"-noise-{options.label_noise:g}" if options.label_noise else ""
-    name = f"frontier-{pathlib.Path(options.data).stem}-{options.model.replace(':', '-')}{noise}"
+    name = f"frontier-{results.name_of(options.data, options.model)}{noise}"
     folder = results.folder(args.out, name, args.resume)
     job = Job(
         options,

@@ -54,14 +54,13 @@ class Options(NamedTuple):
 
 
 def complete(**given: Any) -> Options:
-    """Returns all options: the given ones and suitable defaults for the others.
+    """Returns all options, with defaults that suit the data and the network.
 
     Args:
-      **given: fields of `Options`. None stands for the default, which for some options depends on
-        the data, the network and the optimizer.
+      **given: fields of `Options`; None stands for the default.
 
     Raises:
-      UsageError: if an option is out of its range.
+      UsageError: if an option is out of its range or `budgets` is not valid.
     """
     options = suited(given)
     own = {
@@ -100,8 +99,8 @@ def budgets_of(options: Options) -> list[float]:
 def common_ranges(optimizer: str) -> dict[str, Range]:
     """Returns the ranges of learning rate and weight decay, which are the same for all methods.
 
-    The lower end of the weight decay is not widened, because smaller weight decays have no effect
-    on a training of this length.
+    The lower end of the weight decay is not widened, because smaller weight decays do not matter
+    in a training of this length.
     """
     if optimizer == "adamw":
         return {

@@ -14,8 +14,7 @@ from typing import Any, NamedTuple
 
 from rich.console import Console
 
-from benchmarks.common import measuring, progress, results
-from benchmarks.common.cli import command_line, flag
+from benchmarks.common import cli, measuring, progress, results
 from benchmarks.common.data import preparation
 from benchmarks.common.models import build
 from benchmarks.frontier import journal, plots, processes, summary
@@ -41,7 +40,6 @@ TRAINING_CODE = (
     "benchmarks/frontier/tuning.py",
     "benchmarks/frontier/options.py",
 )
-WIDTH = 200  # of the output that does not go to a terminal
 
 
 class Job(NamedTuple):
@@ -71,8 +69,8 @@ def run(job: Job, console: Console | None = None) -> results.Results:
     """Makes a frontier, prints its tables and writes the results.
 
     Args:
-      job: what is compared.
-      console: where progress and the tables are printed.
+      job: the methods and budgets to compare, and the folder of the results.
+      console: where progress and the tables are printed; None for the standard output.
 
     Returns:
       The results as they are saved.
@@ -81,7 +79,7 @@ def run(job: Job, console: Console | None = None) -> results.Results:
       UsageError: if an option does not fit the data or the folder.
       KeyboardInterrupt: if the user interrupts; the finished runs are kept in the journal.
     """
-    console = console or _console()
+    console = console or progress.console()
     options = job.options
     methods, budgets = list(named(options.methods)), budgets_of(options)
     bed = _load(options, job.data_dir)
@@ -111,7 +109,7 @@ def report(folder: pathlib.Path, found: results.Results, console: Console | None
       found: the results, as `run` returns them or as `results.read` reads them.
       console: where the tables are printed.
     """
-    console = console or _console()
+    console = console or progress.console()
     configuration, dataset = found["configuration"], found["dataset"]
     curves = curves_of(found)
     shown = tables(curves, configuration, dataset)
@@ -145,17 +143,7 @@ def curves_of(found: results.Results) -> list[summary.Curve]:
 def equivalent_command(options: Options) -> str:
     """Returns the command with these options; the ones that have their defaults are left out."""
     defaults = complete(**{name: getattr(options, name) for name in ("data", "model")})
-    words = [
-        flag(name) if value is True else f"{flag(name)}={value}"
-        for name, value in options._asdict().items()
-        if value != getattr(defaults, name) or name == "data"
-    ]
-    return command_line("frontier", words)
-
-
-def _console() -> Console:
-    console = Console()
-    return console if console.is_terminal else Console(width=WIDTH)
+    return cli.equivalent_command("frontier", options._asdict(), defaults._asdict())
 
 
 def _load(options: Options, data_dir: str | None) -> beds.Bed:
@@ -163,6 +151,8 @@ def _load(options: Options, data_dir: str | None) -> beds.Bed:
         preparation.load(options.data, data_dir, options.train_size, evaluate_on)
         for evaluate_on in ("validation", "test")
     )
+    for data in (tuning, test):
+        preparation.check_training(data, options.batch_size, augment=options.augment)
     return beds.make(options, build.build(options.model, test), tuning, test)
 
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from benchmarks.common import progress, results
 from benchmarks.common.cli import UsageError
 from benchmarks.common.data.dataset import Dataset
-from benchmarks.common.data.preparation import load
+from benchmarks.common.data.preparation import check_training, load
 from benchmarks.common.table import Table
 from benchmarks.lipschitz import measuring, plots
 from benchmarks.lipschitz.methods import LipschitzMethod
@@ -50,12 +50,10 @@ def run(
     methods = parse_methods(options.methods, options.model, options.sweep)
     data = load(options.data, data_dir, options.train_size, options.evaluate_on)
     if data.x_train.dtype.kind == "i":
-        raise UsageError("--data text needs a transformer, which has no bound. Give other data.")
-    if options.batch_size > len(data.x_train):
         raise UsageError(
-            f"--batch-size {options.batch_size} is more than the {len(data.x_train)} training "
-            f"examples. Give --batch-size {len(data.x_train)} or less."
+            "--data text needs a transformer, which cannot be bounded. Give other data."
         )
+    check_training(data, options.batch_size)
     console = console or Console(width=None if sys.stdout.isatty() else WIDTH)
     record: results.Results = {
         "command": command,

@@ -154,8 +154,8 @@ def joint_draws(cells: Sequence[ArrayLike], *, resamples: int = RESAMPLES, seed:
     data.
 
     Args:
-      cells: for each mean, boolean correctness of shape (seeds, examples), or one value per seed,
-        of shape (seeds,), for which the test set is not taken into account.
+      cells: what each mean is taken over: boolean correctness of shape (seeds, examples), or one
+        value per seed, of shape (seeds,), for which the test set is not taken into account.
       resamples: the number of draws.
       seed: the seed of the draws.
 

@@ -43,7 +43,8 @@ def cost_to_reach(
 
     Args:
       costs: increasing and positive.
-      curve: for each cost, boolean correctness of shape (seeds, examples), or one value per seed.
+      curve: the runs at each cost: boolean correctness of shape (seeds, examples), or one value per
+        seed.
       level: a number, or the runs that define it, in the same form as a point of the curve: for
         example the best point of the plain optimizer, from the same seeds.
       confidence: the confidence of the interval.

@@ -123,7 +123,7 @@ def best(values: Mapping[str, Mapping[int, float]], sign: int = 1) -> list[str]:
     the standard error of that mean.
 
     Args:
-      values: for each label its values by seed. Labels without values or with a mean that is not
+      values: the values of each label by seed. Labels without values or with a mean that is not
         finite are never best.
       sign: 1 if large values are good, -1 if small ones are.
 

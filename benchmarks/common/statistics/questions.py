@@ -3,8 +3,8 @@
 A question has a p-value for its statement and one against it. The verdict on a question is *for* or
 *against* if the smaller of the two, doubled because either could have been the smaller one, is at
 most 5% after Holm's correction over all questions that are asked together. Otherwise the question
-is undecided. There is no verdict at all without evidence that could decide: with fewer than three
-seeds, if no value differs between seeds, and in a quick trial.
+is undecided. A verdict is not given at all without evidence that could decide: with fewer than
+three seeds, if no value differs between seeds, and in a quick trial.
 """
 
 import math
@@ -41,7 +41,7 @@ class Verdict(NamedTuple):
     Attributes:
       verdict: `for`, `against`, `undecided` or `no verdict`.
       p: the two-sided p-value after Holm's correction; NaN without a verdict.
-      reason: why there is no verdict; empty if there is one.
+      reason: why a verdict cannot be given; empty if it can.
     """
 
     verdict: str
@@ -64,7 +64,7 @@ def equivalence(effect: Confidence, margin: float, *, quick: bool = False) -> Qu
       quick: whether the runs are only a trial, which cannot decide anything.
     """
     if not margin > 0:  # for example a share of a gain that is negative or NaN
-        return Question(1.0, 1.0, "there is no gain that a margin could be a share of")
+        return Question(1.0, 1.0, "the gain that the margin is a share of is not positive")
     inside = max(effect.below(-margin), effect.above(margin))
     # It is outside on one of two sides, so that the smaller p-value is doubled.
     outside = min(1.0, 2 * min(effect.above(-margin), effect.below(margin)))

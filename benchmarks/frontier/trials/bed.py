@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.common.cli import UsageError
 from benchmarks.common.data.dataset import Dataset
 from benchmarks.common.data.label_noise import with_label_noise
 from benchmarks.frontier.options import Options, budgets_of
@@ -70,24 +69,11 @@ def make(options: Options, model: nn.Module, tuning: Dataset, test: Dataset) -> 
     """Makes a bed.
 
     Args:
-      options: everything that decides a number.
+      options: everything that decides a number, which must fit both data sets.
       model: the network.
       tuning: the data set whose evaluation set is the validation set.
       test: the data set whose evaluation set is the test set.
-
-    Raises:
-      UsageError: if an option does not fit the data.
     """
-    if options.batch_size > len(tuning.x_train):
-        raise UsageError(
-            f"--batch-size {options.batch_size} is more than the {len(tuning.x_train)} training "
-            f"examples of the tuning split. Give --batch-size {len(tuning.x_train)} or less."
-        )
-    if options.augment and test.x_train.ndim != 4:
-        raise UsageError(
-            f"--augment needs images, but an example here has shape {test.x_train.shape[1:]}. "
-            "Leave it out."
-        )
     reference = options.epochs * (len(test.x_train) // options.batch_size)
     size = max(len(test.x_train), len(tuning.x_train))
     return Bed(

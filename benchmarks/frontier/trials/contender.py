@@ -54,8 +54,8 @@ def gradients(contender: Contender, steps: int) -> float:
     """Returns how many gradient evaluations a number of steps takes, by the declared costs."""
     first = first_step(contender, steps)
     applied = sum(1 for step in range(0, steps, contender.every) if step >= first)
-    dearer = -(-applied // contender.period)  # the first one, and every so many after it
-    return contender.ascent_fraction * steps + (contender.gradients - 1) * dearer
+    full = -(-applied // contender.period)  # steps at full cost: the first, then one per period
+    return contender.ascent_fraction * steps + (contender.gradients - 1) * full
 
 
 def affordable_steps(contender: Contender, budget: float) -> int:

@@ -87,7 +87,7 @@ def test_an_effect_is_stored_as_it_was_tested(tmp_path):
 
 
 def test_verdicts_of_a_page_are_corrected_together(tmp_path):
-    """Four claims of p = 0.03 each in two folders: none of them is shown. Alone, each one is."""
+    """Four claims of p = 0.03 each in two folders: not one is shown. Alone, each one is."""
     for name in ("a", "b"):
         written(tmp_path / name, one=claim(above("e", WEAK)), two=claim(above("e", WEAK)))
     together = judging.judge(tmp_path, {})
@@ -109,7 +109,7 @@ def test_verdicts_of_a_page_are_corrected_together(tmp_path):
 
 
 def test_a_folder_without_claims_is_a_usage_error(tmp_path):
-    with pytest.raises(UsageError, match=r"has no claims\.json"):
+    with pytest.raises(UsageError, match=r"does not contain claims\.json"):
         judging.judge(tmp_path, {})
     (tmp_path / FILE).write_text("{")
     with pytest.raises(UsageError, match="Cannot read"):

@@ -1,6 +1,5 @@
 """What a run trains on and is measured on, without training."""
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -19,15 +18,7 @@ def recorded(monkeypatch):
     def record(seed):
         options = complete(methods="sgd", label_noise=0.4, flatness="no")
         data = preparation.load("digits", None, None, "test")
-        comparison = compare_run.Comparison(
-            model=None,
-            x=jnp.asarray(data.x_train),
-            labels=data.y_train,
-            num_classes=data.num_classes,
-            test=(jnp.asarray(data.x_test), jnp.asarray(data.y_test)),
-            options=options,
-            models=None,
-        )
+        comparison = compare_run.comparison_of(data, None, options)
         used = {}
 
         def epochs(program, seed, x, y):

@@ -21,8 +21,8 @@ def make():
 
 def main():
     tasks = [Task("a", 0), Task("b", 1)]
-    say = lambda process: print(process, flush=True)
-    return cli.exit_code(lambda: work_on(make, tasks, 2, say, say))
+    report = lambda process: print(process, flush=True)
+    return cli.exit_code(lambda: work_on(make, tasks, 2, report, report))
 
 if __name__ == "__main__":
     cli.start(main)

@@ -258,29 +258,6 @@ def test_the_training_code_covers_what_trains():
     assert not any(name.endswith(("plots.py", "/table.py", "summary.py")) for name in names)
 
 
-USAGE_ERRORS = {
-    "--methods=plain,sma": "Unknown method 'sma' in --methods",
-    "--methods=plain,sam,sam": "twice",
-    "--methods=sam": "--methods plain,sam",
-    "--budgets=1,0": "--budgets 1,0 is not valid",
-    "--budgets=1,1": "--budgets 1,1 is not valid",
-    "--budgets=lots": "--budgets lots is not valid",
-    "--seeds=0": "--seeds 0",
-    "--trials=0": "--trials 0",
-    "--jobs=0": "--jobs 0",
-    "--warmup=1": "--warmup 1.0",
-    "--noise=1": "--label-noise 1.0",
-    "--train-size=1400": "--train-size 1150",
-    "--data=text --model=mlp": "Give --model transformer with --data text",
-}
-
-
-@pytest.mark.parametrize("arguments", USAGE_ERRORS)
-def test_a_usage_error_says_what_to_write(arguments, capsys, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert USAGE_ERRORS[arguments] in commands.usage_error(main, arguments.split(), capsys)
-
-
 def comparable(folder):
     """Returns all numbers of the runs but their times."""
     return [
