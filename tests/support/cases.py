@@ -197,22 +197,17 @@ STABLE_SAM = SAM._replace(
     variant=True,
 )
 # The first step of friendly_sam and of looksam is SAM's. test_family.py follows the later steps.
-FRIENDLY_SAM = Case(
-    "friendly_sam",
-    partial(flatreg.friendly_sam, decay=0.6),
-    surrogates.sam_on_the_first_step,
-    {"rho": 0.3, "sigma": 0.5},
-    {"rho": 0.0},
-    calls=1,
-    variant=True,
+LOOKSAM = SAM._replace(
+    name="looksam",
+    factory=partial(flatreg.looksam, k=1),
+    surrogate_of=surrogates.sam_on_the_first_step,
+    scalars={"rho": 0.3, "alpha": 0.7},
 )
-LOOKSAM = Case(
-    "looksam",
-    partial(flatreg.looksam, k=1),
-    surrogates.sam_on_the_first_step,
-    {"rho": 0.3, "alpha": 0.7},
-    {"rho": 0.0},
-    calls=1,
+FRIENDLY_SAM = LOOKSAM._replace(
+    name="friendly_sam",
+    factory=partial(flatreg.friendly_sam, decay=0.6),
+    scalars={"rho": 0.3, "sigma": 0.5},
+    variant=True,
 )
 
 CASES = [
