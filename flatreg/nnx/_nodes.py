@@ -4,7 +4,7 @@ They are treated like the model: every pass runs a copy, and only the changes of
 written back. They hold nothing that is trained.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +17,7 @@ from flatreg.nnx._variables import (
     SplitModel,
     merged_copy,
     model_changes,
+    split_model,
     split_nodes,
     with_changes,
 )
@@ -36,6 +37,13 @@ class Arguments(NamedTuple):
     kwargs: dict[str, Any]
     places: tuple[int | str, ...]
     nodes: tuple[Any, ...]
+
+
+class PassChanges(NamedTuple):
+    """What a pass has changed in the model and in the NNX objects among the further arguments."""
+
+    model: ModelChanges
+    nodes: ModelChanges
 
 
 def without_nodes(args: Sequence[Any], kwargs: dict[str, Any]) -> Arguments:
@@ -82,6 +90,34 @@ def copies_for_part(
 def changes_of_nodes(start: SplitModel, copies: tuple[Any, ...]) -> ModelChanges:
     """Collect what a pass has changed in the copies."""
     return model_changes(start, split_nodes(copies))
+
+
+def run_on_copies(
+    function: Callable[..., Any],
+    model: SplitModel,
+    nodes: SplitModel,
+    further: Arguments,
+    example_numbers: jax.Array | None,
+    axis_name: AxisName | None,
+) -> tuple[Any, PassChanges]:
+    """Call a function of the model with copies; return its output and what it has changed.
+
+    Args:
+      function: the function, ``function(model, *args, **kwargs)``.
+      model: the model before the step, with the parameters of this pass.
+      nodes: the NNX objects among the further arguments before the step.
+      further: the further arguments of this pass, with the places of the NNX objects.
+      example_numbers: the indices of the examples in this part of the batch, or None.
+      axis_name: the axis over whose devices the batch is divided, or None.
+    """
+    rng_state = fold_in_part(model.rng_state, example_numbers, axis_name)
+    start = model._replace(rng_state=rng_state)
+    copy = merged_copy(start)
+    nodes, copies = copies_for_part(nodes, example_numbers, axis_name)
+    args, kwargs = with_nodes(further.places, copies, further.args, further.kwargs)
+    out = function(copy, *args, **kwargs)
+    changes = model_changes(start, split_model(copy, start.wrt))
+    return out, PassChanges(changes, changes_of_nodes(nodes, copies))
 
 
 def update_nodes(

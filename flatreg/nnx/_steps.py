@@ -25,11 +25,13 @@ from flatreg._flax.loss_arguments import (
     further_argnums,
 )
 from flatreg._flax.metrics import LossOutput, Metrics, loss_and_metrics, step_metrics
-from flatreg.nnx._dropout_counts import advance_counts, fold_in_part
+from flatreg.nnx._dropout_counts import advance_counts
 from flatreg.nnx._nodes import (
     Arguments,
+    PassChanges,
     changes_of_nodes,
     copies_for_part,
+    run_on_copies,
     update_nodes,
     with_nodes,
     without_nodes,
@@ -41,8 +43,6 @@ from flatreg.nnx._variables import (
     SplitModel,
     as_pure,
     copied,
-    merged_copy,
-    model_changes,
     split_model,
     split_nodes,
     with_changes,
@@ -155,13 +155,11 @@ def make_train_step(
         separately; None if the chain does not contain it. The index of the first example of a part
         is folded into every ``nnx.RngKey`` of its pass. Floating-point metrics and Variables are
         averaged over the parts; others come from the last one.
-      ascent_fraction: the fraction of the batch, in (0, 1], that the clean pass uses. Below 1, the
-        clean pass uses only the first examples of the batch, which makes the step cheaper. Metrics
-        and Variables then come from the perturbed pass, which uses the whole batch, so ``loss`` is
-        the loss at the perturbed parameters. Use values below 1 only with :func:`flatreg.sam` and
-        :func:`flatreg.asam`, for the reasons that :func:`flatreg.value_and_grad_fn` lists. If the
-        chain calls the oracle only on some steps (:func:`flatreg.every`), metrics and Variables
-        come from the first examples.
+      ascent_fraction: the fraction of the batch, in (0, 1], that the clean pass uses. Values below
+        1 make the step cheaper and suit only :func:`flatreg.sam` and :func:`flatreg.asam`; see
+        :func:`flatreg.value_and_grad_fn`. The perturbed pass uses the whole batch, so it provides
+        the metrics and Variables, and ``loss`` is the loss at the perturbed parameters. On steps
+        without a perturbed pass (:func:`flatreg.every`), they come from the clean pass.
       axis_name: the axis of ``jax.pmap`` or ``jax.shard_map`` over which the batch is divided, or a
         tuple of such axes; None elsewhere, including ``nnx.jit`` with sharded arrays. The loss, all
         gradients, and floating-point metrics and Variables are averaged over the devices; others
@@ -232,7 +230,7 @@ def make_train_step(
         example_numbers: jax.Array | None,
         start: _Start,
         *args: Any,
-    ) -> tuple[jax.Array, tuple[Metrics, _Changes]]:
+    ) -> tuple[jax.Array, tuple[Metrics, PassChanges]]:
         """Run one pass as a pure function of the parameters, on a copy of the model."""
         out, changes = _run_on_copies(loss_fn, params, batch, example_numbers, start, args)
         loss, metrics = loss_and_metrics(out)
@@ -360,13 +358,6 @@ class _Start(NamedTuple):
     axis_name: AxisName | None
 
 
-class _Changes(NamedTuple):
-    """What a pass has changed in the model and in the NNX objects among the further arguments."""
-
-    model: ModelChanges
-    nodes: ModelChanges
-
-
 def _run_on_copies(
     function: Callable[..., Any],
     params: Params,
@@ -374,16 +365,15 @@ def _run_on_copies(
     example_numbers: jax.Array | None,
     start: _Start,
     args: Sequence[Any],
-) -> tuple[Any, _Changes]:
-    """Call a function of the model with copies; return its output and what it has changed."""
-    rng_state = fold_in_part(start.model.rng_state, example_numbers, start.axis_name)
-    before = start.model._replace(params=params, rng_state=rng_state)
-    copy = merged_copy(before)
-    nodes, copies = copies_for_part(start.nodes, example_numbers, start.axis_name)
-    arguments, kwargs = with_nodes(start.further.places, copies, args, start.further.kwargs)
-    out = function(copy, batch, *arguments, **kwargs)
-    changes = model_changes(before, split_model(copy, before.wrt))
-    return out, _Changes(changes, changes_of_nodes(nodes, copies))
+) -> tuple[Any, PassChanges]:
+    """Call a function of the model and the batch with copies of the model and of NNX objects."""
+
+    def on_batch(model: Any, *args: Any, **kwargs: Any) -> Any:
+        return function(model, batch, *args, **kwargs)
+
+    model = start.model._replace(params=params)
+    further = start.further._replace(args=tuple(args))
+    return run_on_copies(on_batch, model, start.nodes, further, example_numbers, start.axis_name)
 
 
 def _functional_evaluation(
@@ -397,18 +387,18 @@ def _functional_evaluation(
         example_numbers: jax.Array | None,
         start: _Start,
         *args: Any,
-    ) -> tuple[Any, _Changes]:
+    ) -> tuple[Any, PassChanges]:
         outputs, changes = _run_on_copies(forward_fn, params, batch, example_numbers, start, args)
         of_model = jax.lax.stop_gradient(changes.model)  # The loss does not use them.
         return outputs, changes._replace(model=of_model)
 
     def scaled_loss(
-        out: tuple[Any, _Changes],
+        out: tuple[Any, PassChanges],
         batch: Any,
         example_numbers: jax.Array | None,
         start: _Start,
         *args: Any,
-    ) -> tuple[jax.Array, tuple[Metrics, _Changes]]:
+    ) -> tuple[jax.Array, tuple[Metrics, PassChanges]]:
         outputs, changes = out
         nodes, copies = copies_for_part(
             start.nodes, example_numbers, start.axis_name, changes.nodes

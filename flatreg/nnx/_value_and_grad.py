@@ -10,21 +10,13 @@ from flax import nnx
 from flatreg._core import oracle
 from flatreg._core.batches import Roles, count_examples
 from flatreg._core.devices import AxisName
-from flatreg.nnx._dropout_counts import advance_counts, fold_in_part
-from flatreg.nnx._nodes import (
-    changes_of_nodes,
-    copies_for_part,
-    update_nodes,
-    with_nodes,
-    without_nodes,
-)
+from flatreg.nnx._dropout_counts import advance_counts
+from flatreg.nnx._nodes import PassChanges, run_on_copies, update_nodes, without_nodes
 from flatreg.nnx._variables import (
     GRAPH,
     ModelChanges,
     SplitModel,
     copied,
-    merged_copy,
-    model_changes,
     split_model,
     split_nodes,
     with_changes,
@@ -141,17 +133,13 @@ def value_and_grad_fn(
 
         def loss_and_changes(
             params: Params, *args_and_numbers: Any
-        ) -> tuple[jax.Array, tuple[Any, tuple[ModelChanges, ModelChanges]]]:
+        ) -> tuple[jax.Array, tuple[Any, PassChanges]]:
             """One pass as a pure function of the parameters; it runs a copy of the model."""
             *args, numbers, unchanged, nodes = args_and_numbers
-            rng_state = fold_in_part(unchanged.rng_state, numbers, axis_name)
-            start = unchanged._replace(params=params, rng_state=rng_state)
-            copy = merged_copy(start)
-            nodes, copies = copies_for_part(nodes, numbers, axis_name)
-            arguments, kwargs = with_nodes(further.places, copies, args, further.kwargs)
-            out = loss_fn(copy, *arguments, **kwargs)
+            start = unchanged._replace(params=params)
+            arguments = further._replace(args=tuple(args))
+            out, changes = run_on_copies(loss_fn, start, nodes, arguments, numbers, axis_name)
             loss, aux = oracle.loss_and_aux(out, has_aux)
-            changes = model_changes(start, split_model(copy, wrt)), changes_of_nodes(nodes, copies)
             return loss, (aux, changes)
 
         evaluate = oracle.value_and_grad_fn(
@@ -160,8 +148,8 @@ def value_and_grad_fn(
         (value, (aux, changes)), grads, grad_fn = evaluate(
             *(before.params, *further.args, numbers, before, nodes_before)
         )
-        _write_changes(model, before, changes[0])
-        update_nodes(further.nodes, nodes_before, changes[1], keep=True)
+        _write_changes(model, before, changes.model)
+        update_nodes(further.nodes, nodes_before, changes.nodes, keep=True)
         return ((value, aux) if has_aux else value), _as_state(grads, model, wrt), grad_fn
 
     return clean_pass_and_oracle
