@@ -43,8 +43,6 @@ from flatreg.measures.edge_of_stability.tracker import (
 )
 from flatreg.measures.estimate import Estimate
 from flatreg.measures.flatness.ball_ascent import Flatness
-from flatreg.measures.flatness.both_orders import zeroth_and_first_order_flatness
-from flatreg.measures.flatness.first_order import first_order_flatness
 from flatreg.measures.flatness.gradient_norm import gradient_norm
 from flatreg.measures.flatness.learning_coefficient import (
     LearningCoefficient,
@@ -52,7 +50,11 @@ from flatreg.measures.flatness.learning_coefficient import (
 )
 from flatreg.measures.flatness.normalized_logits import normalized_logits
 from flatreg.measures.flatness.worst_case import WorstCase, worst_case_sharpness
-from flatreg.measures.flatness.zeroth_order import zeroth_order_flatness
+from flatreg.measures.flatness.zeroth_and_first_order import (
+    first_order_flatness,
+    zeroth_and_first_order_flatness,
+    zeroth_order_flatness,
+)
 from flatreg.measures.implicit_regularization.gradient_flow import gradient_flow
 from flatreg.measures.implicit_regularization.gradient_noise import (
     GradientStatistics,

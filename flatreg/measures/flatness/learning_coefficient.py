@@ -240,7 +240,7 @@ class _Langevin(NamedTuple):
 def _diagnostics(trace: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Split R̂ and the number of effective draws, from a trace of shape (chains, draws).
 
-    R̂ is infinite and there are no effective draws if the trace is constant.
+    If the trace is constant, R̂ is infinite and the number of effective draws is zero.
 
     References:
       Gelman et al., Bayesian Data Analysis, 3rd edition, sections 11.4 and 11.5.

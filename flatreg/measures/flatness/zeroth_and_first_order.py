@@ -1,10 +1,14 @@
-"""Zeroth-order flatness R⁰: how far the loss rises within a ball of weights.
+"""Zeroth-order flatness R⁰ and first-order flatness R¹: the loss and its gradient within a ball.
 
-    R⁰_ρ(θ) = max_{‖δ‖≤ρ} L(θ+Tδ) − L(θ),    T fixed at θ.
+    R⁰_ρ(θ) = max_{‖δ‖≤ρ} L(θ+Tδ) − L(θ)
+    R¹_ρ(θ) = ρ · max_{‖δ‖≤ρ} ‖T∇L(θ+Tδ)‖,    both with T fixed at θ.
 
-Projected gradient ascent from several starts approximates the maximum. The result is a lower bound
-on R⁰ that is attained at a point of the ball.
+Projected gradient ascent from several starts approximates each maximum. The result is a lower bound
+that is attained at a point of the ball. The search for R¹ starts from the maximizer of R⁰, among
+other points, so it contains the search for R⁰.
 """
+
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +17,9 @@ from flatreg.measures.dataset import LossFn
 from flatreg.measures.flatness.ball_ascent import Ball, Flatness, ascend, ball_around, best_of
 from flatreg.measures.spectrum.curvature import Curvature
 from flatreg.typing import Params, Scalar, Scale
+
+SEGMENT = 16  # the number of intervals on the segment from θ to the maximizer of R⁰
+FAR_FROM_MINIMUM = 0.05  # If ‖T∇L‖/(ρ|λ|max) is larger, R¹/ρ² says little about λ_max.
 
 
 def zeroth_order_flatness(
@@ -66,15 +73,150 @@ def zeroth_order_flatness(
       <https://arxiv.org/abs/2010.01412>`_, ICLR 2021.
     """
     ball = ball_around(loss_fn, params, key, rho, steps, random_starts, curvature, scale)
-    return zeroth_order(ball, *highest_rises(ball))
+    return _zeroth_order(ball, *_highest_rises(ball))
 
 
-def zeroth_order(ball: Ball, rises: jax.Array, points: jax.Array) -> Flatness:
+def first_order_flatness(
+    loss_fn: LossFn,
+    params: Params,
+    key: jax.Array,
+    rho: Scalar,
+    *,
+    steps: int = 100,
+    random_starts: int = 4,
+    curvature: Curvature | None = None,
+    scale: Scale | None = None,
+) -> Flatness:
+    r"""First-order flatness R¹: ρ times the largest gradient norm in a ball, which GAM reduces.
+
+    R¹_ρ(θ) = ρ · max_{‖δ‖≤ρ} ‖T∇L(θ+Tδ)‖. The result is the largest value that projected gradient
+    ascent finds, so it is a lower bound on R¹.
+
+    R⁰ ≤ R¹, because the rise of the loss is at most ρ times the largest gradient norm. At a
+    minimum, R¹/ρ² → λ_max as ρ → 0. Away from a minimum, R¹/ρ² is not λ_max, and a warning is
+    issued if ‖T∇L(θ)‖/(ρ\|λ\|max) exceeds 0.05 (unless the function is traced).
+
+    Args:
+      loss_fn: the loss, ``params -> scalar``, such as a :func:`dataset_loss`.
+      params: θ, the center of the ball.
+      key: the random key for the random starts.
+      rho: ρ ≥ 0, the radius of the ball in units of the parameters, or of δ if ``scale`` is given.
+      steps: the number of ascent steps from each start, at least 1. The step size is 1/λ², where λ
+        is the eigenvalue of largest magnitude of the Hessian at θ. Each step costs one gradient and
+        one Hessian-vector product.
+      random_starts: the number of random starts, in addition to the starts along the gradient,
+        along plus and minus the eigenvector of the largest \|λ\|, and at the best point on the
+        segment from θ to the maximizer of R⁰.
+      curvature: how to compute the products with the Hessian, as for :func:`zeroth_order_flatness`.
+        They give the starts along its eigenvectors and the direction of each step, but the value is
+        computed from the gradient alone.
+      scale: ``params -> T`` with one factor per weight, for the ellipsoid θ + Tδ. If None, T = 1.
+
+    Returns:
+      :class:`Flatness`.
+
+    Raises:
+      ValueError: if ρ is negative or ``steps`` is below 1.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp
+      >>> from flatreg import measures
+      >>> loss_fn = lambda w: jnp.sum(jnp.array([1.0, 3.0]) * w**2) / 2
+      >>> worst = measures.first_order_flatness(loss_fn, jnp.zeros(2), jax.random.key(0), 0.1)
+      >>> print(f"{worst.value:.4f}")  # ρ²λ_max
+      0.0300
+
+    References:
+      Zhang et al., `Gradient Norm Aware Minimization Seeks First-Order Flatness and Improves
+      Generalization <https://arxiv.org/abs/2303.03108>`_, CVPR 2023.
+    """
+    ball = ball_around(loss_fn, params, key, rho, steps, random_starts, curvature, scale)
+    found = _first_order(ball, *_highest_rises(ball))
+    _warn_far_from_minimum(found, rho)
+    return found
+
+
+def zeroth_and_first_order_flatness(
+    loss_fn: LossFn,
+    params: Params,
+    key: jax.Array,
+    rho: Scalar,
+    *,
+    steps: int = 100,
+    random_starts: int = 4,
+    curvature: Curvature | None = None,
+    scale: Scale | None = None,
+) -> tuple[Flatness, Flatness]:
+    r"""R⁰ and R¹ in one search, which compiles once and climbs to the maximum of R⁰ once.
+
+    The results are those of :func:`zeroth_order_flatness` and :func:`first_order_flatness` with the
+    same arguments. Call ``jax.jit`` on the function to compile it faster than step by step.
+
+    Args:
+      loss_fn: the loss, ``params -> scalar``, such as a :func:`dataset_loss`.
+      params: θ, the center of the ball.
+      key: the random key for the random starts.
+      rho: ρ ≥ 0, the radius of the ball in units of the parameters, or of δ if ``scale`` is given.
+      steps: the number of ascent steps from each start, at least 1.
+      random_starts: the number of random starts, at least 0.
+      curvature: how to compute the products with the Hessian. If None, by :func:`hessian`.
+      scale: ``params -> T`` with one factor per weight, for the ellipsoid θ + Tδ. If None, T = 1.
+
+    Returns:
+      R⁰ and R¹, each a :class:`Flatness`.
+
+    Raises:
+      ValueError: if ρ is negative or ``steps`` is below 1.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp
+      >>> from flatreg import measures
+      >>> loss_fn = lambda w: jnp.sum(jnp.array([1.0, 3.0]) * w**2) / 2
+      >>> zeroth, first = measures.zeroth_and_first_order_flatness(
+      ...     loss_fn, jnp.zeros(2), jax.random.key(0), 0.1
+      ... )
+      >>> print(f"{zeroth.value:.4f} {first.value:.4f}")  # ρ²λ_max/2 and ρ²λ_max
+      0.0150 0.0300
+
+    References:
+      Zhang et al., `Gradient Norm Aware Minimization Seeks First-Order Flatness and Improves
+      Generalization <https://arxiv.org/abs/2303.03108>`_, CVPR 2023.
+    """
+    ball = ball_around(loss_fn, params, key, rho, steps, random_starts, curvature, scale)
+    climbed = _highest_rises(ball)
+    first = _first_order(ball, *climbed)
+    _warn_far_from_minimum(first, rho)
+    return _zeroth_order(ball, *climbed), first
+
+
+def _zeroth_order(ball: Ball, rises: jax.Array, points: jax.Array) -> Flatness:
     """Returns R⁰ from what the ascents of the loss have reached."""
     # The center belongs to the ball, so the maximum is at least 0.
     return best_of(ball, jnp.maximum(rises, 0), jnp.where(rises[:, None] < 0, 0, points))
 
 
-def highest_rises(ball: Ball) -> tuple[jax.Array, jax.Array]:
+def _highest_rises(ball: Ball) -> tuple[jax.Array, jax.Array]:
     """Returns the largest L(θ+Tδ) − L(θ) that the ascent from each start reaches, and its δ."""
     return ascend(ball, ball.rise, ball.curvature, ball.rise_starts)
+
+
+def _first_order(ball: Ball, rises: jax.Array, points: jax.Array) -> Flatness:
+    """Returns R¹, given what the ascents of the loss have reached."""
+    # The point with the largest gradient on the segment from θ to the maximizer of R⁰.
+    segment = jnp.linspace(0, 1, SEGMENT + 1)[:, None] * points[jnp.argmax(rises)][None]
+    steepness = jax.lax.map(lambda delta: ball.half_square(delta)[0], segment)
+    starts = jnp.insert(ball.steepness_starts, 3, segment[jnp.argmax(steepness)], axis=0)
+    bend = (ball.curvature / ball.steepness) ** 2
+    half_squares, points = ascend(ball, ball.half_square, bend, starts)
+    return best_of(ball, ball.rho * ball.steepness * jnp.sqrt(2 * half_squares), points)
+
+
+def _warn_far_from_minimum(found: Flatness, rho: Scalar) -> None:
+    """Warns the caller's caller if R¹/ρ² is not λ_max, unless the function is traced."""
+    ratio = found.gradient_ratio
+    if not isinstance(ratio, jax.core.Tracer) and ratio > FAR_FROM_MINIMUM:
+        warnings.warn(
+            f"‖g‖/(ρ|λ|max) is {ratio:.2g}: at the scale of ρ = {rho} these parameters are not a "
+            "minimum, so R¹/ρ² is not λ_max. To measure λ_max, call top_eigenpairs.",
+            stacklevel=3,
+        )
