@@ -118,7 +118,7 @@ def restore(path: str | os.PathLike[str], like: State) -> State:
     _check_state(like)
     folder = epath.Path(path).resolve()
     if not folder.exists():
-        raise FileNotFoundError(f"there is no checkpoint at {folder}: check the path.")
+        raise FileNotFoundError(f"no checkpoint at {folder}: check the path.")
     with ocp.StandardCheckpointer() as checkpointer:
         contents, checksums = _metadata(folder, checkpointer)
         _check_contents(folder, contents, like)

@@ -240,11 +240,9 @@ def plot_path(
     Args:
       path: the result of ``measures.barrier`` or ``measures.bezier_path``, or any object with the
         attributes ``positions`` and ``losses``, both of shape (points,).
-      ax: the axes to draw on, such as ``plt.gca()`` in a notebook. If None, a new figure is created
-        that is not registered with pyplot.
-      label: the name of the curve in the legend. If None, no legend is added.
-      color: the color of the curve. If None, the first of ``COLORS`` that no curve on these axes
-        uses yet.
+      ax: the axes to draw on. If None, a new figure is created, as in :func:`plot_slice`.
+      label: the name of the solid curve in the legend. If None, no legend is added.
+      color: the color of both curves. If None, the first of ``COLORS`` that is not used yet.
 
     Returns:
       The axes.

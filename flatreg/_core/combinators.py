@@ -141,10 +141,12 @@ def after(method: Method, step: int | jax.Array) -> Method:
       >>> grad_fn = jax.grad(lambda w: jnp.sum(w**2) / 2)
       >>> w = jnp.array([3.0, 4.0])
       >>> tx = flatreg.after(flatreg.sam(5.0), 1)
-      >>> first, state = tx.update(w, tx.init(w), w, grad_fn=grad_fn)
-      >>> second, state = tx.update(w, state, w, grad_fn=grad_fn)
-      >>> print(first, second)
-      [3. 4.] [6. 8.]
+      >>> state = tx.init(w)
+      >>> for _ in range(2):
+      ...     d, state = tx.update(w, state, w, grad_fn=grad_fn)
+      ...     print(d)
+      [3. 4.]
+      [6. 8.]
 
     References:
       Zhao et al., `When Will Gradient Regularization Be Harmful?

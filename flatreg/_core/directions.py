@@ -98,8 +98,7 @@ def from_stateful_direction(
         Here ``g`` is the incoming gradient, ``grad_fn(params)`` computes the gradient of the same
         loss on the same batch, and ``d`` replaces ``g`` in the chain. The state must keep its
         structure, shapes and dtypes.
-      **scalars: hyperparameters that ``direction`` takes as keyword arguments: numbers, 0-d arrays,
-        or schedules, which are evaluated at the step count.
+      **scalars: hyperparameters (numbers, 0-d arrays or schedules), as for :func:`from_direction`.
 
     Returns:
       A transformation whose ``update`` needs ``params`` and the extra argument ``grad_fn``.

@@ -108,7 +108,7 @@ def forward_hvp(grad_fn: GradFn, params: Params) -> tuple[Grads, Callable[[Grads
       params: the point at which the Hessian is evaluated, a tree of floating-point arrays.
 
     Returns:
-      ``g``, the gradient at ``params``, and the function ``v ↦ Hv`` on trees like ``params``.
+      The pair ``(g, v ↦ Hv)`` of :func:`exact_hvp`.
 
     Raises:
       TypeError: if the loss contains a ``jax.custom_vjp``, which lacks a forward-mode rule. Use
@@ -130,7 +130,7 @@ def reverse_hvp(grad_fn: GradFn, params: Params) -> tuple[Grads, Callable[[Grads
     The vector-Jacobian product of the gradient is vᵀH, which equals Hv because H is symmetric.
 
     Args:
-      grad_fn: the gradient oracle ``params -> ∇L(params)``.
+      grad_fn: the gradient oracle ``params -> ∇L(params)``. Only reverse-mode rules are needed.
       params: the point at which the Hessian is evaluated, a tree of floating-point arrays.
 
     Returns:
@@ -261,7 +261,7 @@ def explain_second_derivative(
 
 
 def with_forward_mode(product: Callable[[Grads], Grads]) -> Callable[[Grads], Grads]:
-    """Adds an error to v ↦ Hv if the loss has no forward-mode derivative.
+    """Adds an error to v ↦ Hv if the loss lacks a forward-mode derivative.
 
     In a traced function, JAX reports this only when the whole program is compiled.
     """

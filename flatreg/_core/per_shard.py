@@ -52,12 +52,7 @@ def per_shard(method: Method) -> Method:
     method = checked_method("per_shard", method)
 
     def update(
-        updates: Grads,
-        state: Any,
-        params: Any = None,
-        *,
-        grad_fn: Any = None,
-        **extra: Any,
+        updates: Grads, state: Any, params: Any = None, *, grad_fn: Any = None, **extra: Any
     ) -> tuple[Grads, Any]:
         if not isinstance(grad_fn, ShardedGradFn):
             raise TypeError(

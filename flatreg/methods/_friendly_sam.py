@@ -39,10 +39,9 @@ def friendly_sam(
 ) -> Method:
     r"""Friendly SAM (F-SAM): replaces g by ∇L(θ + ρ T²u/‖Tu‖) with u = g − σm.
 
-    After the shift, the moving average becomes m ← λm + (1 − λ)g. The first step has no average
-    yet: its shift is along g, as in SAM, and m becomes g. ``sigma=0`` is SAM. The method descends
-    L(θ + sg(ε)), where sg (stop-gradient) means that the shift ε is treated as a constant in
-    differentiation.
+    After the shift, the moving average becomes m ← λm + (1 − λ)g. On the first step, the shift is
+    along g, as in SAM, and m becomes g. ``sigma=0`` is SAM. The method descends L(θ + sg(ε)), where
+    sg (stop-gradient) means that the shift ε is treated as a constant in differentiation.
 
     Entries of g that are not finite do not enter the average.
 
@@ -66,8 +65,7 @@ def friendly_sam(
     Examples:
       >>> import jax, jax.numpy as jnp, flatreg
       >>> grad_fn = jax.grad(lambda w: jnp.sum(w**2) / 2)
-      >>> w = jnp.array([3.0, 4.0])
-      >>> tx = flatreg.friendly_sam(rho=5.0)
+      >>> w, tx = jnp.array([3.0, 4.0]), flatreg.friendly_sam(rho=5.0)
       >>> d, state = tx.update(w, tx.init(w), w, grad_fn=grad_fn)
       >>> print(d, state.inner.average)
       [6. 8.] [3. 4.]
@@ -82,9 +80,6 @@ def friendly_sam(
     check_nonnegative(rho=rho, sigma=sigma)
     check_between(0, 1, decay=decay)
     check_scale(scale)
-
-    def init(params: Params) -> FriendlySAMState:
-        return FriendlySAMState(wide_zeros(params))
 
     def direction(
         grad_fn: GradFn,
@@ -105,4 +100,8 @@ def friendly_sam(
         return d, FriendlySAMState(new_if_finite(average, state.average))
 
     scalars = {"rho": rho, "sigma": sigma, "decay": decay}
-    return from_stateful_direction(init, direction, **scalars, step=lambda count: count)
+    return from_stateful_direction(_first_state, direction, **scalars, step=lambda count: count)
+
+
+def _first_state(params: Params) -> FriendlySAMState:
+    return FriendlySAMState(wide_zeros(params))

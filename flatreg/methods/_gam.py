@@ -67,11 +67,11 @@ def gam(
 
     Examples:
       >>> import jax, jax.numpy as jnp, flatreg
-      >>> grad_fn = jax.grad(lambda w: jnp.sum(w**2) / 2)
-      >>> w = jnp.array([3.0, 4.0])
+      >>> grad_fn = jax.grad(lambda w: jnp.sum(jnp.array([1.0, 2.0]) * w**2) / 2)
+      >>> w = jnp.array([3.0, 0.0])
       >>> tx = flatreg.gam(rho=0.5, alpha=0.5)
-      >>> print(tx.update(w, tx.init(w), w, grad_fn=grad_fn)[0])  # w + αρ w/5
-      [3.15 4.2 ]
+      >>> print(tx.update(grad_fn(w), tx.init(w), w, grad_fn=grad_fn)[0])  # g + αρ H (1, 0)
+      [3.25 0.  ]
 
     References:
       Zhang et al., `Gradient Norm Aware Minimization Seeks First-Order Flatness and Improves

@@ -43,8 +43,8 @@ def gsam(
         T = 1. Leaves with a factor of zero are not perturbed.
 
     Returns:
-      A transformation whose ``update`` needs ``params`` and ``grad_fn``. A step costs two
-      gradients.
+      A transformation that costs two gradients per step. Its ``update`` needs ``params`` and
+      ``grad_fn``.
 
     Raises:
       ValueError: if ``rho`` or ``alpha`` is a negative Python number.

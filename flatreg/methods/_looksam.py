@@ -84,9 +84,6 @@ def looksam(
     check_period(k=k)
     check_scale(scale)
 
-    def init(params: Params) -> LookSAMState:
-        return LookSAMState(wide_zeros(params))
-
     def direction(
         grad_fn: GradFn,
         params: Params,
@@ -115,4 +112,8 @@ def looksam(
         return d, LookSAMState(component)
 
     scalars = {"rho": rho, "alpha": alpha}
-    return from_stateful_direction(init, direction, **scalars, step=lambda count: count)
+    return from_stateful_direction(_first_state, direction, **scalars, step=lambda count: count)
+
+
+def _first_state(params: Params) -> LookSAMState:
+    return LookSAMState(wide_zeros(params))

@@ -140,9 +140,9 @@ def gradient_norm_penalty(
       ord: the order p of the norm, 1 ≤ p < ∞, a number or a 0-d array. Because sign(0) = 0,
         coordinates with a zero gradient contribute nothing.
       hvp: how to compute Hessian-vector products; None means :func:`flatreg.exact_hvp`.
-      scale: a function ``params -> T`` that returns one factor per weight or per leaf; None means
-        T = 1. The gradient of a leaf with a factor of zero is left out of the penalty. T is treated
-        as a constant in differentiation.
+      scale: a function ``params -> T`` that returns one factor per weight or per leaf, which are
+        constants in differentiation; None means T = 1. Leaves with a factor of zero are not
+        penalized.
 
     Returns:
       A transformation whose ``update`` needs ``params`` and ``grad_fn``. A step costs one gradient

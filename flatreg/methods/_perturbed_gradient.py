@@ -114,8 +114,8 @@ def perturbed_gradient(
 
     The gradient g itself is not used. If a jitted step needs only the value and the metrics of the
     clean pass, XLA removes the backward pass of the clean pass, and the step costs 1.3 to 1.5
-    gradients in total. A step that also needs g, for its norm or in :func:`flatreg.combine`, costs
-    two gradients.
+    gradients in total. A step that also needs g (to report its norm, or in
+    :func:`flatreg.combine`) costs two gradients.
 
     The paper does not specify some details. This implementation makes these choices:
 

@@ -34,9 +34,11 @@ def eval_params(opt_state: optax.OptState, params: Params) -> Params:
       >>> grad_fn = jax.grad(lambda w: jnp.sum(w**2) / 2)
       >>> w = jnp.array([3.0, 4.0])
       >>> tx = flatreg.previous_gradient_sam(optax.sgd(0.5), rho=5.0)
-      >>> updates, opt_state = tx.update(grad_fn(w), tx.init(w), w)
-      >>> w = optax.apply_updates(w, updates)
-      >>> print(w, flatreg.eval_params(opt_state, w))
+      >>> opt_state = tx.init(w)
+      >>> for _ in range(2):
+      ...     updates, opt_state = tx.update(grad_fn(w), opt_state, w)
+      ...     w = optax.apply_updates(w, updates)
+      ...     print(w, flatreg.eval_params(opt_state, w))
       [4.5 6. ] [1.5 2. ]
     """
     nodes = jax.tree.leaves(opt_state, is_leaf=_is_wrapper)

@@ -40,7 +40,7 @@ class RevisitState(NamedTuple):
         the position in the group.
       directions: the unit gradient of each batch of the group, with a leading axis of ``group``
         entries; zero for a batch that has none.
-      radius: the length ρ of the shift that is on the parameters now; zero if there is none.
+      radius: the length ρ of the shift that is on the parameters now; zero without a shift.
       last_finite: whether the last gradient was finite, a boolean scalar. If it was not, the
         optimizer made no step.
       fingerprints: the fingerprint of each batch of the group, if ``update`` got one, uint32.

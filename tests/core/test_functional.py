@@ -30,7 +30,7 @@ def batch(count=8):
 
 
 def network(params, batch, key=None):
-    """Logits, and the sum of the inputs as an integer, which has no gradient."""
+    """Logits, and the sum of the inputs as an integer, which does not have a gradient."""
     x, _ = batch
     if key is not None:
         x = x + jax.random.uniform(key, x.shape)

@@ -55,7 +55,7 @@ class Model(NamedTuple):
       function: the model, of parameters and input.
       params: the parameters.
       x: an input.
-      matrices: for each kernel, its path and a function of the parameter to a list of matrices.
+      matrices: the path of each kernel, and a function of the parameter to a list of matrices.
     """
 
     function: Callable[..., Any]

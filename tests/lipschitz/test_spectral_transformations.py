@@ -212,7 +212,7 @@ def test_a_step_of_a_cnn_costs_at_most_5_percent_more(name):
         ),
         (
             lambda: lipschitz.project_spectral_norm(1.0, operators={}).init(PARAMS),
-            "operators is empty. linear_maps.*there are none",
+            "operators is empty. linear_maps.*did not find any",
         ),
         (
             lambda: lipschitz.orthogonality_penalty(

@@ -66,9 +66,9 @@ def choose_kernels(
     if not operators:
         raise ValueError(
             f"{name}: operators is empty. linear_maps(function, params, x) lists the parameters "
-            "that multiply the input, and in the function that was traced there are none. It may "
-            "not use params, or only for biases, scales and tables of embeddings. The leaves of "
-            f"the parameters are {', '.join(leaves)}."
+            "that multiply the input, and it did not find any in the function that was traced. "
+            "The function may not use params, or only for biases, scales and tables of embeddings. "
+            f"The leaves of the parameters are {', '.join(leaves)}."
         )
     if not operators.keys() <= leaves.keys():
         unknown = ", ".join(sorted(operators.keys() - leaves.keys()))
@@ -80,7 +80,7 @@ def choose_kernels(
     chosen = {path: leaves[path] for path in operators if where is None or where(path)}
     if not chosen:
         raise ValueError(
-            f"{name}: where selects none of the paths in operators ({', '.join(operators)}). "
+            f"{name}: where does not select any path in operators ({', '.join(operators)}). "
             "Select at least one, or leave where out."
         )
     return chosen

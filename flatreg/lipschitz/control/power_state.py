@@ -103,7 +103,7 @@ def _is_stacked(linear_map: LinearMap) -> bool:
 def _iterated(
     kernel: jax.Array, linear_map: LinearMap, u: jax.Array, steps: int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Does some steps of power iteration, for every layer of a stack by itself."""
+    """Makes some steps of power iteration in every layer of a stack separately."""
     kernel, layers = opened(kernel, linear_map)
     if not isinstance(layers, Stacked):
         return power_iteration(kernel, layers, u, steps)

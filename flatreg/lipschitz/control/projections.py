@@ -71,7 +71,7 @@ def project_spectral_norm(
         step, which reduces the cost to a tenth.
       key: the random key for the start of the power iteration. If None, ``jax.random.key(0)``.
       operators: the linear map of each kernel, as returned by ``linear_maps(f, params, x)``, which
-        raises an error if a kernel has no linear map. If None, the leaves called ``kernel`` are
+        raises an error if a kernel does not have one. If None, the leaves called ``kernel`` are
         bounded as dense kernels, and a kernel that does not have two axes raises an error.
       where: a predicate on the path of a leaf. With ``operators``, it selects some of their
         kernels. Without, it selects the kernels among all leaves. To bound several groups of layers

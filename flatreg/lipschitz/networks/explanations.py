@@ -42,14 +42,14 @@ def explain(unbounded: Unbounded) -> str:
     where.append(f"after {after!r}" if after else "right after x")
     where += [f"before {before!r}"] if before else []
     beginning = (
-        f"lipschitz_bound has no bound for `{operation}` of values that depend on x, "
+        f"lipschitz_bound cannot bound `{operation}` of values that depend on x, "
         f"{', '.join(where)}."
     )
     return " ".join(filter(None, (beginning, detail, _reason(operation, factors))))
 
 
 def _reason(operation: str, factors: int) -> str:
-    """Returns why operations of this kind have no bound, and what to do."""
+    """Returns why operations of this kind cannot be bounded, and what to do."""
     if operation == "select_n":
         return (
             "jnp.where with a condition that depends on x has a bound only if both branches agree "
@@ -96,4 +96,4 @@ def _reason(operation: str, factors: int) -> str:
             f"bounded for all x. {_PARTS}, or replace the layer. If both are functions of one "
             "value z, entry by entry, it is enough to limit z by jnp.clip(z, -1, 1)."
         )
-    return f"There is no rule for this operation. {_PARTS}."
+    return f"flatreg does not have a rule for this operation. {_PARTS}."

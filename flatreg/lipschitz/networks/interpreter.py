@@ -43,7 +43,7 @@ _LAYERS = {"conv_general_dilated", "dot_general"}
 _CHOICES = {"max", "min", "select_n", "concatenate", "stack", "dynamic_update_slice"}
 _SUMS = {"add", "add_any", "sub"}
 _PARTS = MOVES | {"max", "min", "reduce_max", "reduce_min"}
-# Conditions, whose own jump is not the reason why the choice between two branches has no bound.
+# Conditions, whose own jump is not why the choice between two branches cannot be bounded.
 _CONDITIONS = {"gt", "ge", "lt", "le", "eq", "ne", "and", "or", "not", "xor", "argmax", "stack"}
 
 
@@ -377,7 +377,7 @@ class Interpreter:
     def _reason(
         self, operation: Operation, output: Dependent, inherited: Unbounded | None
     ) -> Unbounded:
-        """Returns the reason why an output has no bound."""
+        """Returns the reason why an output cannot be bounded."""
         by_x = isinstance(operation.operands[0], Dependent)
         is_float = jnp.issubdtype(output.dtype, jnp.floating)  # not the choice of a position
         is_choice = operation.name in {"select_n", "cond"} and by_x and is_float
@@ -427,7 +427,7 @@ def _located(operation: Operation, output: Dependent) -> Dependent:
 
 
 def _inherited_reason(operation: Operation) -> Unbounded | None:
-    """Returns the reason why an operand has no bound, or None if all operands have one."""
+    """Returns the reason why an operand cannot be bounded, or None if all operands are."""
     reason = next((z.unbounded for z in operation.dependent if z.bound is None), None)
     if reason is not None and not reason.before:
         return reason._replace(before=operation.parameter)

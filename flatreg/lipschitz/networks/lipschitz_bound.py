@@ -62,7 +62,7 @@ def lipschitz_bound(
     * ``scan`` over layers, and loops and conditionals whose condition is known.
 
     The product of two values that depend on x cannot be bounded, which excludes attention and
-    LayerNorm. Such products raise an error, as do operations for which there is no rule. The bound
+    LayerNorm. Such products raise an error, as do operations without a rule. The bound
     holds for the network in exact arithmetic and does not account for rounding in the network's
     dtype. The computation of the bound itself rounds up.
 

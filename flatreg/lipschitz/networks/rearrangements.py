@@ -59,7 +59,7 @@ class Rearrangements:
 
     Args:
       sort: ``sort(order, values, shape)`` returns the value of this shape that consists of the
-        entries of some values sorted in some order, or None if it has no bound.
+        entries of some values sorted in some order, or None if it cannot be bounded.
     """
 
     def __init__(self, sort: Callable[[Any, Sequence[Dependent], tuple[int, ...]], Any]) -> None:

@@ -52,7 +52,7 @@ class Derived(NamedTuple):
     """An array that is computed from parameters and constants.
 
     Attributes:
-      changes: for each parameter, by path, the operation that changed it first.
+      changes: the operation that changed each parameter first, by the path of the parameter.
       axes: the axes of the array along which it may vary.
     """
 

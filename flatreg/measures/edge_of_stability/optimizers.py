@@ -163,8 +163,8 @@ def _momentum(
         )
     if has_optimizer and not has_buffer and not zero:
         raise ValueError(
-            f"momentum is {momentum}, but opt_state has no momentum buffer (TraceState): leave "
-            "momentum out, or pass the state of the optimizer that has it."
+            f"momentum is {momentum}, but opt_state contains no momentum buffer (TraceState): "
+            "leave momentum out, or pass the state of the optimizer that has it."
         )
     return _first(momentum, 0.0)
 

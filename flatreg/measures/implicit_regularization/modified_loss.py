@@ -95,9 +95,8 @@ def modified_minibatch_loss(
       step_size: h ≥ 0, the learning rate of plain SGD.
       batches: a tree of arrays whose leading axis indexes the m minibatches, for example features
         with the shape (m, examples per batch, …).
-      curvature: how to compute Hg in the gradient of L̃. If None, by differentiating L̃. For a loss
-        that cannot be differentiated twice, pass ``functools.partial(measures.hessian,
-        hvp=flatreg.finite_difference_hvp(0.01))``. The value of L̃ does not depend on it.
+      curvature: how to compute Hg in the gradient of L̃, as for :func:`modified_loss`. If None, by
+        differentiating L̃.
 
     Returns:
       The function ``params -> L̃``, a scalar in at least float32.

@@ -21,14 +21,12 @@ class BezierPath(NamedTuple):
     """A trained path between two solutions, and its barrier.
 
     Attributes:
-      value: the largest height of the loss above the line between the losses of the ends. It is 0
-        if the loss is nowhere above that line.
-      standard_error: the standard error of the height at ``position`` over the examples, if the
-        loss returns one number per example. Otherwise 0. It does not include that the largest of
-        several heights was chosen.
-      position: the position t of the largest height.
-      positions: all positions, shape (points,), from 0 to 1.
-      losses: the mean losses at the positions, shape (points,).
+      value: the barrier of the path, as in :class:`Barrier`.
+      standard_error: the standard error of ``value`` over the examples, or 0, as in
+        :class:`Barrier`.
+      position: the position t on the path at which the loss is highest above the line.
+      positions: the positions on the path, shape (points,), from 0 to 1.
+      losses: the mean loss at each position, shape (points,).
       control: the control point c, a tree like the parameters.
     """
 
@@ -88,9 +86,8 @@ def bezier_path(
     Each training step computes one gradient at a random position.
 
     Args:
-      loss_fn: ``params -> scalar``, such as a :func:`dataset_loss`, or ``params -> losses`` of
-        shape (n,) with one loss per example, which gives a standard error. To recompute the
-        statistics of BatchNorm along the path, use :func:`with_batch_statistics`.
+      loss_fn: the loss, ``params -> scalar`` or ``params -> losses`` with one loss per example, as
+        for :func:`barrier`.
       a: the parameters of the first solution, at t = 0.
       b: the parameters of the second solution, at t = 1.
       key: the random key for the positions.
@@ -102,7 +99,7 @@ def bezier_path(
         at least 3.
 
     Returns:
-      :class:`BezierPath`.
+      The trained path and its barrier, as :class:`BezierPath`.
 
     Raises:
       TypeError: if the loss is not a floating-point scalar or vector.

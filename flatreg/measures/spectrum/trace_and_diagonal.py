@@ -111,11 +111,10 @@ def diagonal(
       loss_fn: the loss, ``params -> scalar``, such as a :func:`dataset_loss`.
       params: the parameters at which to take the Hessian.
       key: the random key for the probes. It is not needed if ``probes`` is None.
-      probes: the number of random vectors, at least 2. If None, every standard basis vector is used
-        once, which is exact and costs one product per weight.
-      curvature: the matrix to measure. If None, the Hessian. To measure the Gauss–Newton matrix
-        instead, pass the result of :func:`gauss_newton`. For a loss without forward-mode
-        derivatives, pass ``functools.partial(measures.hessian, hvp=flatreg.reverse_hvp)``.
+      probes: the number of random vectors, at least 2. None computes the diagonal exactly, with one
+        Hessian-vector product per weight.
+      curvature: the matrix to measure, such as the result of :func:`gauss_newton`, as for
+        :func:`trace`. If None, the Hessian.
       scale: ``params -> T`` with one factor per weight, for the diagonal of T·H·T.
 
     Returns:

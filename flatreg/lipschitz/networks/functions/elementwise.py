@@ -1,10 +1,10 @@
 """Functions of single entries, φ(z)ᵢ = φᵢ(zᵢ), bounded by interval arithmetic.
 
-A function such as ``jnp.where(z > 0, z, a * z)`` has no bound operation by operation, because the
-condition jumps. It is followed back to the latest value z of which it is a function entry by entry.
-The numbers at which a condition, a maximum or a minimum switches divide the line into pieces. On
-each piece, interval arithmetic bounds the slope |φᵢ′|. If φ has the same limits from both sides at
-every switch, and its value there, then the largest slope is its Lipschitz constant.
+A function such as ``jnp.where(z > 0, z, a * z)`` cannot be bounded operation by operation, because
+the condition jumps. It is followed back to the latest value z of which it is a function entry by
+entry. The numbers at which a condition, a maximum or a minimum switches divide the line into
+pieces. On each piece, interval arithmetic bounds the slope |φᵢ′|. If φ has the same limits from
+both sides at every switch, and its value there, then the largest slope is its Lipschitz constant.
 
 Only switches are compared that can be computed: a condition must compare functions that are affine
 between the earlier switches, or that do not cross. Everything else is rejected with a reason.
@@ -42,7 +42,7 @@ _LOGIC: dict[str, Callable[..., Any]] = {
 
 
 class Unverified(Exception):  # noqa: N818
-    """The reason why a function of single entries has no bound."""
+    """The reason why a function of single entries cannot be bounded."""
 
 
 class Range(NamedTuple):

@@ -1,7 +1,7 @@
 """Softmax, log_softmax and logsumexp, recognized by what they compute.
 
 These functions divide by a sum, subtract a maximum that cancels, and take logarithms. Operation by
-operation, they have no bound. They are recognized from their last operation backwards: an
+operation, they cannot be bounded. They are recognized from their last operation backwards: an
 exponential that is divided by its own sum is a softmax, whatever was subtracted from all logits of
 a group, along whichever axes, inside or outside ``vmap``.
 
