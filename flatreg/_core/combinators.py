@@ -225,7 +225,7 @@ class WhenSharpState(NamedTuple):
 def when_sharp(
     method: Method, threshold: ScalarOrSchedule = 0.0, *, decay: ScalarOrSchedule = 0.9
 ) -> Method:
-    r"""Applies a method where the gradient is large, as in AE-SAM; elsewhere the plain gradient.
+    r"""Applies a method on steps with a large gradient (AE-SAM), else returns the plain gradient.
 
     A step applies the method if ‖g‖² ≥ μ + cσ, where μ and σ² are moving averages of the mean and
     variance of ‖g‖²:
@@ -234,10 +234,10 @@ def when_sharp(
 
       μ ← δμ + (1 − δ)‖g‖²          σ² ← δσ² + (1 − δ)(‖g‖² − μ)²
 
-    They include the current gradient, and start with μ = 0 and σ² = e⁻¹⁰. If ‖g‖² were normal, a
-    threshold c of 1 would select 16% of the steps, 0 half of them, and −1 84%. The paper decreases
-    c over T steps from λ₂ = 1 to λ₁ = −1: ``when_sharp(sam(rho), optax.linear_schedule(1.0, -1.0,
-    T))``.
+    They include the current gradient, and start with μ = 0 and σ² = e⁻¹⁰. For normally distributed
+    ‖g‖², c = 1 selects 16% of the steps, c = 0 selects 50%, and c = −1 selects 84%. The paper
+    decreases c over T steps from λ₂ = 1 to λ₁ = −1: ``when_sharp(sam(rho),
+    optax.linear_schedule(1.0, -1.0, T))``.
 
     On the other steps, the extra gradients of the method are skipped (``lax.cond``) and its state
     does not change. This holds under ``jit``, ``scan`` and ``lax.map``; ``vmap`` computes both

@@ -63,12 +63,12 @@ def exact_hvp(grad_fn: GradFn, params: Params) -> tuple[Grads, Callable[[Grads],
 
     The gradient is linearized once, and every product reuses the stored residuals.
 
-    The product is exact for the program of the gradient, in which ``stop_gradient`` makes its
-    argument a constant. If the loss contains ``stop_gradient`` or a straight-through estimator,
-    ``grad_fn`` is not the gradient of any loss, and its change along v is not this product. The
-    two can even have opposite signs: for L(w) = ½(w − sg(2w))², where sg is ``stop_gradient``,
-    ``grad_fn(w)`` = w − 2w = −w, so finite differences give Hv = −v, whereas this function gives
-    Hv = +v. A method with exact products descends its penalty with the stopped parts held fixed;
+    **stop_gradient.** If the loss contains ``stop_gradient`` or a straight-through estimator, this
+    product and a finite difference of ``grad_fn`` are different, because differentiation treats the
+    stopped parts as constants and a finite difference does not. The two can even have opposite
+    signs. For example, L(w) = ½(w − sg(2w))², where sg is ``stop_gradient``, has ``grad_fn(w)`` =
+    w − 2w = −w. A finite difference gives Hv = −v, whereas this function gives Hv = +v. A method
+    with exact products descends its penalty with the stopped parts held fixed, whereas
     :func:`finite_difference_hvp` follows the gradient that training uses.
 
     Args:

@@ -93,8 +93,8 @@ def value_and_grad_fn(
         gradient and every gradient of the oracle are averaged over the devices, and so are
         floating-point leaves of aux. Other leaves of aux stay the device's own. The parameters must
         be the same on all devices. Keys are used as they are passed: to draw different dropout
-        masks on each device, pass ``jax.random.fold_in(key, jax.lax.axis_index(axis_name))``. All
-        Hessian-vector products are right. Do not average the loss or the gradient yourself.
+        masks on each device, pass ``jax.random.fold_in(key, jax.lax.axis_index(axis_name))``.
+        Hessian-vector products are averaged too. Do not average the loss or the gradient yourself.
 
     Returns:
       A function ``f(params, *args, **kwargs) -> value, grads, grad_fn``. It returns the loss

@@ -14,8 +14,8 @@ from flatreg.typing import Params
 class SpectralNorm(nn.Module):
     r"""Spectral normalization of a layer: every kernel is used as W · bound/σ(A_W).
 
-    The norm is ``bound`` approximately, and not at most ``bound``: σ is approached from below, and
-    the kernel is rounded to its dtype.
+    The resulting norm is close to ``bound`` but can be slightly larger, because power iteration
+    approaches σ from below, and because the kernel is rounded to its dtype.
 
     A_W is the linear map of the layer for inputs of this size, with its strides, padding, dilation
     and groups. ``flax.linen.SpectralNorm`` uses the norm of the reshaped kernel instead, which is

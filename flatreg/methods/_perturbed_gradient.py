@@ -54,9 +54,9 @@ Distribution: TypeAlias = Literal["uniform", "truncated_normal", "normal"]
 class CurvatureScale(NamedTuple):
     r"""Settings that make the noise of :func:`perturbed_gradient` larger where the loss is flatter.
 
-    The size of the noise on weight i is σᵢ = min(σ / √(hᵢ/3 + ρ‖κ‖/9), κᵢ) with κᵢ = γ|θᵢ| + ε.
-    Here h estimates the diagonal of the Hessian. It is a running mean of Hutchinson's probes
-    v⊙∇²L v with random signs v = ±1. Negative hᵢ count as zero.
+    The size of the noise on weight i is σᵢ = min(σ / √(hᵢ/3 + ρ‖κ‖/9), κᵢ). Here h estimates the
+    diagonal of the Hessian. It is a running mean of Hutchinson's probes v⊙∇²L v with random signs
+    v = ±1. Negative hᵢ count as zero. κᵢ = γ|θᵢ| + ε is the largest noise that is allowed.
 
     Attributes:
       interval: the number of steps from one probe to the next, at least 1. No Hessian-vector
@@ -66,9 +66,8 @@ class CurvatureScale(NamedTuple):
         moving average later.
       rho: the Lipschitz constant ρ ≥ 0 of the Hessian. Zero treats the loss as a quadratic. Larger
         values give noise that is smaller and more even.
-      gamma: the coefficient γ ≥ 0 of the part of κᵢ, the largest allowed noise, that is
-        proportional to the weight.
-      eps: the part ε ≥ 0 of κᵢ that is the same for all weights. A weight without curvature gets
+      gamma: the coefficient γ ≥ 0 in κᵢ, relative to the size of the weight.
+      eps: the constant ε ≥ 0 in κᵢ, in units of the weights. A weight without curvature gets
         σᵢ = κᵢ if σ > 0 and ρ = 0.
       hvp: how to compute Hessian-vector products; None means :func:`flatreg.exact_hvp`.
 

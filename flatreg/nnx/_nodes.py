@@ -1,7 +1,8 @@
-"""Further arguments of a loss that are NNX objects, such as ``nnx.Rngs`` or a second network.
+"""A pass on copies of the model and of the NNX objects among the further arguments of a loss.
 
-They are treated like the model: every pass runs a copy, and only the changes of the clean pass are
-written back. They hold nothing that is trained.
+Such objects, for example ``nnx.Rngs`` or a second network, are treated like the model: every pass
+runs a copy, and only the changes of the clean pass are written back. They hold nothing that is
+trained.
 """
 
 from collections.abc import Callable, Sequence

@@ -16,8 +16,8 @@ from flatreg.typing import Params
 class SpectralNorm(nnx.Module):
     r"""Spectral normalization of a layer: every kernel is used as W · bound/σ(A_W).
 
-    The norm is ``bound`` approximately, and not at most ``bound``: σ is approached from below, and
-    the kernel is rounded to its dtype.
+    The resulting norm is close to ``bound`` but can be slightly larger, because power iteration
+    approaches σ from below, and because the kernel is rounded to its dtype.
 
     A_W is the linear map of the layer for inputs of this size, with its strides, padding, dilation
     and groups. ``nnx.SpectralNorm`` uses the norm of the reshaped kernel instead, which is not the
@@ -26,7 +26,7 @@ class SpectralNorm(nnx.Module):
 
     A call does one power iteration, which continues from the statistics ``u`` and ``sigma``. Calls
     update the statistics after ``model.train()``, but not after ``model.eval()``. The first call
-    that updates the statistics, and every call before it, does 50 more iterations. Under
+    that updates the statistics does 50 more iterations, and so does every call before it. Under
     ``nnx.vmap`` over layers, every call costs as much as the first.
 
     Args:

@@ -159,7 +159,7 @@ def make_train_step(
         1 make the step cheaper and suit only :func:`flatreg.sam` and :func:`flatreg.asam`; see
         :func:`flatreg.value_and_grad_fn`. The perturbed pass uses the whole batch, so it provides
         the metrics and Variables, and ``loss`` is the loss at the perturbed parameters. On steps
-        without a perturbed pass (:func:`flatreg.every`), they come from the clean pass.
+        without a perturbed pass (:func:`flatreg.every`), the clean pass provides them.
       axis_name: the axis of ``jax.pmap`` or ``jax.shard_map`` over which the batch is divided, or a
         tuple of such axes; None elsewhere, including ``nnx.jit`` with sharded arrays. The loss, all
         gradients, and floating-point metrics and Variables are averaged over the devices; others
@@ -175,8 +175,8 @@ def make_train_step(
         means that the method perturbs the whole loss. Cannot be used with ``ascent_fraction``.
 
     Returns:
-      The step, for ``nnx.jit``. It takes an :class:`Optimizer`, or any ``nnx.Optimizer``, which
-      does not count skipped steps. Its metrics are a dict with:
+      The step, for ``nnx.jit``. Its optimizer is an :class:`Optimizer`, or an ``nnx.Optimizer`` if
+      skipped steps need not be counted. Its metrics are a dict with:
 
       * the metrics of ``loss_fn``, and the unscaled loss as ``loss``,
       * ``skipped``, whether this step was skipped,
@@ -192,10 +192,9 @@ def make_train_step(
       AttributeError: if ``loss_fn`` uses attributes of the model with ``forward_fn``.
       ValueError: if an option is out of range, or the parts do not divide the batch; if
         ``forward_fn`` is used with ``ascent_fraction``; if the loss is not a scalar, or creates
-        Variables; if ``wrt`` selects no Variable; if the chain has a
-        method in the wrong place, for example at its end; if a metric has the name of one that the
-        step adds; if the parts of a batch would share a random key; if the axis ``axis_name`` does
-        not exist.
+        Variables; if ``wrt`` selects no Variable; if the chain has a method in the wrong place, for
+        example at its end; if a metric has the name of one that the step adds; if the parts of a
+        batch would share a random key; if the axis ``axis_name`` does not exist.
 
     Examples:
       >>> import jax, jax.numpy as jnp, optax, flatreg

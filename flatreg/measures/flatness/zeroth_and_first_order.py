@@ -150,7 +150,7 @@ def zeroth_and_first_order_flatness(
     r"""R⁰ and R¹ in one search, which compiles once and climbs to the maximum of R⁰ once.
 
     The results are those of :func:`zeroth_order_flatness` and :func:`first_order_flatness` with the
-    same arguments. Call ``jax.jit`` on the function to compile it faster than step by step.
+    same arguments. Under ``jax.jit``, the search compiles faster than operation by operation.
 
     Args:
       loss_fn: the loss, ``params -> scalar``, such as a :func:`dataset_loss`.

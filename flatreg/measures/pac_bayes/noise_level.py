@@ -21,7 +21,7 @@ class NoiseLevel(NamedTuple):
     """The largest weight noise at which a metric stays within a given drop.
 
     Attributes:
-      value: σ.
+      value: the noise level σ.
       standard_error: the standard error of σ. It is the standard error of the metric at σ, divided
         by the absolute slope of the metric with respect to σ, both computed from the same draws. It
         is infinite if the slope is zero.

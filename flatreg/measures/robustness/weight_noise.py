@@ -25,8 +25,8 @@ def noise_robustness(
 ) -> Estimate:
     r"""The mean of a metric under Gaussian weight noise, at each of several noise levels.
 
-    E_u M(θ + σTu) for each σ, with an independent u ~ N(0, 1) per weight. All σ use the same draws
-    of u, which makes the curve over σ smooth and two networks comparable.
+    For each σ, this is E_u M(θ + σTu), with an independent u ~ N(0, 1) per weight. All σ use the
+    same draws of u, which makes the curve over σ smooth and two networks comparable.
 
     Args:
       metric_fn: the metric M, ``params -> scalar``, for example the loss or the accuracy.

@@ -20,9 +20,10 @@ class Eigenpairs(NamedTuple):
       vectors: the unit eigenvectors vᵢ, a tree like the parameters with a leading axis k.
       residuals: ‖Hvᵢ − λᵢvᵢ‖, computed with one more product each, shape (k,). H has an eigenvalue
         within this distance of λᵢ.
-      converged: whether, up to a thousandth of the largest \|λ\|, the residual is zero and the
-        latest Lanczos run found no missing eigenvalue that comes before λᵢ, shape (k,). Then λᵢ is
-        the i-th eigenvalue in the order of ``which``, with multiplicities, within this tolerance.
+      converged: a boolean per pair, shape (k,). It is True if the residual is at most 0.1% of the
+        largest \|λ\|, and if the latest Lanczos run did not find an eigenvalue that belongs before
+        λᵢ but is missing in the list, to within the same tolerance. Then λᵢ is the i-th eigenvalue
+        in the order of ``which``, counted with multiplicities, within this tolerance.
     """
 
     values: jax.Array
