@@ -26,7 +26,7 @@ CAPTION = (  # a list in Markdown
     "Runs that were recorded without per-example correctness have an upper bound instead of the "
     "variance due to the test examples, so that their intervals are rather too long.",
     "A claim is reproduced if all of its predictions are shown to be true, not reproduced if at "
-    "least one is shown to be false, and otherwise inconclusive. A verdict is not given with fewer "
+    "least one is shown to be false, and otherwise inconclusive. There is no verdict with fewer "
     "than three seeds, without any spread between them, or without the runs.",
     "p is the two-sided p-value of the verdict after Holm's correction over {count} verdicts, so "
     "that the probability of any false one among them is at most 5%.",

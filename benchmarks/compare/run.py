@@ -180,7 +180,7 @@ def equivalent_command(options: Options) -> str:
 
 def _load(options: Options, data_dir: str | None) -> Dataset:
     data = preparation.load(options.data, data_dir, options.train_size, options.evaluate_on)
-    preparation.check_training(data, options.batch_size, augment=options.augment)
+    data.check_training(options.batch_size, augment=options.augment)
     return data
 
 

@@ -151,8 +151,6 @@ def _load(options: Options, data_dir: str | None) -> beds.Bed:
         preparation.load(options.data, data_dir, options.train_size, evaluate_on)
         for evaluate_on in ("validation", "test")
     )
-    for data in (tuning, test):
-        preparation.check_training(data, options.batch_size, augment=options.augment)
     return beds.make(options, build.build(options.model, test), tuning, test)
 
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from benchmarks.common import progress, results
 from benchmarks.common.cli import UsageError
 from benchmarks.common.data.dataset import Dataset
-from benchmarks.common.data.preparation import check_training, load
+from benchmarks.common.data.preparation import load
 from benchmarks.common.table import Table
 from benchmarks.lipschitz import measuring, plots
 from benchmarks.lipschitz.methods import LipschitzMethod
@@ -53,7 +53,7 @@ def run(
         raise UsageError(
             "--data text needs a transformer, which cannot be bounded. Give other data."
         )
-    check_training(data, options.batch_size)
+    data.check_training(options.batch_size)
     console = console or Console(width=None if sys.stdout.isatty() else WIDTH)
     record: results.Results = {
         "command": command,

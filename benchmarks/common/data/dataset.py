@@ -5,6 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from benchmarks.common.cli import UsageError
+
 
 class Dataset(NamedTuple):
     """A data set for classification.
@@ -35,3 +37,18 @@ class Dataset(NamedTuple):
             "classes": self.num_classes,
             "sha256": digest.hexdigest()[:16],
         }
+
+    def check_training(self, batch_size: int, *, augment: bool = False) -> None:
+        """Raises `UsageError` if a batch is too large, or if the inputs cannot be augmented."""
+        examples = len(self.x_train)
+        if batch_size > examples:
+            raise UsageError(
+                f"--batch-size {batch_size} is more than the {examples} training examples. "
+                f"Give --batch-size {examples} or less."
+            )
+        if augment and self.x_train.ndim != 4:
+            raise UsageError(
+                f"--augment needs images, but an example here has shape {self.x_train.shape[1:]}. "
+                "Leave it out, or save the examples as an array of shape (examples, height, width, "
+                "channels)."
+            )

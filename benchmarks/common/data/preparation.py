@@ -55,21 +55,6 @@ def load(name: str, data_dir: str | None, train_size: int | None, evaluate_on: s
     return Dataset(x, y, x_test, y_test, num_classes)
 
 
-def check_training(data: Dataset, batch_size: int, *, augment: bool = False) -> None:
-    """Raises `UsageError` if a data set is too small for the batches or cannot be augmented."""
-    if batch_size > len(data.x_train):
-        raise UsageError(
-            f"--batch-size {batch_size} is more than the {len(data.x_train)} training examples. "
-            f"Give --batch-size {len(data.x_train)} or less."
-        )
-    if augment and data.x_train.ndim != 4:
-        raise UsageError(
-            f"--augment needs images, but an example here has shape {data.x_train.shape[1:]}. "
-            "Leave it out, or save the examples as an array of shape (examples, height, width, "
-            "channels)."
-        )
-
-
 def _text(train_size: int | None, evaluate_on: str) -> Dataset:
     """The text, of which the parts for training and evaluation are contiguous."""
     arrays = text.read()

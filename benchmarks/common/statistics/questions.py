@@ -64,7 +64,7 @@ def equivalence(effect: Confidence, margin: float, *, quick: bool = False) -> Qu
       quick: whether the runs are only a trial, which cannot decide anything.
     """
     if not margin > 0:  # for example a share of a gain that is negative or NaN
-        return Question(1.0, 1.0, "the gain that the margin is a share of is not positive")
+        return Question(1.0, 1.0, "there is no gain that a margin could be a share of")
     inside = max(effect.below(-margin), effect.above(margin))
     # It is outside on one of two sides, so that the smaller p-value is doubled.
     outside = min(1.0, 2 * min(effect.above(-margin), effect.below(margin)))

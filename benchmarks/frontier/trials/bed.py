@@ -69,11 +69,16 @@ def make(options: Options, model: nn.Module, tuning: Dataset, test: Dataset) -> 
     """Makes a bed.
 
     Args:
-      options: everything that decides a number, which must fit both data sets.
+      options: everything that decides a number.
       model: the network.
       tuning: the data set whose evaluation set is the validation set.
       test: the data set whose evaluation set is the test set.
+
+    Raises:
+      UsageError: if an option does not fit the data.
     """
+    for data in (tuning, test):
+        data.check_training(options.batch_size, augment=options.augment)
     reference = options.epochs * (len(test.x_train) // options.batch_size)
     size = max(len(test.x_train), len(tuning.x_train))
     return Bed(
