@@ -42,7 +42,7 @@ def explain(unbounded: Unbounded) -> str:
     where.append(f"after {after!r}" if after else "right after x")
     where += [f"before {before!r}"] if before else []
     beginning = (
-        f"lipschitz_bound cannot bound `{operation}` of values that depend on x, "
+        f"lipschitz_bound found no bound for `{operation}` of values that depend on x, "
         f"{', '.join(where)}."
     )
     return " ".join(filter(None, (beginning, detail, _reason(operation, factors))))
@@ -96,4 +96,4 @@ def _reason(operation: str, factors: int) -> str:
             f"bounded for all x. {_PARTS}, or replace the layer. If both are functions of one "
             "value z, entry by entry, it is enough to limit z by jnp.clip(z, -1, 1)."
         )
-    return f"flatreg does not have a rule for this operation. {_PARTS}."
+    return f"flatreg contains no rule for this operation. {_PARTS}."
