@@ -173,7 +173,10 @@ def comparison_of(
 
 def equivalent_command(options: Options) -> str:
     """Returns the command with these options; the ones that have their defaults are left out."""
-    defaults = complete(**{name: getattr(options, name) for name in ("data", "model", "optimizer")})
+    # The defaults of the other options depend on these three, and these depend on the data only.
+    three = {name: getattr(options, name) for name in ("data", "model", "optimizer")}
+    of_data = complete(data=options.data)
+    defaults = complete(**three)._replace(model=of_data.model, optimizer=of_data.optimizer)
     always = "data", "methods"
     return cli.equivalent_command("compare", options._asdict(), defaults._asdict(), always)
 

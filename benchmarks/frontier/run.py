@@ -142,7 +142,7 @@ def curves_of(found: results.Results) -> list[summary.Curve]:
 
 def equivalent_command(options: Options) -> str:
     """Returns the command with these options; the ones that have their defaults are left out."""
-    defaults = complete(**{name: getattr(options, name) for name in ("data", "model")})
+    defaults = complete(data=options.data)  # They depend on the data only.
     return cli.equivalent_command("frontier", options._asdict(), defaults._asdict())
 
 

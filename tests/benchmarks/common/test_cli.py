@@ -46,13 +46,13 @@ def test_a_background_job_can_be_interrupted(number):
 @pytest.mark.parametrize(
     ("options", "run", "parse", "given"),
     [
-        (compare_options, compare, compare_command.parse, {"learning_rate": 0.02, "seeds": 3}),
+        (compare_options, compare, compare_command.parse, {"seeds": 3, "optimizer": "adamw"}),
         (frontier_options, frontier, frontier_command._parser().parse_args, {"trials": 3}),
     ],
     ids=["compare", "frontier"],
 )
 def test_an_equivalent_command_gives_the_same_options(options, run, parse, given):
-    made = options.complete(methods="sgd", label_noise=0.4, model="cnn", data="digits", **given)
+    made = options.complete(methods="sam", label_noise=0.4, model="cnn", data="digits", **given)
     command = run.equivalent_command(made)
     arguments = vars(parse(shlex.split(command)[3:]))
     assert options.complete(**{name: arguments[name] for name in made._fields}) == made
