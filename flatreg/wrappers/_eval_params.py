@@ -40,6 +40,7 @@ def eval_params(opt_state: optax.OptState, params: Params) -> Params:
       ...     w = optax.apply_updates(w, updates)
       ...     print(w, flatreg.eval_params(opt_state, w))
       [4.5 6. ] [1.5 2. ]
+      [2.25 3.  ] [-0.75 -1.  ]
     """
     nodes = jax.tree.leaves(opt_state, is_leaf=_is_wrapper)
     wrappers = [node for node in nodes if _is_wrapper(node)]
