@@ -15,6 +15,8 @@ WRAPPERS = {
     "previous_gradient_sam": functools.partial(flatreg.previous_gradient_sam, rho=0.1),
     "momentum_sam": functools.partial(flatreg.momentum_sam, rho=0.1),
 }
+
+
 @functools.cache
 def compiled_step(model, name):
     """A complete step with SGD and momentum, with and without a wrapper (``None``)."""

@@ -36,15 +36,7 @@ class Worker:
 
     def __init__(self, bed: Bed) -> None:
         self._bed = bed
-        options = bed.options
-        self._recipe = Recipe(
-            model=bed.model.clone(dtype=jnp.dtype(options.dtype)),
-            optimizer=options.optimizer,
-            batch_size=options.batch_size,
-            warmup=options.warmup,
-            augment=options.augment,
-            most_steps=bed.most_steps,
-        )
+        self._recipe = recipe_of(bed)
         self._programs: dict[str, Program] = {}
 
     def finish(
@@ -101,6 +93,19 @@ class Worker:
             train = split.x[:examples], labels[:examples]
             record |= _measured(bed, split, train, trained, predictions, diverged, seed)
         return record
+
+
+def recipe_of(bed: Bed) -> Recipe:
+    """Returns what all trainings on a bed share."""
+    options = bed.options
+    return Recipe(
+        model=bed.model.clone(dtype=jnp.dtype(options.dtype)),
+        optimizer=options.optimizer,
+        batch_size=options.batch_size,
+        warmup=options.warmup,
+        augment=options.augment,
+        most_steps=bed.most_steps,
+    )
 
 
 def ranges(method: str, optimizer: str) -> dict[str, Range]:
