@@ -54,6 +54,7 @@ def clean_pass(
     *args: Any,
     dynamic_scale: LossScale | None,
     ascent_fraction: float = 1.0,
+    skip_nonfinite: bool = True,
 ) -> CleanPass:
     """Run the clean pass.
 
@@ -63,6 +64,7 @@ def clean_pass(
       *args: the arguments of ``evaluate``: the parameters, the batch, and so on.
       dynamic_scale: the loss scale by which the loss was multiplied, or None.
       ascent_fraction: the fraction of the batch that the clean pass uses.
+      skip_nonfinite: whether the gradients of the oracle are NaN if the clean loss is not finite.
 
     Returns:
       The result of the pass.
@@ -73,5 +75,6 @@ def clean_pass(
         grad_fn = recorded = _RecordedOracle(grad_fn, (metrics, variables))
         on_whole_batch = lambda: recorded.aux  # noqa: E731
     grads, grad_fn = unscaled(grads, grad_fn, dynamic_scale)
-    grad_fn = nan_if_not_finite(metrics["loss"], grad_fn)
+    if skip_nonfinite:
+        grad_fn = nan_if_not_finite(metrics["loss"], grad_fn)
     return CleanPass(metrics, variables, grads, grad_fn, on_whole_batch)

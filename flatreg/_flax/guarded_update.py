@@ -61,6 +61,8 @@ def guarded_update(
     params: Params,
     grad_fn: GradFn | None = None,
     value: jax.Array | None = None,
+    *,
+    skip_nonfinite: bool = True,
 ) -> GuardedUpdate:
     """Apply one update of ``tx``, unless a gradient that it uses is not finite.
 
@@ -71,20 +73,26 @@ def guarded_update(
       params: the parameters.
       grad_fn: the gradient oracle, if the chain contains a method.
       value: the unscaled loss, if a transformation of the chain uses it.
+      skip_nonfinite: False applies every update.
 
     Returns:
-      The new parameters and optimizer state, or the old ones, and whether the step was finite.
+      The new parameters and optimizer state, or the old ones, and whether the step was finite. With
+      ``skip_nonfinite=False``, it counts as finite unless the chain itself has skipped it.
     """
     tx = optax.with_extra_args_support(tx)
     extra: dict[str, Any] = {} if value is None else {"value": value}
+    if skip_nonfinite:
+        grads = _infinity_to_nan(grads)
+        grad_fn = grad_fn and transformed_oracle(grad_fn, _infinity_to_nan)
     if grad_fn is not None:
-        extra["grad_fn"] = transformed_oracle(grad_fn, _infinity_to_nan)
-    updates, new_opt_state = tx.update(_infinity_to_nan(grads), opt_state, params, **extra)
-    accumulated = _accumulated_gradients(new_opt_state)
-    finite = all_finite((updates, accumulated)) & ~_skipped_by_chain(new_opt_state)
+        extra["grad_fn"] = grad_fn
+    updates, new_opt_state = tx.update(grads, opt_state, params, **extra)
+    finite = ~_skipped_by_chain(new_opt_state)
     new_params = optax.apply_updates(params, updates)
-    choose = functools.partial(optax.tree.where, finite)
-    new_params, new_opt_state = choose(new_params, params), choose(new_opt_state, opt_state)
+    if skip_nonfinite:
+        finite &= all_finite((updates, _accumulated_gradients(new_opt_state)))
+        choose = functools.partial(optax.tree.where, finite)
+        new_params, new_opt_state = choose(new_params, params), choose(new_opt_state, opt_state)
     for wrapper in states_of_type(RevisitState, new_opt_state):
         finite &= wrapper.last_finite  # It has skipped the step itself, and moved its shift.
     return GuardedUpdate(new_params, new_opt_state, finite)
@@ -122,7 +130,11 @@ def all_finite(tree: Any) -> jax.Array:
     """
     leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
     # 0·x is NaN if x is NaN or infinite. XLA sums floats faster than it compares them.
-    return jnp.all(jnp.stack([jnp.sum(0 * x) == 0 for x in leaves] or [jnp.array(True)]))
+    sums = [jnp.sum(0 * x).astype(jnp.float32) for x in leaves]
+    zeros = jnp.stack(sums or [jnp.zeros((), jnp.float32)])
+    # XLA does not fuse a dot product into the kernels that use it, as it does with a chain of
+    # scalars: the program of 30 dense layers has 3,700 instead of 25,000 operations.
+    return jnp.dot(zeros, zeros) == 0
 
 
 def _accumulated_gradients(opt_state: optax.OptState) -> list[Any]:

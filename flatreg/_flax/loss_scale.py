@@ -98,6 +98,23 @@ def unscaled(
     return unscale(grads), transformed_oracle(grad_fn, unscale)
 
 
+def check_skipping(dynamic_scale: LossScale | None, skip_nonfinite: bool) -> None:
+    """Check that steps are skipped if there is a loss scale, which would not shrink otherwise.
+
+    Args:
+      dynamic_scale: the loss scale, or None.
+      skip_nonfinite: whether steps that are not finite are skipped.
+
+    Raises:
+      ValueError: if there is a loss scale and steps are not skipped.
+    """
+    if dynamic_scale is not None and not skip_nonfinite:
+        raise ValueError(
+            "skip_nonfinite=False cannot be used with a loss scale, because the scale is reduced "
+            "on the steps that are skipped: remove skip_nonfinite, or remove dynamic_scale."
+        )
+
+
 def adjusted(dynamic_scale: Scale, finite: jax.Array) -> Scale:
     """Return the loss scale for the next step, by the rule of Flax's ``DynamicScale``.
 

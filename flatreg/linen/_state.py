@@ -218,6 +218,7 @@ class TrainState(train_state.TrainState):
         grads: Grads,
         grad_fn: GradFn | None = None,
         value: jax.Array | None = None,
+        skip_nonfinite: bool = True,
         **kwargs: Any,
     ) -> Self:
         """Apply one update of ``tx``, for custom train steps.
@@ -230,12 +231,18 @@ class TrainState(train_state.TrainState):
           value: the loss, not multiplied by a loss scale. Required if ``tx`` contains a
             transformation that uses the loss, such as ``optax.contrib.reduce_on_plateau`` or
             ``optax.polyak_sgd``.
+          skip_nonfinite: whether a step with a NaN or an infinity is skipped. False applies every
+            update, and ``skipped`` counts only the steps that the chain itself skips, for example
+            with ``optax.apply_if_finite``. Cannot be used with a loss scale.
           **kwargs: new values of other attributes of the state, such as ``batch_stats``.
 
         Returns:
           The new state. If a gradient that the chain uses is not finite, the step is skipped: the
           state keeps its old values, except that ``step`` and ``skipped`` increase by one. In both
           cases ``dynamic_scale``, if there is one, is adjusted by Flax's rule.
+
+        Raises:
+          ValueError: if ``skip_nonfinite`` is False and the state has a loss scale.
 
         Examples:
           >>> import jax, jax.numpy as jnp, flax.linen as nn, optax, flatreg
@@ -250,12 +257,19 @@ class TrainState(train_state.TrainState):
           >>> print(state.step, bool(loss_fn(state.params, x) < loss))
           1 True
         """
+        loss_scale.check_skipping(self.dynamic_scale, skip_nonfinite)
         params, all_grads = self.params, grads
         if has_fp8_scales(all_grads):
             params, grads = params["params"], all_grads["params"]
             grad_fn = grad_fn and oracle_of_weights(grad_fn, self.params)
         params, opt_state, finite = guarded_update(
-            self.tx, grads, self.opt_state, params, grad_fn, value
+            self.tx,
+            grads,
+            self.opt_state,
+            params,
+            grad_fn,
+            value,
+            skip_nonfinite=skip_nonfinite,
         )
         choose = functools.partial(jax.tree.map, functools.partial(new_or_old, finite))
         if has_fp8_scales(all_grads):

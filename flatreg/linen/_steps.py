@@ -99,6 +99,7 @@ def make_train_step(
     ascent_fraction: float = 1.0,
     axis_name: AxisName | None = None,
     forward_fn: Callable[..., Any] | None = None,
+    skip_nonfinite: bool = True,
 ) -> Callable[..., tuple[TrainState, Metrics]]:
     """Make a train step ``step(state, batch) -> state, metrics``, a pure function for ``jax.jit``.
 
@@ -161,6 +162,11 @@ def make_train_step(
         :func:`flatreg.functional_value_and_grad_fn`. Both functions receive the further arguments
         of the step. None means that the method perturbs the whole loss. Cannot be used with
         ``ascent_fraction``.
+      skip_nonfinite: whether a step with a NaN or an infinity is skipped. False applies every
+        update, which saves memory traffic and compilation, for a chain that contains its own test,
+        such as ``optax.chain(method, optax.apply_if_finite(optimizer, 5))``. ``skipped`` is then
+        True on the steps that this test skips, and statistics and collections keep their old
+        values on them. Cannot be used with a loss scale.
 
     Returns:
       The step. Its metrics are a dict with:
@@ -181,7 +187,8 @@ def make_train_step(
         the first argument of the step is not a :class:`TrainState`.
       AttributeError: if ``loss_fn`` uses attributes of ``apply`` with ``forward_fn``.
       ValueError: if an option is out of range, or the parts do not divide the batch; if
-        ``forward_fn`` is used with ``ascent_fraction``; if the loss is not a scalar; if ``loss_fn``
+        ``forward_fn`` is used with ``ascent_fraction``; if ``skip_nonfinite`` is False and the
+        state has a loss scale; if the loss is not a scalar; if ``loss_fn``
         or ``forward_fn`` does not use ``apply``; if a collection changes its structure; if a metric
         has the name of one that the step adds; if the parts of a batch would share a random key; if
         the axis ``axis_name`` does not exist.
@@ -254,10 +261,14 @@ def make_train_step(
                 *(state.params, batch, key, state, kwargs, *args),
                 dynamic_scale=state.dynamic_scale,
                 ascent_fraction=ascent_fraction,
+                skip_nonfinite=skip_nonfinite,
             )
             # 2. Compute the update; the method calls clean.grad_fn.
             new_state = state.apply_gradients(
-                grads=clean.grads, grad_fn=clean.grad_fn, value=clean.metrics["loss"]
+                grads=clean.grads,
+                grad_fn=clean.grad_fn,
+                value=clean.metrics["loss"],
+                skip_nonfinite=skip_nonfinite,
             )
         skipped = new_state.skipped != state.skipped
         metrics, variables = clean.on_whole_batch()

@@ -141,6 +141,45 @@ def test_no_later_transformation_hides_a_bad_pass(name, passes, bad):
     assert_same_but_counters(step(state), state, skipped=1)
 
 
+class TestWithoutSkipping:
+    """With ``skip_nonfinite=False``."""
+
+    def run(self, tx, trap, **options):
+        state = state_of(Line(), tx, examples()[0])
+        step = jax.jit(make_train_step(trapped, **options))
+        return (state, *step(state, batch_for(state, trap)))
+
+    def test_a_finite_step_is_the_same(self):
+        tx = optax.chain(flatreg.sam(0.3), optax.adam(0.01))
+        _, expected, metrics = self.run(tx, 0.0)
+        _, new, without = self.run(tx, 0.0, skip_nonfinite=False)
+        for part in ("params", "opt_state", "batch_stats", "step", "skipped"):
+            assert_close(getattr(new, part), getattr(expected, part), 1e-6)
+        assert_close(without, metrics, 1e-6)
+
+    def test_a_nan_reaches_the_parameters(self):
+        tx = optax.chain(flatreg.sam(0.3), optax.sgd(0.01))
+        state, new, metrics = self.run(tx, jnp.nan, skip_nonfinite=False)
+        assert np.isnan(new.params["Dense_0"]["kernel"]).all()
+        assert not metrics["skipped"]
+        assert new.skipped == 0
+        assert new.batch_stats["mean"] != state.batch_stats["mean"]
+
+    def test_the_chain_s_own_test_is_counted(self):
+        tx = optax.chain(flatreg.sam(0.3), optax.apply_if_finite(optax.adam(0.01), 5))
+        state, new, metrics = self.run(tx, jnp.nan, skip_nonfinite=False)
+        assert metrics["skipped"]
+        assert new.skipped == 1
+        assert_equal((new.params, new.batch_stats), (state.params, state.batch_stats))
+        assert optax.tree.get(new.opt_state, "notfinite_count") == 1
+
+    def test_it_cannot_be_used_with_a_loss_scale(self):
+        tx, scale = chain(flatreg.sam(0.3)), DynamicScale()
+        state = state_of(Line(), tx, examples()[0], dynamic_scale=scale)
+        with pytest.raises(ValueError, match="skip_nonfinite=False cannot be used with a loss"):
+            make_train_step(trapped, skip_nonfinite=False)(state, batch_for(state, 0.0))
+
+
 def test_a_bad_clean_loss_skips_even_if_its_gradient_is_unused():
     """Its statistics must not be kept. ``perturbed_gradient`` does not use the clean gradient."""
 

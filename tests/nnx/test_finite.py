@@ -91,6 +91,30 @@ def test_a_bad_clean_loss_skips_even_if_its_gradient_is_unused():
         assert (model.w[...] == 1) == skipped
 
 
+def test_without_skipping_only_the_chain_s_own_test_skips():
+    step = nnx.jit(make_train_step(cliff_loss, skip_nonfinite=False))
+    for base, is_skipped in (
+        (optax.sgd(0.1), False),
+        (optax.apply_if_finite(optax.sgd(0.1), 5), True),
+    ):
+        model = Cliff()
+        optimizer = Optimizer(model, optax.chain(flatreg.sam(0.5), base), wrt=nnx.Param)
+        metrics = step(model, optimizer, NEAR)
+        assert metrics["skipped"] == is_skipped
+        assert np.isnan(model.w[...]) != is_skipped
+        assert (optimizer.step[...], optimizer.skipped[...]) == (1, is_skipped)
+        assert model.calls[...] == 1 - is_skipped
+
+
+def test_without_skipping_there_must_be_no_loss_scale():
+    model = Cliff()
+    optimizer = Optimizer(
+        model, chain(flatreg.sam(0.5)), wrt=nnx.Param, dynamic_scale=DynamicScale()
+    )
+    with pytest.raises(ValueError, match="skip_nonfinite=False cannot be used with a loss scale"):
+        make_train_step(cliff_loss, skip_nonfinite=False)(model, optimizer, NEAR)
+
+
 def test_flax_s_own_optimizer_skips_without_counting():
     model = Cliff()
     optimizer = nnx.Optimizer(model, chain(flatreg.sam(0.5)), wrt=nnx.Param)
