@@ -70,7 +70,7 @@ class Collective(NamedTuple):
       bytes: the size of the whole arrays, not of one device's part of them, over all executions.
     """
 
-    count: float
+    count: float  # type: ignore[assignment]  # hides tuple.count, as Optax does
     bytes: float
 
 

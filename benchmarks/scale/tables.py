@@ -89,11 +89,11 @@ def _sorted(runs: list[Run]) -> list[Run]:
 
 def _overview(groups: list[list[Run]]) -> Table:
     methods = list(dict.fromkeys(run["method"] for group in groups for run in group))
-    rows: list[list[Cell | str]] = []
+    rows = []
     for group in groups:
         found = {run["method"]: run for run in group}
         title = f"{group[0]['network']}, {group[0]['devices']}, {group[0]['layout']}"
-        rows.append([title, *(_total(found.get(method)) for method in methods)])
+        rows.append([Cell(title), *(_total(found.get(method)) for method in methods)])
     return Table(
         "Total memory per chip, GB",
         ["network, devices, layout", *methods],
@@ -103,11 +103,10 @@ def _overview(groups: list[list[Run]]) -> Table:
     )
 
 
-def _total(run: Run | None) -> Cell | str:
+def _total(run: Run | None) -> Cell:
     if run is None:
-        return ""
-    text = _gigabytes(run["needed_bytes"])
-    return text if run["compiles"] else Cell(text, style="red")
+        return Cell("")
+    return Cell(_gigabytes(run["needed_bytes"]), style="" if run["compiles"] else "red")
 
 
 def _goals(found: list[Goal]) -> Table:
