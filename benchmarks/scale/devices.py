@@ -75,8 +75,9 @@ def chips(name: str) -> Chips:
     if kind == CPU:
         found: Any = jax.devices(CPU)[: int(size)]
     else:
-        # Otherwise the compiler asks the servers of a Google cloud machine for its TPU.
+        # The compiler need not ask the servers of Google Cloud for a TPU, nor be alone to use one.
         os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+        os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
         try:
             found = topologies.get_topology_desc(platform="tpu", topology_name=name).devices
         except jax.errors.JaxRuntimeError as error:
