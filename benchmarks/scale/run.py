@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 from rich.console import Console
 
 from benchmarks.common import results
@@ -58,6 +59,7 @@ def run(
     for name in options.devices:
         devices.check(name)
     console = Console(width=None if sys.stdout.isatty() else WIDTH)
+    jax.config.update("jax_platforms", devices.CPU)  # no TPU or GPU is used, if there is one
     devices.start(list(options.devices))
     slices = [devices.chips(name) for name in _compilable(options.devices, console)]
     record = results.start(folder, _fresh(options, command), resume)

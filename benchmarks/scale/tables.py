@@ -111,7 +111,7 @@ def _total(run: Run | None) -> Cell:
 
 def _goals(found: list[Goal]) -> Table:
     met = sum(goal.met for goal in found)
-    rows = [
+    rows: list[list[Cell | str]] = [
         [
             f"{goal.network}, {goal.devices}, {goal.layout}",
             goal.method,
