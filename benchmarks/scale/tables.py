@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from benchmarks.common.table import Cell, Table
-from benchmarks.scale.arithmetic import lower_bound, shard_bytes
+from benchmarks.scale.arithmetic import PLAIN, lower_bound, shard_bytes
 from benchmarks.scale.goals import MEMORY_GOAL, Goal, goals, moved
 
 Run = Mapping[str, Any]
@@ -141,7 +141,7 @@ def _details(group: list[Run]) -> Table:
         f"{first['network']} with {weights / 1e9:.3g} billion parameters, {first['devices']}, "
         f"{first['layout']}, {chips} chips, a shard is {_gigabytes(shard_bytes(first))} GB"
     )
-    plain = next((run for run in group if run["method"] == "adamw"), None)
+    plain = next((run for run in group if run["method"] == PLAIN), None)
     return Table(title, HEADINGS, [_cells(run, plain) for run in group])
 
 
