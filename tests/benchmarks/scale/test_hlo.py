@@ -9,8 +9,9 @@ from jax.sharding import PartitionSpec as P
 
 from benchmarks.scale.hlo import Program
 
-# As the TPU's compiler writes programs: three fusions of one asynchronous all-gather with the same
-# channel, a reduce-scatter as a fusion, and a loop whose condition has the number of iterations.
+# As the TPU's compiler writes programs: two fusions of one asynchronous all-gather with the same
+# channel, two reduce-scatters as fusions (which are two in spite of their common channel), and a
+# loop whose condition has the number of iterations.
 TPU = """HloModule jit_step, is_scheduled=true
 
 %add (x: f32[], y: f32[]) -> f32[] {
@@ -36,6 +37,12 @@ TPU = """HloModule jit_step, is_scheduled=true
   ROOT %slice.3 = bf16[16,64]{1,0:T(8,128)(2,1)} slice(%all-reduce.3), slice={[0:16], [0:64]}
 }
 
+%all-reduce-scatter.5 (p.5: bf16[32,64]) -> bf16[8,64] {
+  %p.5 = bf16[32,64]{1,0:T(8,128)(2,1)} parameter(0)
+  %all-reduce.5 = bf16[32,64]{1,0:T(8,128)(2,1)} all-reduce(%p.5), channel_id=1, to_apply=%add
+  ROOT %slice.5 = bf16[8,64]{1,0:T(8,128)(2,1)} slice(%all-reduce.5), slice={[0:8], [0:64]}
+}
+
 %body (state: (s32[], bf16[16,64])) -> (s32[], bf16[16,64]) {
   %state = (s32[]{:T(128)}, bf16[16,64]{1,0:T(8,128)(2,1)S(1)}, /*index=2*/f32[8]) parameter(0)
   %i = s32[]{:T(128)} get-tuple-element(%state), index=0
@@ -43,6 +50,8 @@ TPU = """HloModule jit_step, is_scheduled=true
   %start = (bf16[16,64]{1,0}, bf16[64,64]{1,0}) fusion(%w), kind=kCustom, calls=%fused_computation.1
   %done = bf16[64,64]{1,0} fusion(%w), kind=kCustom, calls=%async_collective_fusion.2
   %own = bf16[16,64]{1,0} fusion(%done), kind=kCustom, calls=%all-reduce-scatter.3
+  %half = bf16[32,64]{1,0} slice(%done), slice={[0:32], [0:64]}
+  %other = bf16[8,64]{1,0} fusion(%half), kind=kCustom, calls=%all-reduce-scatter.5
   ROOT %next = (s32[]{:T(128)}, bf16[16,64]{1,0}) tuple(%i, %own)
 }
 
@@ -69,7 +78,7 @@ def test_the_text_of_a_tpu_program_is_counted():
     layer = 64 * 64 * 2
     assert found == {
         "all-gather": (5, 5 * layer),
-        "reduce-scatter": (5, 5 * layer),
+        "reduce-scatter": (10, 5 * layer * 3 / 2),
         "all-reduce": (1, 3 * 4),
     }
 
