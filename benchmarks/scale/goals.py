@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from benchmarks.scale.arithmetic import PLAIN, passes, shard_bytes
+from benchmarks.scale.arithmetic import PLAIN, lower_bound, passes, shard_bytes
 
 Run = Mapping[str, Any]
 
@@ -38,11 +38,19 @@ class Goal(NamedTuple):
 
 
 def goals(runs: Sequence[Run]) -> list[Goal]:
-    """Returns the goals of all programs that fit, where the plain step fits, too."""
+    """Returns the goals of all programs.
+
+    A program that is compared with the plain step must fit, and so must the plain step. Every
+    program, also one that does not fit, must need at least as much memory as its copies of the
+    parameters by arithmetic.
+    """
     plain = {_place(run): run for run in runs if run["method"] == PLAIN and run["compiles"]}
     found = []
     for run in runs:
         base, counted = plain.get(_place(run)), passes(run["method"])
+        if (bound := lower_bound(run)) is not None:
+            share = bound / run["needed_bytes"]
+            found.append(Goal(*_place(run), run["method"], "copies / total", share, 1, share <= 1))
         if base is None or counted is None or not run["compiles"] or run["method"] == PLAIN:
             continue
         gradients, products, _ = counted

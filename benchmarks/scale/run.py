@@ -73,8 +73,8 @@ def run(
         with console.status(", ".join(case.values())):
             record["runs"].append(case | steps.measure(sizes, chips, layout, method))
         results.save(folder, record)
+        report(folder, record)
         console.print(f"[dim]{tables.line(record['runs'][-1])}[/dim]", highlight=False)
-    report(folder, record)
     for table in tables.tables(record):
         table.print(console)
     console.print(f"Written to {folder}: {results.MANIFEST}, {results.RUNS}, table.md")

@@ -7,10 +7,12 @@ from typing import Any
 
 from benchmarks.common.table import Cell, Table
 from benchmarks.scale.arithmetic import PLAIN, lower_bound, shard_bytes
+from benchmarks.scale.devices import MEMORY
 from benchmarks.scale.goals import MEMORY_GOAL, Goal, goals, moved
 
 Run = Mapping[str, Any]
 
+V5E = MEMORY["v5e"]  # bytes
 HEADINGS = (
     "method",
     "state,\nGB",
@@ -28,6 +30,7 @@ HEADINGS = (
 EXPLANATION = """Sizes are per chip in GB of 10⁹ bytes, and counts are per step.
 State: parameters, moments and batch, which are there between steps. Temporary: all that exists \
 during a step only.
+Fits: whether the program fits into the chip, and the share of its memory that is used.
 More than adamw: the difference of the temporary memory to that of the plain step, in shards. A \
 shard is the part of the float32 parameters on one chip.
 Copies: what a step needs at least by arithmetic, 12 bytes per parameter for parameters and \
@@ -99,7 +102,7 @@ def _overview(groups: list[list[Run]]) -> Table:
         ["network, devices, layout", *methods],
         rows,
         "Bold: it does not fit into the chip. A TPU v5e has 16 GiB, of which the compiler may use "
-        "15.75 GiB, which is 16.9 GB.",
+        f"{V5E / 2**30:g} GiB, which is {V5E / 1e9:.1f} GB.",
     )
 
 
@@ -129,7 +132,8 @@ def _goals(found: list[Goal]) -> Table:
         f"Memory: the temporary memory of SAM and PGN is at most {MEMORY_GOAL} shards more than "
         "that of adamw. Reductions: as many bytes as adamw's, times the gradients and "
         "Hessian-vector products of the method. Gathers: likewise, but a Hessian-vector product "
-        "counts twice, because it gathers the parameters and the vector.",
+        "counts twice, because it gathers the parameters and the vector. Copies / total: what a "
+        "step needs by arithmetic is at most what the compiler says.",
         align="lllrrl",
     )
 
@@ -161,7 +165,7 @@ def _cells(run: Run, plain: Run | None) -> list[Cell | str]:
         _gigabytes(run["needed_bytes"]),
         more,
         copies,
-        "yes" if run["memory_bytes"] else "",
+        f"yes, {run['needed_bytes'] / run['memory_bytes']:.0%}" if run["memory_bytes"] else "",
         f"{run['flops'] / 1e12:.3g}",
         _gigabytes(moved(run, "all_gather")),
         _gigabytes(moved(run, "all_reduce", "reduce_scatter")),
