@@ -136,6 +136,7 @@ def _by_hand(
                 rngs={"dropout": jax.random.fold_in(key, number)},
                 mutable=list(statistics),
             )
+            logits = logits.astype(jnp.float32)  # as in flatreg's loss
             losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
             return losses.mean(), (new, jnp.mean(logits.argmax(-1) == labels))
 
