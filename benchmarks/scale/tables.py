@@ -131,7 +131,7 @@ def _goals(found: list[Goal]) -> Table:
         rows,
         f"Memory: the temporary memory of SAM and PGN is at most {MEMORY_GOAL} shards more than "
         "that of adamw. Reductions: as many bytes as adamw's, times the gradients and "
-        "Hessian-vector products of the method. Gathers: likewise, but a Hessian-vector product "
+        "Hessian-vector products of the method. Gathers: the same, but a Hessian-vector product "
         "counts twice, because it gathers the parameters and the vector. Copies / total: what a "
         "step needs by arithmetic is at most what the compiler says.",
         align="lllrrl",
