@@ -63,7 +63,7 @@ from benchmarks.common.cli import UsageError, flag
 ROOT = pathlib.Path(__file__).parents[2]
 MANIFEST, RUNS, CURVES = FILES = ("manifest.json", "runs.csv", "curves.npz")
 # Options that may differ when a command resumes: they add runs, and the finished ones stay valid.
-MAY_GROW = ("methods", "seeds")
+MAY_GROW = ("methods", "seeds", "networks", "devices", "layouts")
 SHORT = 8  # the length of the longest list of numbers that goes to runs.csv
 INDEX, VALUE = ("run", "entry"), "value"  # columns of the tables in curves.npz
 TYPES = {bool: "bool", str: "text", int: "number", float: "number"}  # of the columns of runs.csv
@@ -168,9 +168,9 @@ def start(path: pathlib.Path, fresh: Results, resume: bool) -> Results:
       resume: whether to continue the results in the folder, if there are any.
 
     Returns:
-      The fresh results, with the runs that are in the folder. The configuration has the methods of
-      both, and the larger number of seeds. Runs of other machines and versions may be among them;
-      `earlier_environments` in the results names these.
+      The fresh results, with the runs that are in the folder. The configuration has the methods,
+      networks, devices and layouts of both, and the larger number of seeds. Runs of other machines
+      and versions may be among them; `earlier_environments` in the results names these.
 
     Raises:
       UsageError: if the folder has results and `resume` is False, or if they were made with another
@@ -197,8 +197,11 @@ def start(path: pathlib.Path, fresh: Results, resume: bool) -> Results:
             differing.append(
                 f"the training code had the hash {kept.get('code')} and now has {fresh.get('code')}"
             )
-        methods = list(dict.fromkeys([*kept["configuration"]["methods"], *asked["methods"]]))
-        seeds = max(kept["configuration"]["seeds"], asked["seeds"])
+        grown = {
+            name: _grown(name, kept["configuration"][name], asked[name])
+            for name in MAY_GROW
+            if name in asked
+        }
     except (ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
         raise UsageError(
             f"{path} does not hold results of this command ({type(error).__name__}: {error}). "
@@ -209,7 +212,6 @@ def start(path: pathlib.Path, fresh: Results, resume: bool) -> Results:
             f"Cannot resume {path}: {'; '.join(differing)}. Use the settings of the command "
             f"that made it ({kept.get('command')}), or name another folder with --out."
         )
-    grown = asked | {"methods": methods, "seeds": seeds}
     earlier = [*kept.get("earlier_commands", []), kept["command"]]
     commands = [one for one in dict.fromkeys(earlier) if one != fresh["command"]]
     others: list[dict[str, str]] = []
@@ -219,9 +221,24 @@ def start(path: pathlib.Path, fresh: Results, resume: bool) -> Results:
     return fresh | {
         "earlier_commands": commands,
         **({"earlier_environments": others} if others else {}),
-        "configuration": grown,
+        "configuration": asked | grown,
         "runs": kept["runs"],
     }
+
+
+def _grown(name: str, kept: Any, asked: Any) -> Any:
+    """Returns an option that may grow, with the values of both commands."""
+    if isinstance(asked, dict):
+        for key in kept.keys() & asked.keys():
+            if kept[key] != asked[key]:
+                raise UsageError(
+                    f"Cannot resume: {key} in {flag(name)} was {kept[key]!r} and is now "
+                    f"{asked[key]!r}. Use another name, or another folder with --out."
+                )
+        return kept | asked
+    if isinstance(asked, int):
+        return max(kept, asked)
+    return list(dict.fromkeys([*kept, *asked]))
 
 
 def configuration(path: pathlib.Path) -> dict[str, Any]:

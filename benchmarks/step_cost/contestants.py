@@ -74,6 +74,16 @@ def contestants(
     Returns:
       The gradient step by hand, flatreg's step without a method, the methods, and Optax's SAM.
     """
+    return [make() for make in makers(model, batch, optimizer, specs, optimized).values()]
+
+
+def makers(
+    model: nn.Module, batch: Batch, optimizer: str, specs: Sequence[str], optimized: bool
+) -> dict[str, Callable[[], Contestant]]:
+    """Returns a function per step that compiles it, by the names of the steps.
+
+    The arguments and the order of the steps are those of `contestants`.
+    """
     base = OPTIMIZERS[optimizer]()
     no_method = optax.with_extra_args_support(optax.identity())
     compiled = partial(_compiled, batch=batch, options={} if optimized else UNOPTIMIZED)
@@ -98,12 +108,12 @@ def contestants(
         step = make_train_step(classification_loss, ascent_fraction=method.ascent_fraction)
         return Contestant(method.label, method.cost, *compiled(step, state))
 
-    return [
-        by_hand(GRADIENT, 1, base),
-        by_flatreg(Method(optimizer, no_method, 1, 1.0)),
-        *map(by_flatreg, methods(specs, optimizer)),
-        by_hand(OPTAX_SAM, 2, sam),
-    ]
+    plain = Method(optimizer, no_method, 1, 1.0)
+    return {
+        GRADIENT: partial(by_hand, GRADIENT, 1, base),
+        **{one.label: partial(by_flatreg, one) for one in (plain, *methods(specs, optimizer))},
+        OPTAX_SAM: partial(by_hand, OPTAX_SAM, 2, sam),
+    }
 
 
 def _by_hand(
@@ -126,6 +136,7 @@ def _by_hand(
                 rngs={"dropout": jax.random.fold_in(key, number)},
                 mutable=list(statistics),
             )
+            logits = logits.astype(jnp.float32)  # as in flatreg's loss
             losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
             return losses.mean(), (new, jnp.mean(logits.argmax(-1) == labels))
 
