@@ -1,5 +1,6 @@
 """Evaluates a trained network: correct predictions, loss and calibration error."""
 
+import math
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -51,9 +52,11 @@ def calibration_error(confidence: np.ndarray, correct: np.ndarray) -> float:
     1706.04599).
 
     Args:
-      confidence: the probability of each prediction, in [0, 1].
+      confidence: the probability of each prediction, in [0, 1], or NaN after a divergence.
       correct: whether it is correct.
     """
+    if np.isnan(confidence).any():
+        return math.nan
     bins = np.minimum((confidence.ravel() * BINS).astype(int), BINS - 1)
     gaps = np.bincount(bins, correct.ravel() - confidence.ravel().astype(float), BINS)
     return float(np.abs(gaps).sum() / confidence.size)

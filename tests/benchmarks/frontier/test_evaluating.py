@@ -50,3 +50,11 @@ def test_calibrated_predictions_have_no_error():
     confidence = np.repeat([0.25, 0.75], 4)
     correct = np.array([1, 0, 0, 0, 1, 1, 1, 0], bool)
     assert evaluating.calibration_error(confidence, correct) == pytest.approx(0)
+
+
+def test_a_diverged_network_is_evaluated():
+    """Its probabilities are NaN, and so is the calibration error; the command goes on."""
+    x, y = jnp.ones((4, 3)), jnp.array([0, 1, 2, 0])
+    found = evaluating.predict(Fixed(), {}, x * jnp.nan, y)
+    assert np.isnan([found.loss, found.calibration_error]).all()
+    assert found.correct.shape == (4,)
