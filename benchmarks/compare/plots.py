@@ -214,7 +214,7 @@ def stability(
     """
     warmup = configuration["warmup_epochs"] / configuration["epochs"]
     rate = training.learning_rates(configuration["learning_rate"], warmup, last)
-    rates = np.array([float(rate(step - 1)) for step in steps])
+    rates = np.array([rate(step - 1) for step in steps], float)
     return rates * (lambda_max + configuration["weight_decay"])
 
 

@@ -1,5 +1,6 @@
 """The loss between two networks, along the segment and along a trained curve."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -66,7 +67,7 @@ def connectivity(
         found: jax.Array = jax.lax.map(loss, examples, batch_size=size)
         return found
 
-    loss_fn = losses
+    loss_fn: Callable[[Any], jax.Array] = losses
     if "batch_stats" in variables:
 
         def statistics_of(params: Any, batch: jax.Array) -> Any:

@@ -108,7 +108,7 @@ def describe(name: str, found: Any) -> Iterator[tuple[str, str]]:
             yield f"loss, {sigma:.0%} weight noise", f"{value:.4g} ± {error:.2g}"
     elif name == "pacgen":
         yield "Ψ", f"{found['value']:.5g}, of which curvature contributes {found['curvature']:.3g}"
-        yield "weights where it does", f"{found['active']:.2%}"
+        yield "active weights", f"{found['active']:.2%}: curvature contributes to their terms"
         yield "Lipschitz constant of H", f"at least {found['hessian_lipschitz']:.3g}"
     elif name == "stability":
         yield "λ with weight decay", f"{found.sharpness:.4g}, residual {found.residual:.1g}"

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.common.plotting import PLAIN, STYLE, new_figure
+from benchmarks.common.plotting import PLAIN, STYLE, new_figure, plain_numbers
 from benchmarks.measure.measuring import GRID, POSITIONS, SIGMAS
 from flatreg import plots
 
@@ -41,7 +41,7 @@ def panel(name: str, found: dict[str, Any]) -> bytes:
       found: the measures by name.
     """
     with matplotlib.rc_context(STYLE), io.BytesIO() as file:
-        figure = new_figure(5.2, 3.5)
+        figure = new_figure(4.4, 3.1)
         PANELS[name](figure.subplots(), found)
         figure.savefig(file, format="png")
         return file.getvalue()
@@ -82,12 +82,13 @@ def _directions(ax: Axes, found: dict[str, Any]) -> None:
         ylabel="training loss",
         yscale="log",
     )
+    plain_numbers(ax.yaxis)
 
 
 def _surface(ax: Axes, found: dict[str, Any]) -> None:
     losses = found["slices"]["surface"]
     plots.plot_surface(GRID, GRID, losses, ax=ax, label="training loss")
-    ax.set(title="Over a plane of two random directions (star: lowest value)", xlabel="", ylabel="")
+    ax.set(title="Over a plane of random directions (star: lowest)", xlabel="", ylabel="")
 
 
 def _noise(ax: Axes, found: dict[str, Any]) -> None:
@@ -105,13 +106,14 @@ def _noise(ax: Axes, found: dict[str, Any]) -> None:
     )
     ax.set(
         title="Under noise on the weights",
-        xlabel="standard deviation of the noise, relative to each weight",
+        xlabel="noise, relative to each weight",
         ylabel="training loss",
         xscale="log",
         yscale="log",
     )
     ax.set_xticks(SIGMAS, [f"{sigma:.0%}" for sigma in SIGMAS], minor=False)
     ax.minorticks_off()
+    plain_numbers(ax.yaxis)
     ax.legend(frameon=False)
 
 

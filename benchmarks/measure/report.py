@@ -16,7 +16,7 @@ h2 { font-size: 1.2rem; margin: 0 0 0.5rem; }
 section { border-top: 1px solid #ddd; margin-top: 1.75rem; padding-top: 1.25rem; }
 p { max-width: 46rem; margin: 0.5rem 0; }
 .panels { display: grid; gap: 1rem;
-  grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); }
+  grid-template-columns: repeat(auto-fill, minmax(min(100%, 26rem), 1fr)); }
 figure { margin: 0.75rem 0 0; max-width: 40rem; }
 img { display: block; width: 100%; height: auto; }
 table { border-collapse: collapse; margin: 0.75rem 0; font-variant-numeric: tabular-nums; }

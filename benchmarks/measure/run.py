@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from rich.console import Console
@@ -95,7 +96,8 @@ def run(
         )
         found = _measure(measured, loss_fn, variables["params"], options.seed, console)
         if between is not None:
-            found |= _connect(model, variables, between, (x, y), options, console)
+            examples = jnp.asarray(x), jnp.asarray(y)
+            found |= _connect(model, variables, between, examples, options, console)
     where = saved_models.path(folder, method, seed).with_name(f"{seed}-measured")
     where.mkdir(parents=True, exist_ok=True)
     arguments = options._asdict() | {"method": method, "settings": options.settings._asdict()}
@@ -103,7 +105,11 @@ def run(
     written = [FILE, *plots.draw(where, title, found)]
     if options.report:
         size = sum(w.size for w in jax.tree.leaves(variables["params"]))
-        facts = [("network", trained), ("weights", f"{size:,}")]
+        facts = [
+            ("network", trained),
+            ("weights", f"{size:,}"),
+            ("radius ρ", f"{options.settings.rho:g}"),
+        ]
         if other is not None:
             facts.append(("other network", f"{other[0]}, seed {other[1]}"))
         text = report.page(title, facts, found, _footer(options, chosen, folder, method))
@@ -140,12 +146,14 @@ def _footer(
     words += [] if options.other is None else ["--with", options.other]
     trained = ("optimizer", "learning_rate", "weight_decay", "batch_size", "epochs", "label_noise")
     settings = {"batch_size": options.batch_size, **options.settings._asdict()}
+    left_out = [("left out", "stability, because the second moments of AdamW are not saved")]
     return [
         ("command", command_line("measure", words)),
         ("training", ", ".join(f"{name} {chosen[name]}" for name in trained)),
         ("settings", ", ".join(f"{name} {value}" for name, value in settings.items())),
         ("versions", ", ".join(f"{k} {v}" for k, v in results.environment().items())),
         ("loss", "mean cross-entropy of the training examples, in eval mode, in full float32"),
+        *(left_out if _optimizer(chosen) is None else []),
     ]
 
 
