@@ -224,8 +224,11 @@ def _draw_threshold(axes: Axes, threshold: float) -> None:
     axes.axhline(threshold, color="black", linestyle="--", linewidth=1, label=label)
     axes.set_title(r"stability: $\lambda_{\max}\,\eta$", weight="bold")
     axes.set_xlabel("training step")
-    axes.set_ylim(0, max(1.15 * threshold, axes.get_ylim()[1]))
-    axes.legend(frameon=False)
+    axes.set_yscale("log")
+    # At the end of the training, the learning rate is zero.
+    axes.set_ylim(threshold / 1000, max(3 * threshold, axes.get_ylim()[1]))
+    plain_numbers(axes.yaxis)
+    axes.legend(frameon=False, loc="lower left")
 
 
 def _explain(figure: Figure, configuration: dict[str, Any], text: str) -> None:

@@ -6,10 +6,12 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import optax
 
-from benchmarks.common.models import batch_norm
 from flatreg import measures
+
+MOMENTUM = 0.9  # of the running statistics of BatchNorm, in all networks of the benchmarks
 
 Examples = tuple[jax.Array, jax.Array]  # inputs and labels
 
@@ -71,10 +73,29 @@ def connectivity(
     if "batch_stats" in variables:
 
         def statistics_of(params: Any, batch: jax.Array) -> Any:
-            return batch_norm.statistics_of(model, {**variables, "params": params}, batch)
+            return batch_statistics(model, {**variables, "params": params}, batch)
 
         batches = x[: len(x) // size * size].reshape(-1, size, *x.shape[1:])
         loss_fn = measures.with_batch_statistics(losses, statistics_of, batches)
     segment = measures.barrier(loss_fn, variables["params"], other)
     curve = measures.bezier_path(loss_fn, variables["params"], other, key, steps=steps)
     return Connectivity(segment, curve)
+
+
+def batch_statistics(model: nn.Module, variables: Any, x: jax.Array) -> Any:
+    """Returns the statistics of one batch alone, in the form of the network's `batch_stats`.
+
+    Args:
+      model: a network with BatchNorm.
+      variables: its parameters and statistics. The values of the statistics are not used.
+      x: the inputs of the batch.
+    """
+    zero = jax.tree.map(jnp.zeros_like, variables["batch_stats"])
+    _, updated = model.apply(
+        {**variables, "batch_stats": zero},
+        x,
+        train=True,
+        mutable=["batch_stats"],
+        rngs={"dropout": jax.random.key(0)},  # comes after the last BatchNorm
+    )
+    return jax.tree.map(lambda new: new / (1 - MOMENTUM), updated["batch_stats"])

@@ -8,9 +8,10 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks.common.models import batch_norm
 from benchmarks.common.models.cnn import Cnn
+from benchmarks.common.models.resnet import ResNet
 from benchmarks.measure import plots, report
+from benchmarks.measure.connectivity import batch_statistics
 from benchmarks.measure.measuring import GRID, POSITIONS, SIGMAS, describe
 from flatreg import measures
 
@@ -102,14 +103,21 @@ def test_sections_without_measures_are_left_out():
     assert "Spectrum" in text
 
 
-def test_statistics_of_one_batch_are_its_mean_and_variance():
-    model = Cnn(channels=(3,), num_classes=2)
+@pytest.mark.parametrize(
+    "model",
+    [
+        Cnn(channels=(3,), num_classes=2),
+        pytest.param(ResNet(num_classes=2, widths=(3,), blocks=1), marks=pytest.mark.slow),
+    ],
+    ids=["cnn", "resnet"],
+)
+def test_statistics_of_one_batch_are_its_mean_and_variance(model):
     x = jax.random.normal(jax.random.key(0), (5, 4, 4, 1))
     variables = model.init(jax.random.key(1), x, train=False)
     _, inner = model.apply(
         variables, x, train=False, capture_intermediates=lambda m, _: isinstance(m, nn.Conv)
     )
     (activations,) = inner["intermediates"]["Conv_0"]["__call__"]
-    found = batch_norm.statistics_of(model, variables, x)["BatchNorm_0"]
+    found = batch_statistics(model, variables, x)["BatchNorm_0"]
     np.testing.assert_allclose(found["mean"], activations.mean((0, 1, 2)), atol=1e-5)
     np.testing.assert_allclose(found["var"], activations.var((0, 1, 2)), rtol=1e-4)

@@ -12,8 +12,6 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from benchmarks.common.models import batch_norm
-
 
 class Block(nn.Module):
     """A residual block of two 3×3 convolutions.
@@ -69,12 +67,7 @@ class ResNet(nn.Module):
         conv = partial(
             nn.Conv, use_bias=False, dtype=self.dtype, conv_general_dilated=self.convolve
         )
-        norm = partial(
-            nn.BatchNorm,
-            use_running_average=not train,
-            momentum=batch_norm.MOMENTUM,
-            dtype=self.dtype,
-        )
+        norm = partial(nn.BatchNorm, use_running_average=not train, momentum=0.9, dtype=self.dtype)
         x = nn.gelu(norm()(conv(self.widths[0], (3, 3))(x)))
         for stage, width in enumerate(self.widths):
             for block in range(self.blocks):
