@@ -95,11 +95,11 @@ def test_the_report_has_all_numbers(page):
 
 def test_sections_without_measures_are_left_out():
     found = everything()
-    for name in ("segment", "curve", "stability"):
+    for name in ("segment", "curve", "stability", "slices", "noise"):
         del found[name]
     text = Elements(report.page("sgd", [], found, [])).text
-    assert "Connectivity" not in text
-    assert "Stability" not in text
+    for heading in ("Connectivity", "Stability", "Slices", "Noise"):
+        assert heading not in text
     assert "Spectrum" in text
 
 
