@@ -21,6 +21,7 @@ from benchmarks.common.options import Options
 from flatreg.linen import TrainState, classification_loss, make_train_step
 
 State = TypeVar("State")
+MOMENTUM = 0.9  # of SGD
 
 
 class Program(NamedTuple):
@@ -72,14 +73,27 @@ def training_steps(method: Method, options: Options, examples: int) -> int:
     return plain
 
 
+def learning_rates(peak: float, warmup: float, steps: int) -> optax.Schedule:
+    """Returns the learning rate as a function of the step: a cosine to zero, after a warmup.
+
+    Args:
+      peak: the largest learning rate.
+      warmup: the fraction of the steps during which the learning rate increases from zero.
+      steps: the number of training steps.
+    """
+    if increasing := int(warmup * steps):
+        return optax.warmup_cosine_decay_schedule(0.0, peak, increasing, steps)
+    return optax.cosine_decay_schedule(peak, steps)
+
+
 def build(
     method: Method, model: nn.Module, options: Options, x: jax.Array, y: jax.Array
 ) -> Program:
     """Compiles the training of a method on inputs shaped like `x` with labels shaped like `y`."""
     steps_per_epoch = len(x) // options.batch_size
     total = training_steps(method, options, len(x))
-    warmup = int(options.warmup_epochs / options.epochs * total)
-    tx = optax.chain(method.transform, _base_optimizer(options, total, warmup))
+    rates = learning_rates(options.learning_rate, options.warmup_epochs / options.epochs, total)
+    tx = optax.chain(method.transform, _base_optimizer(options, rates))
     train_step = make_train_step(classification_loss, ascent_fraction=method.ascent_fraction)
     example = x[:1]
     model = model.clone(dtype=jnp.dtype(options.dtype))
@@ -144,12 +158,9 @@ def train_epoch(
     return Epoch(state, steps, seconds, float(np.mean(jax.device_get(losses))))
 
 
-def _base_optimizer(options: Options, steps: int, warmup: int) -> optax.GradientTransformation:
-    schedule = optax.cosine_decay_schedule(options.learning_rate, steps)
-    if warmup:
-        schedule = optax.warmup_cosine_decay_schedule(0.0, options.learning_rate, warmup, steps)
+def _base_optimizer(options: Options, rates: optax.Schedule) -> optax.GradientTransformation:
     if options.optimizer == "adamw":
-        return optax.adamw(schedule, weight_decay=options.weight_decay)
+        return optax.adamw(rates, weight_decay=options.weight_decay)
     # The decay comes after the method, so that no method perturbs along it.
     decay = optax.add_decayed_weights(options.weight_decay)
-    return optax.chain(decay, optax.sgd(schedule, momentum=0.9))
+    return optax.chain(decay, optax.sgd(rates, momentum=MOMENTUM))

@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from benchmarks.common import training
 from benchmarks.common.plotting import PLAIN, STYLE, new_figure, plain_numbers
 from benchmarks.common.statistics.estimates import number
 from benchmarks.compare.summary import MethodResult
@@ -157,9 +158,14 @@ def _flatness(series: list[Series], configuration: dict[str, Any]) -> Figure:
 
 
 def _along(series: list[Series], configuration: dict[str, Any]) -> Figure:
-    """λ_max and trace against the training step, and λ_max against the training loss."""
-    figure = new_figure(11, 3.6)
-    axes = figure.subplots(1, 3)
+    """λ_max, trace and stability against the step, and λ_max against the training loss.
+
+    The stability is drawn for SGD only. The threshold of AdamW is one for the preconditioned
+    Hessian, which is not measured.
+    """
+    with_threshold = configuration["optimizer"] == "sgd"
+    figure = new_figure(14 if with_threshold else 11, 3.6)
+    axes = figure.subplots(1, 4 if with_threshold else 3)
     _explain(figure, configuration, "mean over seeds, with a band from minimum to maximum")
     for one in series:
         points = [[e for e in run["curve"] if "curvature" in e] for run in one.runs]
@@ -173,8 +179,12 @@ def _along(series: list[Series], configuration: dict[str, Any]) -> Figure:
         axes[2].plot(
             found["loss"].mean(0), found["lambda_max"].mean(0), "o-", color=one.color, markersize=3
         )
+        if with_threshold:
+            last = one.runs[0]["curve"][-1]["step"]
+            values = stability(found["lambda_max"], steps, last, configuration)
+            _band(axes[3], steps, values, one.color)
     top = r"$\lambda_{\max}$"
-    for one_axes, title in zip(axes, (top, "trace", f"{top} at the same loss"), strict=True):
+    for one_axes, title in zip(axes, (top, "trace", f"{top} at the same loss"), strict=False):
         one_axes.set_title(title, weight="bold")
         one_axes.set_yscale("log")
         one_axes.set_xlabel("training step")
@@ -183,7 +193,42 @@ def _along(series: list[Series], configuration: dict[str, Any]) -> Figure:
     axes[2].set_xlabel("training loss of the measured examples")
     plain_numbers(axes[2].xaxis)
     axes[0].legend(frameon=False)
+    if with_threshold:
+        _draw_threshold(axes[3], 2 + 2 * training.MOMENTUM)
     return figure
+
+
+def stability(
+    lambda_max: np.ndarray, steps: np.ndarray, last: int, configuration: dict[str, Any]
+) -> np.ndarray:
+    """Returns λη, the quantity whose threshold for SGD with momentum β is 2 + 2β.
+
+    λ is the largest eigenvalue of the loss with weight decay, and η the learning rate of the step
+    before the measurement.
+
+    Args:
+      lambda_max: the largest eigenvalues without weight decay, whose last axis is that of `steps`.
+      steps: the number of steps before each measurement.
+      last: the number of steps of the training.
+      configuration: the options of the comparison.
+    """
+    warmup = configuration["warmup_epochs"] / configuration["epochs"]
+    rate = training.learning_rates(configuration["learning_rate"], warmup, last)
+    rates = np.array([rate(step - 1) for step in steps], float)
+    return rates * (lambda_max + configuration["weight_decay"])
+
+
+def _draw_threshold(axes: Axes, threshold: float) -> None:
+    """Draws the threshold of the optimizer, above which it diverges on a quadratic loss."""
+    label = f"threshold $2+2\\beta={threshold:g}$"
+    axes.axhline(threshold, color="black", linestyle="--", linewidth=1, label=label)
+    axes.set_title(r"stability: $\lambda_{\max}\,\eta$", weight="bold")
+    axes.set_xlabel("training step")
+    axes.set_yscale("log")
+    # At the end of the training, the learning rate is zero.
+    axes.set_ylim(threshold / 1000, max(3 * threshold, axes.get_ylim()[1]))
+    plain_numbers(axes.yaxis)
+    axes.legend(frameon=False, loc="lower left")
 
 
 def _explain(figure: Figure, configuration: dict[str, Any], text: str) -> None:

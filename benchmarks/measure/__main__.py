@@ -2,11 +2,14 @@
 
     python -m benchmarks.compare --save-models --out results/digits
     python -m benchmarks.measure results/digits --method sam:rho=0.3
+    python -m benchmarks.measure results/digits --report --with sgd
     python -m benchmarks.measure results/digits --quick
 
 All measures are for the training loss with the labels that the run saw, in eval mode and in full
 float32 precision, and each number comes with its error. The command writes measured.json and two
 figures next to the saved network: slices of the loss, and the spectral density of its Hessian.
+With --report, it writes all of this to one page, report.html, with PACGen's metric and the
+stability of the optimizer. With --with, it measures the loss between two networks.
 """
 
 import argparse
@@ -25,6 +28,7 @@ COUNTS = {
     "steps": (20, 20, 1, "steps of the Lanczos iteration"),
     "probes": (64, 4, 2, "number of random vectors for the trace"),
     "ascent_steps": (100, 3, 1, "steps of the search for R⁰ and R¹"),
+    "curve_steps": (500, 20, 0, "training steps of the curve to the other network"),
 }
 
 
@@ -39,6 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             examples=args.examples,
             batch_size=args.batch_size,
             settings=Settings(*(getattr(args, name) for name in Settings._fields)),
+            other=args.other,
+            report=args.report,
         )
         run(options, pathlib.Path(args.results), data_dir=args.data_dir)
 
@@ -54,13 +60,26 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--method", help="a method as the comparison lists it (default: its first one)"
     )
     parser.add_argument("--seed", type=int, default=0, help="the seed of the run (default: 0)")
+    parser.add_argument(
+        "--with",
+        dest="other",
+        metavar="METHOD[/SEED]",
+        help="another network of the comparison, for the loss between the two (default seed: "
+        "that of --seed)",
+    )
+    parser.add_argument(
+        "--report",
+        action="store_true",
+        help="also write report.html, one page with all numbers and figures that needs no other "
+        "file",
+    )
     parser.add_argument("--data-dir", help=cli.DATA_DIR_HELP)
     for name, (default, _, _, text) in COUNTS.items():
         parser.add_argument(cli.flag(name), type=int, help=f"{text} (default: {default})")
     parser.add_argument(
         "--rho", type=float, default=0.05, help="radius of the ball for R⁰ and R¹ (default: 0.05)"
     )
-    cli.add_quick(parser, "128 examples, 4 probes and 3 ascent steps")
+    cli.add_quick(parser, "128 examples, 4 probes, 3 ascent steps and 20 steps of the curve")
     args = parser.parse_args(argv)
     cli.fill_in(args, {name: count[1 if args.quick else 0] for name, count in COUNTS.items()})
     cli.check_at_least(vars(args), {name: least for name, (_, _, least, _) in COUNTS.items()})

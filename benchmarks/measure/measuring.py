@@ -15,6 +15,7 @@ from flatreg import measures
 SIGMAS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)  # standard deviations of the noise, per |weight|
 POSITIONS = np.linspace(-1, 1, 41)  # along a slice, in units of the norm of the weights
 GRID = np.linspace(-1, 1, 21)  # along each side of a surface
+HESSIAN_RADIUS = 0.1  # of the ball in which the Hessian's Lipschitz constant is estimated
 GRADIENT_RATIO = 0.05  # above it, the gradient is too large for R¹/ρ² to be close to λ_max
 
 Measure = Callable[[measures.LossFn, Any, jax.Array], Any]
@@ -28,6 +29,7 @@ class Settings(NamedTuple):
       steps: the number of steps of the Lanczos iteration.
       probes: the number of random vectors for the trace.
       ascent_steps: the number of steps of the search for R⁰ and R¹.
+      curve_steps: the number of training steps of the curve between two networks.
       rho: the radius of the ball for R⁰ and R¹.
     """
 
@@ -35,12 +37,27 @@ class Settings(NamedTuple):
     steps: int
     probes: int
     ascent_steps: int
+    curve_steps: int
     rho: float
+
+
+class Momentum(NamedTuple):
+    """Stochastic gradient descent with momentum, which has trained the network.
+
+    Attributes:
+      learning_rate: its largest learning rate.
+      momentum: its momentum.
+      weight_decay: the weight decay, which it adds to the gradient.
+    """
+
+    learning_rate: float
+    momentum: float
+    weight_decay: float
 
 
 def plan(settings: Settings) -> dict[str, Measure]:
     """Returns the measures by name, as functions of the loss, the parameters and a key."""
-    k, steps, probes, ascent_steps, rho = settings
+    k, steps, probes, ascent_steps, _, rho = settings
     ball: dict[str, Any] = {"rho": rho, "steps": ascent_steps}
     noise = partial(measures.noise_robustness, sigmas=jnp.array(SIGMAS), scale=_absolute)
     return {
@@ -53,6 +70,20 @@ def plan(settings: Settings) -> dict[str, Measure]:
         "slices": _slices,
         "density": measures.spectral_density,
     }
+
+
+def plan_of_report(settings: Settings, optimizer: Momentum | None) -> dict[str, Measure]:
+    """Returns the measures that only the report contains.
+
+    Args:
+      settings: the precision of the measures.
+      optimizer: what has trained the network. None leaves out the stability, because AdamW's
+        threshold depends on second moments, which are not saved.
+    """
+    found: dict[str, Measure] = {"pacgen": partial(_pacgen, probes=settings.probes)}
+    if optimizer is not None:
+        found["stability"] = partial(_stability, optimizer=optimizer)
+    return found
 
 
 def describe(name: str, found: Any) -> Iterator[tuple[str, str]]:
@@ -75,6 +106,17 @@ def describe(name: str, found: Any) -> Iterator[tuple[str, str]]:
     elif name == "noise":
         for sigma, value, error in zip(SIGMAS, found.value, found.standard_error, strict=True):
             yield f"loss, {sigma:.0%} weight noise", f"{value:.4g} ± {error:.2g}"
+    elif name == "pacgen":
+        yield "Ψ", f"{found['value']:.5g}, of which curvature contributes {found['curvature']:.3g}"
+        yield "active weights", f"{found['active']:.2%}: curvature contributes to their terms"
+        yield "Lipschitz constant of H", f"at least {found['hessian_lipschitz']:.3g}"
+    elif name == "stability":
+        yield "λ with weight decay", f"{found.sharpness:.4g}, residual {found.residual:.1g}"
+        yield "threshold (2 + 2β)/η", f"{found.threshold:.4g}"
+        yield "λ / threshold", f"{found.ratio:.3g}"
+    elif name in ("segment", "curve"):
+        error = f"± {found.standard_error:.2g}"
+        yield f"barrier, {name}", f"{found.value:.4g} {error} at position {found.position:.2f}"
 
 
 def numbers(found: dict[str, Any]) -> dict[str, Any]:
@@ -82,7 +124,7 @@ def numbers(found: dict[str, Any]) -> dict[str, Any]:
 
     Vectors as large as the network, and the data of the figures, are left out.
     """
-    left_out = ("vectors", "perturbation")
+    left_out = ("vectors", "vector", "perturbation", "control")
     named = {
         name: out._asdict() if hasattr(out, "_asdict") else out
         for name, out in found.items()
@@ -114,6 +156,35 @@ def _slices(loss_fn: measures.LossFn, params: Any, key: jax.Array) -> dict[str, 
         "random": measures.loss_slice(loss_fn, params, (first, along)),
         "surface": measures.loss_slice(loss_fn, params, (first, side), (second, side)),
     }
+
+
+def _pacgen(
+    loss_fn: measures.LossFn, params: Any, key: jax.Array, *, probes: int
+) -> dict[str, jax.Array]:
+    keys = jax.random.split(key)
+    diagonal = measures.diagonal(loss_fn, params, keys[0], probes=probes)
+    change = measures.hessian_lipschitz(
+        loss_fn, params, keys[1], HESSIAN_RADIUS, starts=1, steps=10
+    )
+    found = measures.pacgen(params, diagonal.value, change.value)
+    return {
+        "value": found.value,
+        "curvature": found.curvature,
+        "active": found.active,
+        "hessian_lipschitz": change.value,
+    }
+
+
+def _stability(
+    loss_fn: measures.LossFn, params: Any, key: jax.Array, *, optimizer: Momentum
+) -> measures.Stability:
+    """Returns the stability of the loss with weight decay at the largest learning rate."""
+    rate, momentum, decay = optimizer
+
+    def decayed(params: Any) -> jax.Array:
+        return loss_fn(params) + decay / 2 * optax.tree.norm(params, squared=True)
+
+    return measures.stability(decayed, params, key, learning_rate=rate, momentum=momentum)
 
 
 def _absolute(params: Any) -> Any:

@@ -5,6 +5,7 @@ import pytest
 
 from benchmarks.common.measuring import Measurement
 from benchmarks.common.statistics.times import time_ratio
+from benchmarks.compare.plots import stability
 from benchmarks.compare.summary import BETTER, summarize
 
 LARGE_IS_GOOD = {"test_accuracy", "noise_accuracy"}
@@ -42,3 +43,16 @@ def test_the_time_ratio_compares_fastest_epochs_of_one_machine():
     both = [*plain, run("sgd", 2, 0, 5.0, "y")]
     assert time_ratio(slow, both) == pytest.approx(4), "the geometric mean of 2 and 8"
     assert np.isnan(time_ratio(slow, []))
+
+
+def test_stability_is_lambda_times_the_learning_rate_of_the_step():
+    configuration = {"learning_rate": 0.2, "warmup_epochs": 0, "epochs": 4, "weight_decay": 0.5}
+    steps = np.array([10, 21, 40])
+    lambda_max = np.array([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
+    rates = 0.1 * (1 + np.cos(np.pi * (steps - 1) / 40))
+    np.testing.assert_allclose(
+        stability(lambda_max, steps, 40, configuration), (lambda_max + 0.5) * rates, rtol=1e-4
+    )
+    warm = configuration | {"warmup_epochs": 1}
+    first = stability(lambda_max[:, :1], np.array([6]), 40, warm)  # in the middle of the warmup
+    np.testing.assert_allclose(first, (lambda_max[:, :1] + 0.5) * 0.1, rtol=1e-5)
