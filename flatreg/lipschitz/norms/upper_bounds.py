@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flatreg._core.tree import with_standard_promotion
-from flatreg.lipschitz.norms.gram import gram_bound
+from flatreg.lipschitz.norms.gram import gram_bound, module_of
 from flatreg.lipschitz.norms.symbol import symbol_bound
 from flatreg.lipschitz.operators.convolution import Axis, Convolution
 from flatreg.lipschitz.operators.dense import Dense
@@ -104,9 +104,19 @@ def spectral_norm_upper_bound(
     if isinstance(linear_map, Dense):
         return gram_bound(linear_map.matrix(kernel))
     if isinstance(linear_map, Convolution):
-        blocks, axes = blocks_and_axes(kernel, linear_map)
-        return jnp.minimum(symbol_bound(blocks, axes, tolerance), _reshaped_bound(blocks, axes))
+        return convolution_bound(kernel, linear_map, tolerance)
     return matrix_bound(kernel, linear_map)
+
+
+def convolution_bound(
+    kernel: jax.Array, linear_map: Convolution, tolerance: float = 0.05
+) -> jax.Array:
+    """Returns the smallest of the three bounds; the kernel is an array of JAX or NumPy."""
+    blocks, axes = blocks_and_axes(kernel, linear_map)
+    smallest: jax.Array = module_of(blocks).minimum(
+        symbol_bound(blocks, axes, tolerance), _reshaped_bound(blocks, axes)
+    )
+    return smallest
 
 
 def default_map(kernel: jax.Array) -> Dense:
@@ -160,11 +170,13 @@ def _reshaped_bound(blocks: jax.Array, axes: tuple[Axis, ...]) -> jax.Array:
     """Returns the smaller of √p·σ(R) for a convolution and for its adjoint."""
     *window, inputs, groups, outputs = blocks.shape
     taps = math.prod(window)
-    grouped = jnp.moveaxis(blocks.reshape(taps, inputs, groups, outputs), 2, 0)
+    xp = module_of(blocks)
+    grouped = xp.moveaxis(blocks.reshape(taps, inputs, groups, outputs), 2, 0)
     forward = gram_bound(grouped.reshape(groups, taps * inputs, outputs))
     adjoint = gram_bound(grouped.swapaxes(1, 2).reshape(groups, inputs, taps * outputs))
     reads, reached = map(math.prod, zip(*map(_multiplicity, axes), strict=True))
-    return jnp.minimum(math.sqrt(reads) * forward, math.sqrt(reached) * adjoint)
+    smaller: jax.Array = xp.minimum(math.sqrt(reads) * forward, math.sqrt(reached) * adjoint)
+    return smaller
 
 
 def _multiplicity(axis: Axis) -> tuple[int, int]:

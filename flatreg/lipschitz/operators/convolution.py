@@ -148,7 +148,7 @@ class Convolution:
                 kernel = kernel.transpose(self.kernel_axes)
             groups = self.feature_group_count
             if kernel.shape[-2] * groups == channels and kernel.shape[-1] % groups == 0:
-                return jnp.flip(kernel, range(spatial)) if self.reverse else kernel
+                return kernel[(slice(None, None, -1),) * spatial] if self.reverse else kernel
         raise ValueError(
             f"{self} does not fit a kernel of shape {kernel.shape}. The kernel must be (*window, "
             f"in / groups, out) with {spatial} window axes: write Convolution((*spatial, in), …), "
