@@ -73,6 +73,15 @@ def test_some_steps_in_the_complement_of_some_vectors(x64):
     np.testing.assert_allclose(residuals[:2], expected, rtol=1e-10)
 
 
+def test_a_start_close_to_a_given_vector_becomes_orthogonal_to_it(x64):
+    """The first projection leaves a part of the size of the rounding error, the second none."""
+    a = MATRICES["random"] + MATRICES["random"].T
+    fixed = jnp.asarray(np.linalg.eigh(a)[1].T[1:3])
+    start = fixed[0] - 2 * fixed[1] + 1e-9 * jnp.arange(6.0)
+    krylov = tridiagonalize(lambda v: a @ v, start, 3, KEY, orthogonal_to=fixed)
+    np.testing.assert_allclose(krylov.basis @ fixed.T, 0, atol=1e-12)
+
+
 @pytest.mark.nightly_except("(6, 3)-*", "(3, 6)-random")
 @every_matrix
 @pytest.mark.parametrize("shape", [(6, 6), (6, 3), (3, 6)], ids=str)

@@ -238,7 +238,7 @@ def test_an_overflow_in_the_perturbed_pass_lowers_the_scale():
 
 
 @pytest.mark.parametrize(
-    ("start", "minimum"), [(64.0, None), (64.0, 4.0), (2.0**126, None)], ids=str
+    ("start", "minimum"), [(64.0, None), (64.0, 4.0), (2.0**127, None)], ids=str
 )
 def test_the_loss_scale_follows_flax_s_rule(start, minimum):
     """The reference is ``DynamicScale.value_and_grad`` on a loss with the same infinities.

@@ -136,6 +136,12 @@ def lstm(params, x):
     return x @ jnp.concatenate([params["a"], params["b"]], axis=1)
 
 
+def patches(x, stride):
+    """The 2×2 patches of images, with the channels last."""
+    found = jax.lax.conv_general_dilated_patches(x, (2, 2), (stride, stride), "VALID")
+    return jnp.moveaxis(found, 1, -1)
+
+
 TWO = {"a": jnp.ones((4, 2)), "b": jnp.ones((4, 2))}
 UNMAPPED = {
     "low-rank change": (lambda p, x: x @ (jnp.ones((4, 4)) + p["a"] @ p["b"].T), TWO, X, "ab"),
@@ -163,6 +169,30 @@ UNMAPPED = {
         X,
         "w",
     ),
+    "low-rank change of a weight": (
+        lambda p, x: x @ (p["w"] + p["a"] @ p["b"].T),
+        W | TWO,
+        X,
+        "wab",
+    ),
+    "shifted copies": (
+        lambda p, x: jnp.concatenate([x[:, :-1], 2 * x[:, :-1], x[:, 1:]], 2) @ p["a"],
+        {"a": jnp.ones((12, 4))},
+        jnp.ones((2, 5, 4)),
+        "a",
+    ),
+    "circular features": (
+        lambda p, x: jnp.pad(x, ((0, 0), (0, 2)), mode="wrap") @ p["w"],
+        {"w": jnp.ones((6, 4))},
+        X,
+        "w",
+    ),
+    "overlapping patches": (
+        lambda p, x: patches(x, 1).reshape(2, -1, 12) @ p["a"],
+        {"a": jnp.ones((12, 4))},
+        jnp.ones((2, 3, 6, 6)),
+        "a",
+    ),
     "two sizes": (
         lambda p, x: [jax.lax.conv(x, p["w"], (s, s), "SAME") for s in (1, 2)],
         {"w": jnp.ones((2, 2, 3, 3))},
@@ -188,8 +218,10 @@ def test_a_weight_without_single_map_is_named(function, params, x, names):
         nn.ConvTranspose(4, (3, 3), strides=(2, 2), padding="CIRCULAR"),
         nn.WeightNorm(nn.Dense(4)),
         nn.RNN(nn.OptimizedLSTMCell(4)),
+        nn.ConvLocal(2, (3, 3)),
+        nn.ConvLocal(2, (1, 2), strides=(2, 1)),
     ],
-    ids=["reflected", "circular transposed", "weight norm", "LSTM"],
+    ids=["reflected", "circular transposed", "weight norm", "LSTM", "local", "local, strided"],
 )
 def test_layers_without_a_single_linear_map_are_named(layer):
     x = example(None)[:, :, 0] if isinstance(layer, nn.RNN) else example(None)
@@ -200,13 +232,45 @@ def test_layers_without_a_single_linear_map_are_named(layer):
     assert all(path in str(caught.value) for path in kernels)
 
 
+def test_low_rank_branches_are_mapped_one_by_one():
+    def branches(p, x):
+        return x @ p["w"] + 0.5 * (x @ p["a"]) @ p["b"].T
+
+    assert lipschitz.linear_maps(branches, W | TWO, X) == {
+        "a": Dense(), "b": Dense((1,)), "w": Dense()
+    }  # fmt: skip
+    graphdef, params = nnx.split(nnx.LoRALinear(4, 3, lora_rank=2, rngs=nnx.Rngs(0)))
+    maps = lipschitz.linear_maps(lambda p, x: nnx.merge(graphdef, p)(x), params, X)
+    assert sorted(path.replace("/value", "") for path in maps) == [
+        "kernel", "lora/lora_a", "lora/lora_b"
+    ]  # fmt: skip
+    assert set(maps.values()) == {Dense()}
+
+
+def test_patches_without_overlap_have_the_norm_of_the_input():
+    """The kernels of the places form a stack, whose largest norm is that of the layer."""
+    layer, x = nn.ConvLocal(3, (2, 2), (2, 2)), jax.random.normal(KEY, (1, 4, 6, 2))
+    variables = layer.init(KEY, x)
+    maps = lipschitz.linear_maps(layer.apply, variables, x)
+    assert maps == {"params/kernel": lipschitz.Stacked(Dense(), (0, 1))}
+    jacobian = jax.jit(jax.jacobian(lambda x: layer.apply(variables, x)))(x)
+    norm = np.linalg.norm(np.asarray(jacobian).reshape(-1, x.size), 2)
+    norms = np.linalg.norm(variables["params"]["kernel"], 2, axis=(2, 3))
+    np.testing.assert_allclose(norms.max(), norm, rtol=1e-5)
+
+
 def test_a_kernel_with_three_axes_and_its_adjoint_have_one_map():
     def there_and_back(params, x):
         y = jnp.tanh(jnp.einsum("bi,ijk->bjk", x, params["w"]))
         return jnp.einsum("bjk,ijk->bi", y, params["w"])
 
-    maps = lipschitz.linear_maps(there_and_back, {"w": jnp.ones((4, 2, 3))}, X)
-    assert maps == {"w": Dense((0,))}
+    def back_and_there(params, y):
+        return jnp.einsum("bi,ijk->bjk", jnp.einsum("bjk,ijk->bi", y, params["w"]), params["w"])
+
+    params = {"w": jnp.ones((4, 2, 3))}
+    assert lipschitz.linear_maps(there_and_back, params, X) == {"w": Dense((0,))}
+    maps = lipschitz.linear_maps(back_and_there, params, jnp.ones((5, 2, 3)))
+    assert maps == {"w": Dense((1, 2))}
 
 
 def test_paths_that_collide_are_an_error():

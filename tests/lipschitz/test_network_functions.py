@@ -15,7 +15,6 @@ from flax import nnx
 from jax import lax
 
 from flatreg import lipschitz
-from flatreg.lipschitz.networks import deferred
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -319,15 +318,14 @@ def test_loops_and_conditions_that_are_known_are_followed():
     assert np.linalg.norm(columns, 2) <= upper_of(recurrent) <= 2
 
 
-def test_equal_layers_share_one_loop():
-    """Ten layers of two shapes need two loops, and a second call traces none."""
+def test_equal_layers_share_one_loop_if_traced():
+    """Ten layers of two shapes need two loops."""
 
     def network(kernels, x):
         for kernel in kernels:
             x = nn.relu(nn.relu(x @ kernel) @ kernel.T)
         return x
 
-    deferred._compiled.cache_clear()
     kernels = [jnp.asarray(np.random.default_rng(i).normal(size=(5, 3))) for i in range(5)]
     program = jax.make_jaxpr(
         lambda kernels: lipschitz.lipschitz_bound(network, kernels, jnp.ones((1, 5))).upper
@@ -339,5 +337,30 @@ def test_equal_layers_share_one_loop():
     assert bound.upper == pytest.approx(math.prod(norms) ** 2)
     for i, norm in enumerate(norms):
         assert bound.layers[f"{i}"] == pytest.approx(norm)
-    lipschitz.lipschitz_bound(network, kernels, jnp.ones((1, 5)))
-    assert deferred._compiled.cache_info().misses == 2
+
+
+def test_norms_of_concrete_layers_compile_nothing(caplog):
+    """Further convolutions of other shapes, strides and groups, and the values inside ``jit``."""
+
+    def conv(x, kernel, stride, groups):
+        layout = ("NHWC", "HWIO", "NHWC")
+        return lax.conv_general_dilated(
+            x, kernel, (stride, 1), "SAME", dimension_numbers=layout, feature_group_count=groups
+        )
+
+    def network(kernels, x):
+        for stride, kernel in enumerate(kernels, start=1):
+            x = jnp.tanh(conv(x, kernel, stride, x.shape[-1] // kernel.shape[2]))
+        return x.sum((1, 2))
+
+    rng = np.random.default_rng(0)
+    shapes = [(1, 1, 2, 4), (3, 2, 2, 4), (2, 3, 4, 4)]
+    kernels = [jnp.asarray(rng.normal(size=shape)) for shape in shapes]
+    x = jax.ShapeDtypeStruct((1, 7, 6, 2), jnp.float64)
+    lipschitz.lipschitz_bound(network, kernels[:1], x)
+    with jax.log_compiles():
+        bound = lipschitz.lipschitz_bound(network, kernels, x)
+    assert "Finished XLA compilation" not in caplog.text
+    traced = jax.jit(lambda kernels: lipschitz.lipschitz_bound(network, kernels, x))(kernels)
+    assert bound.upper == pytest.approx(float(traced.upper), rel=1e-12)
+    assert bound.layers == pytest.approx(jax.tree.map(float, traced.layers), rel=1e-12)

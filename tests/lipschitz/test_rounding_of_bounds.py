@@ -137,6 +137,15 @@ def test_a_kernel_far_above_the_bound_becomes_small_or_zero():
     assert np.linalg.norm(np.float64(projected), 2) <= 1e-3
 
 
+def test_a_kernel_50_times_above_the_bound_is_not_lost():
+    """Several attempts are needed until the rounded difference leads to a kernel in the bound."""
+    kernel = np.random.default_rng(0).normal(size=(8, 6)) * 10
+    params = {"kernel": jnp.asarray(kernel).astype("bfloat16")}
+    tx = lipschitz.project_spectral_norm(1.0, norm="upper_bound")
+    projected = optax.apply_updates(params, first_update(tx, params)[0])["kernel"]
+    assert 0.3 < np.linalg.norm(np.float64(projected), 2) <= 1
+
+
 @pytest.mark.parametrize("norm", ["power", "upper_bound"])
 def test_not_a_number_reaches_the_parameters(norm):
     params = {"kernel": jnp.eye(3), "count": jnp.ones((), jnp.int32)}

@@ -57,9 +57,15 @@ def measured(kernel, linear_map):
     )
 
 
+def for_every_size(kernel):
+    """The convolution with stride 1 of an infinite input."""
+    *window, channels, _ = kernel.shape
+    return Convolution((*(None,) * len(window), channels))
+
+
 @jax.jit
 def bounded_everywhere(kernel):
-    return lipschitz.spectral_norm_upper_bound(kernel, tolerance=0.3)
+    return lipschitz.spectral_norm_upper_bound(kernel, for_every_size(kernel), tolerance=0.3)
 
 
 class TestConvolutions:
@@ -100,16 +106,27 @@ class TestConvolutions:
         factors = np.random.default_rng(extent).normal(size=(ndim, extent))
         kernel = functools.reduce(np.multiply.outer, factors)[..., None, None]
         supremum = math.prod(np.abs(np.fft.fft(f, 4096)).max() for f in factors)
-        bound = lipschitz.spectral_norm_upper_bound(kernel)
+        linear_map = for_every_size(kernel)
+        bound = lipschitz.spectral_norm_upper_bound(kernel, linear_map)
         assert supremum * (1 - 1e-5) <= bound <= 1.05 * supremum
-        interval = lipschitz.spectral_norm(kernel)
+        interval = lipschitz.spectral_norm(kernel, linear_map)
         assert interval.lower <= supremum * (1 + 1e-5) <= interval.upper * (1 + 2e-5)
+
+    def test_a_bound_for_every_size_holds_for_each_size(self):
+        kernel = np.random.default_rng(0).normal(size=(3, 2, 3))
+        every_size = Convolution((None, 2), strides=2)
+        bound = jax.jit(lambda k: lipschitz.spectral_norm_upper_bound(k, every_size))(kernel)
+        settings = ((8, "SAME"), (9, [(2, 1)]), (60, "CIRCULAR"))
+        norms = [exact_norm(Convolution((n, 2), 2, pad), kernel) for n, pad in settings]
+        assert max(norms) <= bound <= 1.06 * max(norms)
 
     def test_a_coarse_grid_is_certified_by_its_factor(self):
         """|1 − e^iω| is largest at ω = π, which is not on a grid of odd length."""
         kernel = np.array([1.0, -1.0])[:, None, None]
         for tolerance in (0.05, 3.0):
-            bound = lipschitz.spectral_norm_upper_bound(kernel, tolerance=tolerance)
+            bound = lipschitz.spectral_norm_upper_bound(
+                kernel, Convolution((None, 1)), tolerance=tolerance
+            )
             assert 2 * (1 - 1e-6) <= bound <= 2 * (1 + tolerance)
 
     def test_the_norm_is_not_that_of_the_reshaped_kernel(self):
@@ -236,6 +253,11 @@ def test_degenerate_kernels_are_exact_and_without_nan(kernel, linear_map, norm):
     [
         (lambda k: lipschitz.spectral_norm(k, steps=0), ValueError, "steps=50"),
         (lambda k: lipschitz.spectral_norm(k[0, 0, 0]), ValueError, "needs a linear map"),
+        (lambda k: lipschitz.spectral_norm(k[0]), ValueError, r"Convolution\(\(None, None, in\)\)"),
+        (lambda k: lipschitz.spectral_norm_upper_bound(k), ValueError, "linear_maps"),
+        (lambda k: Convolution((None, 8, 2)), ValueError, r"Convolution\(\(None, None, 2\)"),
+        (lambda k: Convolution((None, 2), input_dilation=2), ValueError, "transposed"),
+        (lambda k: Convolution((None, 2)).apply(k[0], k), ValueError, r"\(32, 32, 16\)"),
         (lambda k: lipschitz.spectral_norm(jnp.arange(4).reshape(2, 2)), TypeError, "float32"),
         (lambda k: lipschitz.spectral_norm_upper_bound(k, tolerance=0), ValueError, "0.05"),
         (lambda k: lipschitz.spectral_norm(k, CIRCULAR((8, 8, 3))), ValueError, "linear_maps"),

@@ -284,6 +284,19 @@ def test_a_start_does_not_hide_a_direction_that_became_sharper():
     np.testing.assert_allclose(measured.sharpness, 5, rtol=1e-5)
 
 
+def test_a_start_finds_a_direction_that_is_orthogonal_to_it():
+    """The start lies in an invariant subspace that the few steps do not exhaust."""
+    curvatures = jnp.array([1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 100.0])
+    measured = measures.stability(
+        lambda w: jnp.sum(curvatures * w**2) / 2,
+        jnp.ones(7),
+        KEY,
+        learning_rate=0.1,
+        start=jnp.ones(7).at[6].set(0),
+    )
+    np.testing.assert_allclose(measured.sharpness, 100, rtol=1e-4)
+
+
 def test_batch_sharpness_is_the_mean_over_the_batches(x64):
     """Each batch is computed from its dense Hessian."""
     x, labels = (np.reshape(a[:60], (6, 10, *a.shape[1:])) for a in digits())

@@ -44,7 +44,9 @@ PRODUCTS = {
         measures.local_learning_coefficient(loss_fn, W, KEY, n=10).value
     ),
     "spectral_norm": lambda: lipschitz.spectral_norm(KERNELS["other"]["kernel"]),
-    "spectral_norm of any size": lambda: lipschitz.spectral_norm(KERNELS["kernel"]),
+    "spectral_norm of any size": lambda: lipschitz.spectral_norm(
+        KERNELS["kernel"], lipschitz.Convolution((None, None, 2))
+    ),
     "spectral_norm of a convolution": lambda: lipschitz.spectral_norm(
         KERNELS["kernel"], lipschitz.Convolution((8, 8, 2), 2)
     ),

@@ -2,10 +2,10 @@
 
 The interpreter of a network describes each bound as a formula of earlier ones. The norms of the
 layers are the only expensive numbers. They are computed last, and only those on which the result
-depends. Layers of equal shape share one loop, which is compiled once.
+depends. Norms of concrete kernels are computed with NumPy, which compiles nothing. In a traced
+function, layers of equal shape share one loop, which is compiled once.
 """
 
-import functools
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flatreg.lipschitz.norms.upper_bounds import spectral_norm_upper_bound
+from flatreg.lipschitz.norms.gram import module_of
+from flatreg.lipschitz.norms.upper_bounds import convolution_bound
 from flatreg.lipschitz.operators.convolution import Convolution
 
 
@@ -101,11 +102,10 @@ class Deferred:
             kernels = [self._numbers[i].kernel for i in group]
             traced = any(isinstance(kernel, jax.core.Tracer) for kernel in kernels)
             if traced:
-                norms: Any = _norms_of_stack(jnp.stack(kernels), linear_map)
+                norms: Any = jax.lax.map(lambda x: _norm(x, linear_map), jnp.stack(kernels))  # noqa: B023
             else:
-                stack = np.stack(kernels)
-                x64 = jnp.result_type(float) == jnp.float64
-                norms = np.asarray(_compiled(stack.shape, stack.dtype, linear_map, x64)(stack))
+                with np.errstate(all="ignore"):  # NaN and infinity are results.
+                    norms = [_norm(np.asarray(kernel), linear_map) for kernel in kernels]
             values.update(zip(group, norms, strict=True))
         return values
 
@@ -116,26 +116,14 @@ def _dtype_of(value: Any) -> Any:
     return jnp.result_type(value, jnp.float32) if is_array else jnp.result_type(float)
 
 
-def _norms_of_stack(kernels: jax.Array, linear_map: Convolution | None) -> jax.Array:
-    """Returns the norms of a stack of layers, which it computes one after another."""
-
-    def norm_of(kernel: jax.Array) -> jax.Array:
-        if linear_map is not None:
-            return spectral_norm_upper_bound(kernel, linear_map)
-        largest = jnp.max(jnp.linalg.svd(kernel, compute_uv=False), initial=0)
-        # The computed singular values have errors of a few ε times the largest one.
-        rounding = 4 * float(np.finfo(kernel.dtype).eps)
-        return largest * (1 + rounding)
-
-    norms: jax.Array = jax.lax.map(norm_of, kernels)
-    return norms
-
-
-@functools.cache
-def _compiled(
-    shape: tuple[int, ...], dtype: np.dtype, linear_map: Convolution | None, x64: bool
-) -> Callable[[np.ndarray], jax.Array]:
-    """Returns ``_norms_of_stack`` as a program, which also runs while another one is traced."""
-    del x64  # It decides the dtypes inside the program.
-    norms = functools.partial(_norms_of_stack, linear_map=linear_map)
-    return jax.jit(norms).lower(jax.ShapeDtypeStruct(shape, dtype)).compile()
+def _norm(kernel: Any, linear_map: Convolution | None) -> Any:
+    """Returns the norm of a layer, whose kernel is a tracer or an array of NumPy."""
+    if linear_map is not None:
+        return convolution_bound(kernel, linear_map)
+    xp = module_of(kernel)
+    if xp is np and not np.isfinite(kernel).all():
+        return kernel.dtype.type(np.nan)
+    largest = xp.max(xp.linalg.svd(kernel, compute_uv=False), initial=0)
+    # The computed singular values have errors of a few ε times the largest one.
+    rounding = 4 * float(np.finfo(kernel.dtype).eps)
+    return largest * (1 + rounding)

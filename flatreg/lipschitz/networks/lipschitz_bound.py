@@ -67,7 +67,9 @@ def lipschitz_bound(
     dtype. The computation of the bound itself rounds up.
 
     The function can be jitted and differentiated with respect to ``params``. It reads only the
-    shape and the dtype of ``x``. Layers of the same shape share one loop, which is compiled once.
+    shape and the dtype of ``x``. Inside ``jit``, layers of the same shape share one loop, which is
+    compiled once. Outside of it, the norms of the layers are computed with NumPy, on the host and
+    without compilation.
 
     Args:
       function: the network in evaluation mode, which maps the parameters and a batch to the

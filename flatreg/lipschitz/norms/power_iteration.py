@@ -66,11 +66,6 @@ def power_iteration(
     """
     kernel = float_kernel(kernel)
     linear_map = default_map(kernel) if linear_map is None else linear_map
-    if linear_map is None:
-        raise ValueError(
-            "power_iteration needs the linear map of a convolution: pass flatreg.lipschitz."
-            "Convolution((*spatial, channels), strides=…, padding=…)."
-        )
     shape = linear_map.input_shape_of(kernel)
     if jnp.shape(u) != shape:
         raise ValueError(

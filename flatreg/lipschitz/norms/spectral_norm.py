@@ -60,12 +60,10 @@ def spectral_norm(
     Args:
       kernel: the kernel. The computation is in at least float32.
       linear_map: the linear map of the layer, :data:`LinearMap`. :func:`linear_maps` finds the
-        maps of a model. If None, a kernel with two axes is treated as dense, and a kernel with
-        three to five axes is treated as a convolution with stride 1 on an infinite grid, whose norm
-        is the supremum of its symbol. In the latter case, ``lower`` is the largest σ of the symbol
-        at some frequencies, and only ``upper`` is also valid for the convolution with other
-        strides, paddings and input sizes. For attention kernels, stacks of layers and other kernels
-        that are not convolutions, always pass their linear map.
+        maps of a model. It may be None for a kernel with two axes, which is then dense. With
+        ``Convolution((None, None, channels))``, the input is infinite, and the norm is the supremum
+        of the symbol. Then ``lower`` is the largest σ of the symbol at some frequencies, and only
+        ``upper`` also holds for inputs of finite size.
       steps: the number of Lanczos steps, at least 1. Each step keeps one input and one output in
         memory.
       key: the random key for the start. If None, ``jax.random.key(0)``, so that the result is
@@ -75,8 +73,9 @@ def spectral_norm(
       An :class:`Interval` of two scalars.
 
     Raises:
-      ValueError: if the kernel does not fit the map, if a ``Linear`` map has too many matrix
-        entries, or if ``steps`` is not positive.
+      ValueError: if the kernel does not fit the map, if there is no map and the kernel does not
+        have two axes, if a ``Linear`` map has too many matrix entries, or if ``steps`` is not
+        positive.
       TypeError: if the kernel is not floating-point.
 
     Examples:
@@ -101,8 +100,9 @@ def spectral_norm(
     if isinstance(linear_map, Masked):
         kernel, linear_map = linear_map.masked(kernel), linear_map.linear_map
     upper = spectral_norm_upper_bound(kernel, linear_map, tolerance=TOLERANCE)
-    if linear_map is None:
-        return Interval(symbol_maximum(*blocks_and_axes(kernel, None), TOLERANCE), upper)
+    if isinstance(linear_map, Convolution) and linear_map.is_infinite:
+        lower = symbol_maximum(*blocks_and_axes(kernel, linear_map), TOLERANCE)
+        return Interval(lower, upper)
     if isinstance(linear_map, Convolution) and matrix_entries(kernel, linear_map) <= SMALL:
         upper = jnp.minimum(upper, matrix_bound(kernel, linear_map))
     return Interval(_lanczos_lower_bound(kernel, linear_map, steps, key), upper)

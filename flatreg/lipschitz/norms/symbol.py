@@ -28,7 +28,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flatreg.lipschitz.norms.gram import gram_bound
+from flatreg.lipschitz.norms.gram import gram_bound, module_of
 from flatreg.lipschitz.operators.convolution import Axis
 
 Array: TypeAlias = np.ndarray[Any, Any]
@@ -51,7 +51,8 @@ def symbol_bound(blocks: jax.Array, axes: tuple[Axis, ...], tolerance: float) ->
     """Returns an upper bound on the norm of a convolution, computed from its symbol.
 
     Args:
-      blocks: the kernel, with shape (*window, in / groups, groups, out / groups).
+      blocks: the kernel, with shape (*window, in / groups, groups, out / groups), an array of JAX
+        or NumPy.
       axes: the spatial axes of the convolution.
       tolerance: the bound is at most 1 + ``tolerance`` times the supremum of σ(F(ω)).
     """
@@ -103,18 +104,22 @@ def _maximum(
     frequencies = "XYZ"[1:n]
     formula = f"{operands},{t}igo->{frequencies}g{a}i{b}o"
     half = phases[-1][: len(phases[-1]) // 2 + 1]
+    xp = module_of(blocks)
     dtype = jnp.result_type(blocks.dtype, jnp.complex64)
-    first, *others = [jnp.asarray(p, dtype) for p in (*phases[:-1], half)]
+    first, *others = [xp.asarray(p, dtype) for p in (*phases[:-1], half)]
     rows = math.prod(p.shape[1] for p in phases) * blocks.shape[-3]
     columns = math.prod(p.shape[2] for p in phases) * blocks.shape[-1]
 
+    options = {"optimize": True} if xp is np else {"precision": jax.lax.Precision.HIGHEST}
+
     def largest_in_row(phase: jax.Array) -> jax.Array:
-        precision = jax.lax.Precision.HIGHEST
-        symbol = jnp.einsum(formula, phase, *others, blocks, precision=precision)
+        symbol = xp.einsum(formula, phase, *others, blocks, **options)
         symbol = symbol.reshape(-1, rows, columns)
         return largest(symbol.real, symbol.imag)
 
-    return jnp.max(jax.lax.map(largest_in_row, first))
+    in_rows = [*map(largest_in_row, first)] if xp is np else jax.lax.map(largest_in_row, first)
+    maximum: jax.Array = xp.max(xp.asarray(in_rows))
+    return maximum
 
 
 def _grid(axis: Axis, largest_factor: float) -> Grid:

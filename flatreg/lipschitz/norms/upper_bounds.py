@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flatreg._core.tree import with_standard_promotion
-from flatreg.lipschitz.norms.gram import gram_bound
+from flatreg.lipschitz.norms.gram import gram_bound, module_of
 from flatreg.lipschitz.norms.symbol import symbol_bound
 from flatreg.lipschitz.operators.convolution import Axis, Convolution
 from flatreg.lipschitz.operators.dense import Dense
@@ -26,7 +26,6 @@ from flatreg.lipschitz.operators.masked import Masked
 from flatreg.lipschitz.operators.stacked import Stacked
 
 MOST_ENTRIES = 2**24  # the largest size of a matrix that is computed to bound a map
-MOST_SPATIAL_AXES = 3
 
 
 @with_standard_promotion
@@ -56,12 +55,9 @@ def spectral_norm_upper_bound(
 
     Args:
       kernel: the kernel. The computation is in at least float32.
-      linear_map: the linear map of the layer. If None, a kernel with two axes is treated as dense,
-        and a kernel with three to five axes is treated as a convolution. In the latter case, the
-        bound is computed from the symbol at stride 1 and holds for every input size, zero or
-        circular padding, stride, dilation and grouping. It does not hold for reflected padding,
-        which reads the input in several directions, or for attention kernels, stacks of layers and
-        other kernels that are not convolutions: always pass their linear map.
+      linear_map: the linear map of the layer, :data:`LinearMap`. :func:`linear_maps` finds the
+        maps of a model. It may be None for a kernel with two axes, which is then dense. For a
+        bound that holds for every input size, write ``Convolution((None, None, channels))``.
       tolerance: the largest relative amount by which the bound by the symbol may exceed the
         supremum of the symbol.
 
@@ -69,8 +65,9 @@ def spectral_norm_upper_bound(
       The bound, a scalar.
 
     Raises:
-      ValueError: if the kernel does not fit the map, if ``tolerance`` is not positive, or if the
-        matrix of a ``Linear`` map has more than 2²⁴ entries.
+      ValueError: if the kernel does not fit the map, if there is no map and the kernel does not
+        have two axes, if ``tolerance`` is not positive, or if the matrix of a ``Linear`` map has
+        more than 2²⁴ entries.
       TypeError: if the kernel is not floating-point.
 
     Examples:
@@ -106,34 +103,43 @@ def spectral_norm_upper_bound(
         return jnp.max(bounds, initial=0)
     if isinstance(linear_map, Dense):
         return gram_bound(linear_map.matrix(kernel))
-    if linear_map is None or isinstance(linear_map, Convolution):
-        blocks, axes = blocks_and_axes(kernel, linear_map)
-        return jnp.minimum(symbol_bound(blocks, axes, tolerance), _reshaped_bound(blocks, axes))
+    if isinstance(linear_map, Convolution):
+        return convolution_bound(kernel, linear_map, tolerance)
     return matrix_bound(kernel, linear_map)
 
 
-def default_map(kernel: jax.Array) -> Dense | None:
-    """Returns ``Dense()`` for two axes, and None for a convolution on an infinite grid."""
-    if not 2 <= kernel.ndim <= MOST_SPATIAL_AXES + 2:
+def convolution_bound(
+    kernel: jax.Array, linear_map: Convolution, tolerance: float = 0.05
+) -> jax.Array:
+    """Returns the smallest of the three bounds; the kernel is an array of JAX or NumPy."""
+    blocks, axes = blocks_and_axes(kernel, linear_map)
+    smallest: jax.Array = module_of(blocks).minimum(
+        symbol_bound(blocks, axes, tolerance), _reshaped_bound(blocks, axes)
+    )
+    return smallest
+
+
+def default_map(kernel: jax.Array) -> Dense:
+    """Returns ``Dense()`` for two axes. The role of any other kernel is not known."""
+    if kernel.ndim != 2:
         raise ValueError(
-            f"a kernel of shape {kernel.shape} needs a linear map: pass linear_map=flatreg."
-            "lipschitz.Dense(), or reshape it to (in, out)."
+            f"a kernel of shape {kernel.shape} needs a linear map, because its shape does not tell "
+            "whether it belongs to a convolution, an attention layer or a stack of layers: pass "
+            "flatreg.lipschitz.Convolution((32, 32, in), strides=…, padding=…), "
+            "Convolution((None, None, in)) for a convolution of inputs of every size, "
+            "Dense(contracting=…) or Stacked(…), or find the map by flatreg.lipschitz."
+            "linear_maps(model.apply, params, x)."
         )
-    return Dense() if kernel.ndim == 2 else None
+    return Dense()
 
 
 def blocks_and_axes(
-    kernel: jax.Array, linear_map: Convolution | None
+    kernel: jax.Array, linear_map: Convolution
 ) -> tuple[jax.Array, tuple[Axis, ...]]:
-    """Returns the kernel as (*window, in / groups, groups, out / groups), and the spatial axes.
-
-    If the linear map is None, the axes are infinite and the stride is 1.
-    """
-    groups = 1
-    if linear_map is not None:
-        kernel, groups = linear_map.oriented(kernel), linear_map.feature_group_count
+    """Returns the kernel as (*window, in / groups, groups, out / groups), and the spatial axes."""
+    kernel, groups = linear_map.oriented(kernel), linear_map.feature_group_count
     *window, inputs, outputs = kernel.shape
-    axes = tuple(map(Axis, window)) if linear_map is None else linear_map.axes(tuple(window))
+    axes = linear_map.axes(tuple(window))
     return kernel.reshape(*window, inputs, groups, outputs // groups), axes
 
 
@@ -164,11 +170,13 @@ def _reshaped_bound(blocks: jax.Array, axes: tuple[Axis, ...]) -> jax.Array:
     """Returns the smaller of √p·σ(R) for a convolution and for its adjoint."""
     *window, inputs, groups, outputs = blocks.shape
     taps = math.prod(window)
-    grouped = jnp.moveaxis(blocks.reshape(taps, inputs, groups, outputs), 2, 0)
+    xp = module_of(blocks)
+    grouped = xp.moveaxis(blocks.reshape(taps, inputs, groups, outputs), 2, 0)
     forward = gram_bound(grouped.reshape(groups, taps * inputs, outputs))
     adjoint = gram_bound(grouped.swapaxes(1, 2).reshape(groups, inputs, taps * outputs))
     reads, reached = map(math.prod, zip(*map(_multiplicity, axes), strict=True))
-    return jnp.minimum(math.sqrt(reads) * forward, math.sqrt(reached) * adjoint)
+    smaller: jax.Array = xp.minimum(math.sqrt(reads) * forward, math.sqrt(reached) * adjoint)
+    return smaller
 
 
 def _multiplicity(axis: Axis) -> tuple[int, int]:

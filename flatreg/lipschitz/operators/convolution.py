@@ -49,7 +49,9 @@ class Convolution:
     of both kinds of layers.
 
     Attributes:
-      input_shape: ``(*spatial, channels)``, without a batch axis.
+      input_shape: ``(*spatial, channels)``, without a batch axis. If all spatial sizes are None,
+        the input is infinite in every direction. No input size with zeros as padding has a larger
+        norm than this map, and no input size with circular padding, if the stride divides it.
       strides: one integer for all spatial axes, or one per axis.
       padding: "SAME", "VALID", "CIRCULAR", or one pair (before, after) per spatial axis.
         "CIRCULAR" wraps around at the ends, as in Flax's ``Conv``: output o is centered on input
@@ -64,7 +66,7 @@ class Convolution:
         ``kernel_axes``, this corresponds to ``transpose_kernel=True`` in Flax.
     """
 
-    input_shape: tuple[int, ...]
+    input_shape: tuple[int | None, ...]
     strides: int | Sequence[int] = 1
     padding: Padding = "SAME"
     input_dilation: int | Sequence[int] = 1
@@ -82,7 +84,15 @@ class Convolution:
                 f"{self.input_shape}: for images, write Convolution((32, 32, 3), …), without the "
                 "batch axis."
             )
-        object.__setattr__(self, "input_shape", tuple(map(int, self.input_shape)))
+        *sizes, channels = self.input_shape
+        if channels is None or (None in sizes and set(sizes) != {None}):
+            raise ValueError(
+                f"input_shape must have either all spatial sizes or none of them, got "
+                f"{self.input_shape}: for inputs of every size, write "
+                f"Convolution({(*(None,) * spatial, channels or 16)}, …)."
+            )
+        shape = tuple(None if n is None else int(n) for n in self.input_shape)
+        object.__setattr__(self, "input_shape", shape)
         for name in ("strides", "input_dilation", "kernel_dilation"):
             value = getattr(self, name)
             values = (value,) * spatial if isinstance(value, int) else tuple(map(int, value))
@@ -92,6 +102,11 @@ class Convolution:
                     f"for example, write {name}={(1,) * spatial}."
                 )
             object.__setattr__(self, name, values)
+        if self.is_infinite and set(self._per_axis("input_dilation")) != {1}:
+            raise ValueError(
+                "a transposed convolution of an infinite input is not supported: pass the spatial "
+                "sizes in input_shape, for example Convolution((32, 32, 16), …)."
+            )
         if isinstance(self.padding, str):
             valid = self.padding.upper() in ("SAME", "VALID", "CIRCULAR")
             object.__setattr__(self, "padding", self.padding.upper())
@@ -106,10 +121,20 @@ class Convolution:
                 f"{spatial} pairs, got {self.padding!r}: write padding={((1, 1),) * spatial}."
             )
 
+    @property
+    def is_infinite(self) -> bool:
+        """Whether the input is infinite in every direction."""
+        return self.input_shape[0] is None
+
     def input_shape_of(self, kernel: Any) -> tuple[int, ...]:
         """Returns the shape of x."""
         del kernel
-        return self.input_shape
+        if self.is_infinite:
+            raise ValueError(
+                f"{self} has an infinite input, of which only the spectral norm can be bounded: "
+                "pass the spatial sizes in input_shape, for example Convolution((32, 32, 16), …)."
+            )
+        return tuple(n for n in self.input_shape if n is not None)
 
     def input_axes(self, kernel: Any) -> tuple[int, ...]:
         """Returns the axes of the kernel that are summed over for one output."""
@@ -123,7 +148,7 @@ class Convolution:
                 kernel = kernel.transpose(self.kernel_axes)
             groups = self.feature_group_count
             if kernel.shape[-2] * groups == channels and kernel.shape[-1] % groups == 0:
-                return jnp.flip(kernel, range(spatial)) if self.reverse else kernel
+                return kernel[(slice(None, None, -1),) * spatial] if self.reverse else kernel
         raise ValueError(
             f"{self} does not fit a kernel of shape {kernel.shape}. The kernel must be (*window, "
             f"in / groups, out) with {spatial} window axes: write Convolution((*spatial, in), …), "
@@ -135,7 +160,10 @@ class Convolution:
         strides, dilations = self._per_axis("strides"), self._per_axis("input_dilation")
         kernel_dilations = self._per_axis("kernel_dilation")
         extents = [(k - 1) * d + 1 for k, d in zip(window, kernel_dilations, strict=True)]
-        sizes = self.input_shape[:-1]
+        if self.is_infinite:
+            settings = zip(window, strides, kernel_dilations, strict=True)
+            return tuple(Axis(k, stride=s, kernel_dilation=d) for k, s, d in settings)
+        sizes = self.input_shape_of(None)[:-1]
         if self.padding == "CIRCULAR":
             lengths = [n * d for n, d in zip(sizes, dilations, strict=True)]
             pairs: Any = [((k - 1) // 2, k // 2) for k in extents]
@@ -155,7 +183,7 @@ class Convolution:
     def apply(self, kernel: jax.Array, x: jax.Array) -> jax.Array:
         """Applies the map to one example."""
         kernel = self.oriented(kernel)
-        spatial = len(self.input_shape) - 1
+        spatial = len(self.input_shape_of(kernel)) - 1
         dtype = jnp.promote_types(kernel.dtype, x.dtype)
         kernel, x = kernel.astype(dtype), x.astype(dtype)
         dilation, axes = self._per_axis("input_dilation"), self.axes(kernel.shape[:-2])

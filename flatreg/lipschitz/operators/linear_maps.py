@@ -33,6 +33,7 @@ from flatreg.lipschitz.operators.traced import (
     new_data,
     paths_of,
     rearranged,
+    repeats,
     shape_of,
 )
 from flatreg.lipschitz.programs import scan_counts, walk
@@ -78,7 +79,9 @@ def linear_maps(
     Any other parameter that multiplies the input raises an error that names it, because a
     projection with the returned maps would leave it unbounded. Examples are parameters that are
     changed before their use (weight standardization, ``w + a @ b``), kernels that are used in
-    several different maps, convolutions with reflected padding, and masks that are inputs.
+    several different maps, kernels that multiply overlapping patches of the input (Flax's
+    ``ConvLocal``), convolutions with reflected padding, and masks that are inputs. The branches of
+    a sum, such as ``x @ w + x @ a @ b``, are listed one by one.
 
     Args:
       function: ``function(params, *args)``, for example a Linen ``model.apply`` or, in NNX,
@@ -194,7 +197,8 @@ class _Finder:
                 self._fail(changed, f"is used in {reason!r}")
         first, *others = map(new_data, equation.outvars)
         factors = self._factors(equation, operands)
-        return [self._with_producer(equation, operands, first)._replace(factors=factors), *others]
+        first = self._with_producer(equation, operands, first)
+        return [first._replace(factors=factors, repeats=repeats(equation, operands)), *others]
 
     def _fail(self, path: str, reason: str) -> None:
         self._unmapped.setdefault(path, reason)
@@ -428,6 +432,14 @@ def _linear_map(equation: JaxprEqn, position: int, weight: Weight, data: Data) -
     """Returns the linear map with which an operation applies a weight to data, or what is wrong."""
     if not weight.layers.isdisjoint(weight.axes):
         return "is sliced before it multiplies the input"
+    summed = _contracted(equation, 1 - position)
+    if equation.primitive.name == "conv_general_dilated":
+        summed = {equation.params["dimension_numbers"].lhs_spec[1]}
+    if data.repeats or any(_has_repetition(data.indices[i]) for i in summed):
+        return (
+            "multiplies overlapping patches or copies of the input, whose norm is larger than that "
+            "of the input"
+        )
     if equation.primitive.name == "dot_general":
         found = _dense(equation, position, weight, data)
     elif position == 1:
@@ -440,6 +452,11 @@ def _linear_map(equation: JaxprEqn, position: int, weight: Weight, data: Data) -
     if isinstance(found, Masked):
         return Masked(found.linear_map, mask * found.mask)
     return Masked(found, mask)
+
+
+def _has_repetition(indices: Any) -> bool:
+    places = indices[indices != PADDING]
+    return len(np.unique(places)) < len(places)
 
 
 def _of_layer(weight: Weight, stack: frozenset[int]) -> dict[int, int]:

@@ -8,6 +8,7 @@ produced it.
 """
 
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
@@ -27,6 +28,8 @@ _MOVES = {
     *("transpose", "reshape", "squeeze", "broadcast_in_dim", "rev", "slice", "dynamic_slice"),
     *("neg", "pad", "concatenate"),
 }
+
+_ARITHMETIC = {"mul", "div", "add", "sub"}
 
 
 class Weight(NamedTuple):
@@ -85,6 +88,8 @@ class Data(NamedTuple):
         only been padded or reshaped since then.
       is_split: whether a reshape has increased the number of axes since then.
       factors: the parameters that the array has just been multiplied by.
+      repeats: whether the array contains entries of an earlier one several times, as overlapping
+        patches do, and has only been rearranged since then.
     """
 
     source: object
@@ -93,6 +98,7 @@ class Data(NamedTuple):
     producer: str | None = None
     is_split: bool = False
     factors: tuple[Factor, ...] = ()
+    repeats: bool = False
 
 
 class Constant(NamedTuple):
@@ -297,6 +303,44 @@ def _concatenated(axis: int, operands: Sequence[Tracked], equation: JaxprEqn) ->
     indices = list(parts[0].indices)
     indices[axis] = np.concatenate(joined)
     return parts[0]._replace(indices=tuple(indices), factors=moved_factors(equation, *parts))
+
+
+def repeats(equation: JaxprEqn, operands: Sequence[Tracked]) -> bool:
+    """Whether the output of an operation contains entries of its input several times.
+
+    This is known for overlapping patches, which are convolutions with constant kernels that select
+    one entry each, for shifted copies that are concatenated, and for what is rearranged afterwards.
+    """
+    name, parts = equation.primitive.name, [x for x in operands if isinstance(x, Data)]
+    if name in _MOVES | _ARITHMETIC and any(part.repeats for part in parts):
+        return True
+    if name == "concatenate" and equation.params["dimension"] > 0:
+        pairs = itertools.combinations(parts, 2)
+        return any(x.source == y.source and _overlap(x, y) for x, y in pairs)
+    if name == "conv_general_dilated" and isinstance(operands[1], Constant):
+        return _takes_overlapping_patches(equation, np.asarray(operands[1].value()))
+    return False
+
+
+def _overlap(x: Data, y: Data) -> bool:
+    """Whether two arrays contain the same entry of their source."""
+    pairs = zip(x.indices, y.indices, strict=True)
+    return all(np.any(np.isin(i[i != PADDING], j)) for i, j in pairs)
+
+
+def _takes_overlapping_patches(equation: JaxprEqn, kernel: np.ndarray[Any, Any]) -> bool:
+    p = equation.params
+    out, _, *window = p["dimension_numbers"].rhs_spec
+    selects = np.count_nonzero(np.moveaxis(kernel, out, 0).reshape(kernel.shape[out], -1), 1) == 1
+    channels = shape_of(equation.invars[0])[p["dimension_numbers"].lhs_spec[1]]
+    overlaps = any(
+        (distance * dilation) % stride == 0
+        for axis, stride, dilation in zip(
+            window, p["window_strides"], p["rhs_dilation"], strict=True
+        )
+        for distance in range(1, kernel.shape[axis])
+    )
+    return bool(selects.all()) and kernel.shape[out] > channels and overlaps
 
 
 def _joins(first: Data, part: Data, axis: int) -> bool:
