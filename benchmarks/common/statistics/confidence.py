@@ -46,12 +46,15 @@ class Confidence(NamedTuple):
       seeds: the number of seeds.
       shifts: draws of the error that comes from the finite test set; a single 0 if the test set is
         not taken into account.
+      point: one percentage point in the unit of the mean, if it is a difference of accuracies; NaN
+        for other quantities. Verdicts on differences below a point need more seeds.
     """
 
     mean: float
     error: float
     seeds: int
     shifts: Floats
+    point: float = math.nan
 
     def below(self, bound: float) -> float:
         """Returns the confidence that the mean is below a bound: the p-value of `mean > bound`."""
@@ -90,7 +93,8 @@ class Confidence(NamedTuple):
 
     def scaled(self, factor: float) -> "Confidence":
         """Returns the confidence distribution of a multiple of the mean, for a positive factor."""
-        return Confidence(factor * self.mean, factor * self.error, self.seeds, factor * self.shifts)
+        mean, error, point = (factor * one for one in (self.mean, self.error, self.point))
+        return Confidence(mean, error, self.seeds, factor * self.shifts, point)
 
 
 def of_seeds(values: ArrayLike) -> Confidence:
@@ -144,7 +148,7 @@ def of_correctness(
     values, counts = np.unique(effects, return_counts=True)
     shares = counts / len(effects)
     shifts = rng.multinomial(len(effects), shares, resamples) @ values / len(effects)
-    return of_seed._replace(shifts=shifts)
+    return of_seed._replace(shifts=shifts, point=0.01)
 
 
 def joint_draws(cells: Sequence[ArrayLike], *, resamples: int = RESAMPLES, seed: int = 0) -> Floats:
