@@ -128,8 +128,8 @@ def _price(evidence: Evidence) -> str:
     shown = [bed for bed in cheaper if bed.curves[SAM].reach.high < bed.curves[PLAIN].reach.low]
     worse = [bed for bed in beds if bed.at(bed.budgets[0], SAM).interval()[1] < 0]
     return (
-        "**SAM's second gradient is paid for in steps.** At equal cost, SAM minus the plain "
-        f"optimizer is {_each(beds, text)}. At the least cost, the interval is below zero on "
+        "**SAM at equal cost.** With as many gradients, and so half as many steps, SAM minus the "
+        f"plain optimizer is {_each(beds, text)}. At the least cost, the interval is below zero on "
         f"{_count(worse, beds)}. SAM reaches the accuracy of the plain optimizer's best at a lower "
         f"cost than the plain optimizer on {_count(cheaper, beds)}, with intervals that do not "
         f"overlap on {_count(shown, beds)}. {_source(beds)}"
@@ -223,6 +223,9 @@ def _radius(evidence: Evidence) -> str:
     if not beds:
         return ""
     part = [bed for bed in beds if PART_OF_BATCH in bed.curves]
+    radii = {bed.folder: [c.tuned.point["rho"] for c in bed.curves[SAM].cells] for bed in beds}
+    chosen = [rho for some in radii.values() for rho in some]
+    least = [some[0] for some in radii.values()]
     ratios = [_rho(bed, PART_OF_BATCH) / _rho(bed, SAM) for bed in part]
     more = (
         f" With the ascent on a tenth of the batch it is {min(ratios):.1f} to {max(ratios):.1f} "
@@ -231,8 +234,10 @@ def _radius(evidence: Evidence) -> str:
         else ""
     )
     return (
-        "**Which radius?** The radius ρ that tuning chose for SAM at its best cost: "
-        f"{_each(beds, lambda bed: f'{_rho(bed, SAM):.2g}')}.{more} {_source(beds)}"
+        "**Which radius?** The radius ρ that tuning chose for SAM at its best cost is "
+        f"{_each(beds, lambda bed: f'{_rho(bed, SAM):.2g}')}. Over all costs it is between "
+        f"{min(chosen):.2g} and {max(chosen):.2g}, and at the least cost of each bed between "
+        f"{min(least):.2g} and {max(least):.2g}.{more} {_source(beds)}"
     )
 
 
