@@ -173,7 +173,7 @@ def goal(bed: Bed, method: str) -> Question:
     """Asks whether a method gives what SAM gives, at each cost of the frontier.
 
     It must not be below SAM by more than a quarter of SAM's gain over the plain optimizer at the
-    same cost, which is no gain where SAM is below the plain optimizer. It must be above the plain
+    same cost, and not below SAM at all where SAM does not gain. It must be above the plain
     optimizer wherever the interval of SAM's gain is above zero.
     """
     quick = bed.found["quick"]

@@ -19,7 +19,7 @@ FACES = {questions.FOR: COLORS[0], questions.AGAINST: COLORS[1]}
 
 
 def draw(folder: pathlib.Path, evidence: Evidence) -> list[str]:
-    """Writes the figures to a folder and returns their names; there are none without a frontier."""
+    """Writes the figures to a folder and returns their names: nothing without a frontier."""
     if not evidence.beds:
         return []
     with matplotlib.rc_context(STYLE):

@@ -12,7 +12,7 @@ def text(evidence: Evidence) -> str:
     parts.append(
         "**Intervals and verdicts.** Intervals of 95% cover other seeds, paired where two methods "
         "are compared, and other test examples: for every test run it is recorded which examples "
-        "it classifies correctly. A diverged run has no example right. All "
+        "it classifies correctly. A diverged run counts as wrong on every example. All "
         f"{evidence.count} verdicts of this page are corrected together by Holm's method, so that "
         f"the probability of any false one among them is at most {LEVEL:.0%}. The table.md of a "
         "folder has verdicts that are corrected over fewer. There is no verdict with fewer than "

@@ -88,7 +88,7 @@ def _goals(evidence: Evidence, beds: list[Bed]) -> Table:
         rows,
         "Differences of test accuracy in points at equal cost, with 95% intervals.\n"
         f"goal: at no cost below SAM by more than {SHARE:.0%} of SAM's gain over the plain "
-        "optimizer at this cost, or below SAM at all where SAM has no gain, and above the plain "
+        "optimizer at this cost, not below SAM at all where SAM does not gain, and above the plain "
         "optimizer at each cost at which the interval of SAM minus plain is above zero. It is "
         "reached if all of this is shown, missed if a part is refuted, and otherwise undecided, "
         "corrected over all verdicts of this page.\n"

@@ -54,7 +54,7 @@ def listed(words: Iterable[str], nothing: str = "none") -> str:
 
 
 def counted(number: int, of: int, noun: str) -> str:
-    """Returns for example `2 of 6 beds`, or `none of 6 beds`."""
+    """Returns a count in words, for example `2 of 6 beds` or `none of 6 beds`."""
     return f"{number or 'none'} of {of} {noun}"
 
 
