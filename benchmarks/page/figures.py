@@ -14,7 +14,7 @@ from benchmarks.page.evidence import AVERAGED, GAIN, SAM, Asked, Evidence, one_g
 from flatreg.plots import COLORS
 
 FRONTIERS, FOREST = "frontiers.png", "forest.png"
-MOST_COLUMNS = 3
+CURVES_IN_A_ROW, FORESTS_IN_A_ROW = 2, 3
 FACES = {questions.FOR: COLORS[0], questions.AGAINST: COLORS[1]}
 
 
@@ -40,9 +40,9 @@ def _frontiers(file: pathlib.Path, evidence: Evidence) -> None:
     wanted += dict.fromkeys(method for bed in beds for method in one_gradient(bed))
     colors = dict(zip(wanted, [GRAY, "#111111", *COLORS], strict=False))
     markers = dict(zip(wanted, itertools.cycle("osD^vPX*"), strict=False))
-    columns = min(MOST_COLUMNS, len(beds))
+    columns = min(CURVES_IN_A_ROW, len(beds))
     rows = -(-len(beds) // columns)
-    figure = new_figure(4 * columns, 3.1 * rows + 0.6)
+    figure = new_figure(4.6 * columns, 3.1 * rows + 0.6)
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes, bed in zip(grid, beds, strict=False):
         for method in [one for one in wanted if one in bed.curves]:
@@ -67,7 +67,7 @@ def _frontiers(file: pathlib.Path, evidence: Evidence) -> None:
         axes.set_axis_off()
     for axes in grid[::columns]:
         axes.set_ylabel("test accuracy, %")
-    for axes in grid[-columns:]:
+    for axes in grid[max(0, len(beds) - columns) : len(beds)]:
         axes.set_xlabel("cost, in units of the reference")
     handles = [
         Line2D([], [], color=colors[m], marker=markers[m], label=m, markersize=4)
@@ -92,7 +92,7 @@ def _forest(file: pathlib.Path, evidence: Evidence) -> None:
     methods = list(
         dict.fromkeys(method for bed in beds for method in bed.curves if method != PLAIN)
     )
-    columns = min(MOST_COLUMNS, len(beds))
+    columns = min(FORESTS_IN_A_ROW, len(beds))
     rows = -(-len(beds) // columns)
     figure = new_figure(1.6 + 3.2 * columns, (0.9 + 0.21 * len(methods)) * rows + 0.6)
     grid = figure.subplots(rows, columns, squeeze=False, sharey=True).ravel()
@@ -112,7 +112,7 @@ def _forest(file: pathlib.Path, evidence: Evidence) -> None:
         axes.set_ylim(len(methods) - 0.5, -0.5)
     for axes in grid[len(beds) :]:
         axes.set_axis_off()
-    for axes in grid[-columns:]:
+    for axes in grid[max(0, len(beds) - columns) : len(beds)]:
         axes.set_xlabel("points of test accuracy")
     figure.suptitle(
         "Gain over the tuned plain optimizer, each method at its best cost, with 95% intervals. "

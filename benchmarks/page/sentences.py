@@ -70,12 +70,12 @@ def _plain(evidence: Evidence) -> str:
         return ""
 
     def text(bed: Bed) -> str:
-        cell = bed.best(PLAIN)
-        longest = difference(bed.curves[PLAIN].cells[-1], cell)
-        return (
-            f"{words.unsigned(cell.accuracy.scaled(100))}% at cost {cell.budget:g} on {bed.label} "
-            f"(at cost {bed.budgets[-1]:g}: {words.signed(longest)} points)"
-        )
+        cell, longest = bed.best(PLAIN), bed.curves[PLAIN].cells[-1]
+        best = f"{words.unsigned(cell.accuracy.scaled(100))}% at cost {cell.budget:g}"
+        if cell.budget < longest.budget:
+            change = words.signed(difference(longest, cell))
+            best += f" (and {change} points at cost {longest.budget:g})"
+        return f"{best} on {bed.label}"
 
     worse = [
         bed
@@ -83,10 +83,11 @@ def _plain(evidence: Evidence) -> str:
         if difference(bed.curves[PLAIN].cells[-1], bed.best(PLAIN)).interval()[1] < 0
     ]
     return (
-        "**Tune the plain optimizer first, for each length of training.** With its learning rate "
-        "and weight decay tuned at each cost, its best accuracy is "
+        "**Tune the plain optimizer first, and the length of its training.** With its learning "
+        "rate and weight decay tuned at each cost, its best accuracy is "
         f"{words.listed(text(bed) for bed in beds)}. The longest training is less accurate than "
-        f"the best one, with an interval below zero, on {_count(worse, beds)}. "
+        f"the best one, with an interval below zero, on {_count(worse, beds)}"
+        f"{': ' if worse else ''}{words.listed((bed.label for bed in worse), '')}. "
         f"{_source(beds)}"
     )
 
