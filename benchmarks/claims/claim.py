@@ -14,11 +14,13 @@ class Claim(NamedTuple):
       statement: the claim in one sentence.
       source: the paper that makes it, or `flatreg` for a claim of this library.
       effects: makes the runs and returns the effects that the claim predicts.
+      caveat: what the runs leave open; empty for nothing.
     """
 
     statement: str
     source: str
     effects: Callable[[Experiments], list[Effect]]
+    caveat: str = ""
 
 
 class Checked(NamedTuple):

@@ -104,7 +104,7 @@ def gain(runs: Runs, better: str, worse: str, name: str = ACCURACY) -> Confidenc
         examples = min(examples, measuring.CURVATURE_EXAMPLES)
     spread = math.sqrt((2 - first.mean() - second.mean()) / examples)
     shifts = spread * stats.norm.ppf((np.arange(NODES) + 0.5) / NODES)
-    return of_seeds(first - second)._replace(shifts=shifts).scaled(100)
+    return of_seeds(first - second)._replace(shifts=shifts, point=0.01).scaled(100)
 
 
 def flatter(runs: Runs, flat: str, sharp: str, name: str) -> np.ndarray:

@@ -5,7 +5,7 @@ A record is the content of claims.json:
     setting   what the claims were tested on
     seeds     the number of seeds of each claim, which is fixed before its first run
     page      the names of the folders whose claims are judged together, beside each other
-    claims    statement, source, verdict, p-value, effects and folders of each claim
+    claims    statement, source, caveat, verdict, p-value, effects and folders of each claim
     checks    the same of the statements that hold by construction, without a verdict
 """
 
@@ -124,6 +124,7 @@ def add(
     section[name] = {
         "statement": statement.statement,
         "source": statement.source,
+        **({"caveat": statement.caveat} if isinstance(statement, Claim) else {}),
         key: found,
         "folders": experiments.folders,
         "seeds": record["seeds"][name],

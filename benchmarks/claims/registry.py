@@ -19,16 +19,23 @@ EQUAL = "at equal training loss, after as many steps and after as many gradients
 PART_OF_BATCH = f"SAM whose ascent uses a part of the batch {AS_GOOD}"
 SOME_STEPS = f"SAM on every second or fifth step only {AS_GOOD}"
 
+UNTUNED = (
+    "The plain optimizer had fixed hyperparameters and as many epochs; it was not tuned at equal "
+    "compute."
+)
+
 CLAIMS = {
     "below_sgd": Claim(
         f"SAM and PGN have a lower test error than SGD{SAME_EPOCHS}",
         f"{FORET}, {ZHAO}",
         lambda experiments: accuracy.below_sgd(experiments, {}),
+        UNTUNED,
     ),
     "below_sgd_noisy": Claim(
         f"SAM and PGN have a lower test error than SGD{SAME_EPOCHS}{WRONG}",
         f"{FORET}, {ZHAO}",
         lambda experiments: accuracy.below_sgd(experiments, accuracy.NOISY),
+        UNTUNED,
     ),
     "below_sam": Claim(
         "PGN has a lower test error than SAM",
@@ -50,11 +57,13 @@ CLAIMS = {
         "that starts after the warmup raises it, also above AdamW with tuned dropout or length",
         ZHAO_24,
         accuracy.zero_warmup,
+        UNTUNED,
     ),
     "flatter_than_sgd": Claim(
         f"GAM reaches a smaller λ_max and Hessian trace than SGD, {EQUAL}",
         ZHANG,
         lambda experiments: flatness.flatter_than_plain(experiments, "sgd"),
+        UNTUNED,
     ),
     "flatter_than_sam": Claim(
         "GAM reaches a smaller λ_max and Hessian trace than SAM, each with its most accurate "
@@ -72,6 +81,7 @@ CLAIMS = {
         f"GAM reaches a smaller λ_max and Hessian trace than AdamW, {EQUAL}",
         ZHANG,
         lambda experiments: flatness.flatter_than_plain(experiments, "adamw"),
+        UNTUNED,
     ),
     "flatter_than_sam_adamw": Claim(
         "GAM reaches a smaller λ_max and Hessian trace than SAM, both with AdamW, each with its "
@@ -108,6 +118,7 @@ CLAIMS = {
         f"length{WRONG}",
         WANG,
         accuracy.perturbed,
+        UNTUNED,
     ),
     "epoch_time": Claim(
         "An epoch with the input-gradient penalty takes longer than one with spectral "
@@ -120,22 +131,31 @@ CLAIMS = {
         "accuracy",
         YOSHIDA,
         accuracy.large_batch,
+        UNTUNED,
     ),
     "cheap_ascent": Claim(
-        PART_OF_BATCH, "flatreg", lambda experiments: accuracy.cheap_ascent(experiments, {})
+        PART_OF_BATCH,
+        "flatreg",
+        lambda experiments: accuracy.cheap_ascent(experiments, {}),
+        UNTUNED,
     ),
     "cheap_ascent_noisy": Claim(
         f"{PART_OF_BATCH}{WRONG}",
         "flatreg",
         lambda experiments: accuracy.cheap_ascent(experiments, accuracy.NOISY),
+        UNTUNED,
     ),
     "rare_ascent": Claim(
-        SOME_STEPS, "flatreg", lambda experiments: accuracy.rare_ascent(experiments, {})
+        SOME_STEPS,
+        "flatreg",
+        lambda experiments: accuracy.rare_ascent(experiments, {}),
+        UNTUNED,
     ),
     "rare_ascent_noisy": Claim(
         f"{SOME_STEPS}{WRONG}",
         "flatreg",
         lambda experiments: accuracy.rare_ascent(experiments, accuracy.NOISY),
+        UNTUNED,
     ),
 }
 

@@ -27,7 +27,8 @@ CAPTION = (  # a list in Markdown
     "variance due to the test examples, so that their intervals are rather too long.",
     "A claim is reproduced if all of its predictions are shown to be true, not reproduced if at "
     "least one is shown to be false, and otherwise inconclusive. There is no verdict with fewer "
-    "than three seeds, without any spread between them, or without the runs.",
+    "than three seeds, without any spread between them, or without the runs. A difference of "
+    "accuracies with a mean below one point is undecided with fewer than ten seeds.",
     "p is the two-sided p-value of the verdict after Holm's correction over {count} verdicts, so "
     "that the probability of any false one among them is at most 5%.",
     "A seed that diverged counts as the worst outcome. Hyperparameters were chosen on the "

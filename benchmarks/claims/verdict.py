@@ -8,7 +8,8 @@ seeds and, if it is an accuracy, other test examples. The claim is
 - reproduced if all of its effects are shown to be on the right side,
 - without a verdict if the data could not show an effect: with fewer than three seeds, no spread
   between them, a quick trial, or missing runs, and
-- inconclusive otherwise.
+- inconclusive otherwise. A difference of accuracies below one percentage point decides nothing with
+  fewer than ten seeds.
 
 The verdicts of a page are corrected together by Holm's method, so that the probability of any false
 verdict on the page is at most 5%. `statistics/questions.py` has the tests.

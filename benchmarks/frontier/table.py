@@ -14,7 +14,10 @@ from benchmarks.frontier.summary import Curve
 
 
 def tables(
-    curves: Sequence[Curve], options: dict[str, Any], dataset: dict[str, Any]
+    curves: Sequence[Curve],
+    options: dict[str, Any],
+    dataset: dict[str, Any],
+    corrected: str = "the number of methods",
 ) -> list[Table]:
     """Returns the tables: what each method reaches, its accuracy by cost, and its tuning.
 
@@ -22,11 +25,14 @@ def tables(
       curves: one per method, the plain optimizer first.
       options: the options of the frontier.
       dataset: the description of the data set.
+      corrected: what the verdicts are corrected for.
     """
-    return [_reached(curves, options, dataset), _by_cost(curves), _tuning(curves)]
+    return [_reached(curves, options, dataset, corrected), _by_cost(curves), _tuning(curves)]
 
 
-def _reached(curves: Sequence[Curve], options: dict[str, Any], dataset: dict[str, Any]) -> Table:
+def _reached(
+    curves: Sequence[Curve], options: dict[str, Any], dataset: dict[str, Any], corrected: str
+) -> Table:
     noise = options["label_noise"]
     title = f"{options['data']}, {options['model']}: {dataset['train_examples']} training examples"
     title += f", {noise:.0%} of the labels wrong" if noise else ""
@@ -62,10 +68,14 @@ def _reached(curves: Sequence[Curve], options: dict[str, Any], dataset: dict[str
         if with_flatness:
             row += [measured[name].text(".3g") for name in ("lambda_max", "trace")]
         rows.append(row)
-    return Table(title, headings, rows, _caption(curves, options, dataset), "llrlllr" + "r" * 5)
+    return Table(
+        title, headings, rows, _caption(curves, options, dataset, corrected), "llrlllr" + "r" * 5
+    )
 
 
-def _caption(curves: Sequence[Curve], options: dict[str, Any], dataset: dict[str, Any]) -> str:
+def _caption(
+    curves: Sequence[Curve], options: dict[str, Any], dataset: dict[str, Any], corrected: str
+) -> str:
     seeds = options["seeds"]
     lines = [
         f"cost: gradient evaluations in units of {dataset['reference_gradients']}, which is "
@@ -76,7 +86,7 @@ def _caption(curves: Sequence[Curve], options: dict[str, Any], dataset: dict[str
         "In parentheses: 95% intervals, which cover the seeds and the finite test set. ± is one "
         "standard error over the seeds.",
         "verdict: whether the method is better than the plain optimizer, each at its best cost, "
-        "corrected for the number of methods (Holm, 5%).",
+        f"corrected for {corrected} (Holm, 5%).",
         "reaches plain's best: where the curve of the test accuracy, interpolated in the logarithm "
         "of the cost, reaches the plain optimizer's test accuracy at its best cost. In seconds: "
         "training alone. A step of each method was timed side by side with the others.",

@@ -1,41 +1,40 @@
-"""Writes benchmarks/results/RESULTS.md: the tables and figures of all recorded results.
+"""Writes benchmarks/results/RESULTS.md: what all recorded results say, and their tables.
 
     python -m benchmarks.page
     python -m benchmarks.page --check
 
-Every folder in `benchmarks/results` was written by one command. Its table.md and figures are shown,
-with links to the files that have all numbers.
+The top of the page is made from the numbers in the folders of `benchmarks/results`: sentences,
+figures, the verdicts on all claims, and the cost of a step. Below it are the tables and figures of
+each folder, with links to the files that have all numbers.
 """
 
-import json
 import pathlib
-import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.claims.claim import Checked, Claim
-from benchmarks.claims.registry import CHECKS, CLAIMS
-from benchmarks.common import cli, results
+from benchmarks.claims.registry import CHECKS
+from benchmarks.common import cli
 from benchmarks.common.cli import UsageError
 from benchmarks.common.table import Table
+from benchmarks.page import beds_table, claims_table, costs, details, figures, method, price
+from benchmarks.page.evidence import Evidence, read
+from benchmarks.page.sentences import sentences
 
 RESULTS = pathlib.Path(__file__).parents[1] / "results"
 PAGE = "RESULTS.md"
-CLAIMS_FILE = "claims.json"
 HEAD = """# Results
 
-This page is written by `python -m benchmarks.page` from the folders beside it. The command that
-made a table stands above it. The links below it lead to all numbers: `manifest.json` has the
-commands, the revision of the code, the versions, the configuration and the data set, `runs.csv`
-has one row per run, and `curves.npz` has what was recorded several times per run. A folder of
-claims has one such folder per comparison."""
+This page is written by `python -m benchmarks.page` from the folders beside it. Behind each sentence
+is a link to the files that its numbers come from. Differences are in percentage points of test
+accuracy, with 95% intervals in parentheses; costs are gradient evaluations, and 1 is the length of
+the reference training."""
+DETAILS = """## All recorded folders
 
-GLANCE = (
-    "All verdicts of this table are corrected together by Holm's method: the probability of any "
-    "false one among them is at most 5%. There is no verdict where runs are missing or could not "
-    "decide; the tables below say why."
-)
+The command that made a table stands above it. The links below it lead to all numbers:
+`manifest.json` has the commands, the revision of the code, the versions, the configuration and the
+data set, `runs.csv` has one row per run, and `curves.npz` has what was recorded several times per
+run. A folder of claims has one such folder per comparison."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -45,7 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _command(argv: Sequence[str]) -> int:
     parser = cli.Parser(
-        "page", description=f"Writes {PAGE}: the tables and figures of all recorded results."
+        "page",
+        description=f"Writes {PAGE}, which says what all recorded results show, and its figures.",
     )
     parser.add_argument(
         "--results",
@@ -63,98 +63,73 @@ def _command(argv: Sequence[str]) -> int:
     if not args.results.is_dir():
         raise UsageError(f"{args.results} is not a folder. Name one with --results FOLDER.")
     file = args.results / PAGE
-    text = page(args.results)
+    evidence = read(args.results)
+    text = page(args.results, evidence)
     if args.check:
         current = file.exists() and file.read_text(encoding="utf-8") == text
         print(f"{file} is {'up to date' if current else 'out of date: run without --check'}.")
         return 0 if current else 1
     file.write_text(text, encoding="utf-8")
-    print(f"Written: {file}")
+    drawn = figures.draw(args.results, evidence)
+    print(f"Written to {args.results}: {', '.join([PAGE, *drawn])}")
     return 0
 
 
-def page(folder: pathlib.Path) -> str:
-    """Returns the page in Markdown, with a section per folder that has a table.md."""
-    parts = [HEAD, _at_a_glance(folder)]
-    parts += [_section(table.parent) for table in sorted(folder.glob("*/table.md"))]
+def page(folder: pathlib.Path, evidence: Evidence) -> str:
+    """Returns the page in Markdown.
+
+    Args:
+      folder: the folder with one folder per command.
+      evidence: what these folders show.
+    """
+    numbered = [f"{i}. {one}" for i, one in enumerate(sentences(evidence), 1)]
+    of_step = costs.table(evidence, folder)
+    parts = [
+        HEAD,
+        _part("What to use, what it buys, and what does not hold", ["\n".join(numbered)]),
+        _part("The frontiers", _pictures(evidence), beds_table.tables(evidence)),
+        _part("SAM at a lower price", [], price.tables(evidence)),
+        of_step.markdown(level=2).strip() if of_step else "",
+        *(table.markdown(level=2).strip() for table in claims_table.tables(evidence)),
+        _checks(evidence),
+        _part("How it was measured", [method.text(evidence)]),
+        DETAILS,
+        *details.sections(folder, evidence),
+    ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _at_a_glance(folder: pathlib.Path) -> str:
-    """A row per claim, and a column per data set and network that it was tested on."""
-    tested = [
-        json.loads(path.read_text(encoding="utf-8"))
-        for path in sorted(folder.glob(f"*/{CLAIMS_FILE}"))
-    ]
-    if not tested:
-        return ""
-    settings = [f"{one['setting']['data']}, {one['setting']['model']}" for one in tested]
-    claims = _rows([one["claims"] for one in tested], CLAIMS, lambda claim: claim["verdict"])
-    checks = _rows(
-        [one.get("checks", {}) for one in tested],
-        CHECKS,
-        lambda check: "yes" if all(one["holds"] for one in check["checks"]) else "NO",
-    )
-    align = "l" * (1 + len(settings))
-    tables = [
-        Table("Claims at a glance", ["claim", *settings], claims, GLANCE, align),
-        Table("Checks at a glance", ["holds by construction", *settings], checks, "", align),
-    ]
-    return "\n\n".join(one.markdown(level=2).strip() for one in tables if one.rows)
+def _part(title: str, texts: Sequence[str], tables: Sequence[Table] = ()) -> str:
+    """A section with a heading; nothing if it is empty."""
+    found = [*texts, *(table.markdown(level=3).strip() for table in tables)]
+    return "\n\n".join([f"## {title}", *found]) if any(found) else ""
 
 
-def _rows(
-    tested: Sequence[dict[str, Any]],
-    statements: Mapping[str, Claim | Checked],
-    outcome: Callable[[dict[str, Any]], str],
-) -> list[list[str]]:
-    """The outcome of each statement in each setting, where it was tested in any."""
+def _pictures(evidence: Evidence) -> list[str]:
+    return [f"![{pathlib.Path(one).stem}]({one})" for one in figures.names(evidence)]
+
+
+def _checks(evidence: Evidence) -> str:
+    """What holds by construction: a row per check, and a column per data set and network."""
+    found = [one for one in evidence.claims.values() if one.get("checks")]
     rows = []
-    for name, statement in statements.items():
-        found = [outcome(one[name]) if name in one else "" for one in tested]
-        if any(found):
-            rows.append([statement.statement, *found])
-    return rows
+    for name, check in CHECKS.items():
+        outcomes = [one["checks"].get(name) for one in found]
+        if any(outcomes):
+            rows.append([check.statement, *map(_holds, outcomes)])
+    if not rows:
+        return ""
+    settings = [f"{one['setting']['data']}, {one['setting']['model']}" for one in found]
+    align = "l" * (1 + len(settings))
+    title = "Checks at a glance"
+    table = Table(title, ["holds by construction", *settings], rows, "", align)
+    return table.markdown(level=2).strip()
 
 
-def _section(folder: pathlib.Path) -> str:
-    """Returns the table and the figures of a folder, with links to its numbers."""
-    text = _with_unique_headings((folder / "table.md").read_text(encoding="utf-8"), folder.name)
-    figures = [
-        f"![{path.stem} of {folder.name}]({folder.name}/{path.name})"
-        for path in _files(folder, ".png")
-    ]
-    files = [f"[{path.name}]({folder.name}/{path.name})" for path in _files(folder, *SUFFIXES)]
-    comparisons = sum(results.exist(one) for one in folder.iterdir())
-    if comparisons:
-        files.append(f"[{comparisons} comparisons]({folder.name})")
-    return "\n\n".join([text, *figures, f"Numbers: {', '.join(files)}."])
-
-
-def _with_unique_headings(text: str, folder: str) -> str:
-    """Returns a table with its headings one level down, and unique on the page.
-
-    Tables of several folders can have the same title, so each heading names the folder. Where a
-    heading is repeated in one table, it names the heading above it, too.
-    """
-    titles = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
-    lines, above = [], {0: folder}
-    for line in text.strip().splitlines():
-        if heading := re.fullmatch(r"(#+) (.*)", line):
-            level, title = len(heading[1]), heading[2]
-            above = {outer: name for outer, name in above.items() if outer < level}
-            context = [folder] + [above[max(above)]] * (titles.count(title) > 1)
-            line = f"#{heading[1]} {title} ({': '.join(context)})"
-            above[level] = title
-        lines.append(line)
-    return "\n".join(lines)
-
-
-SUFFIXES = tuple(pathlib.Path(name).suffix for name in results.FILES)
-
-
-def _files(folder: pathlib.Path, *suffixes: str) -> list[pathlib.Path]:
-    return sorted(path for path in folder.iterdir() if path.suffix in suffixes)
+def _holds(check: dict[str, Any] | None) -> str:
+    if check is None:
+        return ""
+    return "yes" if all(one["holds"] for one in check["checks"]) else "NO"
 
 
 if __name__ == "__main__":

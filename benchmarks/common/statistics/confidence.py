@@ -25,6 +25,7 @@ References:
   Xie, Singh, Confidence distribution, International Statistical Review 2013.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -46,12 +47,15 @@ class Confidence(NamedTuple):
       seeds: the number of seeds.
       shifts: draws of the error that comes from the finite test set; a single 0 if the test set is
         not taken into account.
+      point: one percentage point in the unit of the mean, if it is a difference of accuracies; NaN
+        for other quantities. Verdicts on differences below a point need more seeds.
     """
 
     mean: float
     error: float
     seeds: int
     shifts: Floats
+    point: float = math.nan
 
     def below(self, bound: float) -> float:
         """Returns the confidence that the mean is below a bound: the p-value of `mean > bound`."""
@@ -90,7 +94,8 @@ class Confidence(NamedTuple):
 
     def scaled(self, factor: float) -> "Confidence":
         """Returns the confidence distribution of a multiple of the mean, for a positive factor."""
-        return Confidence(factor * self.mean, factor * self.error, self.seeds, factor * self.shifts)
+        mean, error, point = (factor * one for one in (self.mean, self.error, self.point))
+        return Confidence(mean, error, self.seeds, factor * self.shifts, point)
 
 
 def of_seeds(values: ArrayLike) -> Confidence:
@@ -144,7 +149,7 @@ def of_correctness(
     values, counts = np.unique(effects, return_counts=True)
     shares = counts / len(effects)
     shifts = rng.multinomial(len(effects), shares, resamples) @ values / len(effects)
-    return of_seed._replace(shifts=shifts)
+    return of_seed._replace(shifts=shifts, point=0.01)
 
 
 def joint_draws(cells: Sequence[ArrayLike], *, resamples: int = RESAMPLES, seed: int = 0) -> Floats:
@@ -166,23 +171,40 @@ def joint_draws(cells: Sequence[ArrayLike], *, resamples: int = RESAMPLES, seed:
     shapes = {array.shape for array in arrays}
     if len(shapes) != 1:
         raise ValueError(f"All cells must have the same seeds and examples, not {sorted(shapes)}.")
-    rng = np.random.default_rng(seed)
     tables = [_table(a) if a.ndim == 2 else a.astype(float)[:, None] for a in arrays]
     by_seed = np.stack([table.mean(1) for table in tables], 1)
     seeds, means = len(by_seed), by_seed.mean(0)
     if seeds < 2:
         raise ValueError("The spread over seeds needs at least 2 seeds.")
+    examples = arrays[0].shape[1] if arrays[0].ndim == 2 else 0
+    weights, counts = _weights_and_counts(seeds, examples, resamples, seed)
+    draws: Floats = means + weights @ (by_seed - means)
+    if examples:
+        effects = np.stack([_example_effects(table) for table in tables], 1)
+        parts = max(1, resamples * examples // 2**22)
+        for rows, some in zip(
+            np.array_split(draws, parts), np.array_split(counts, parts), strict=True
+        ):
+            rows += some @ effects / examples  # in place
+    return draws
+
+
+@functools.lru_cache(maxsize=4)
+def _weights_and_counts(
+    seeds: int, examples: int, resamples: int, seed: int
+) -> tuple[Floats, NDArray[np.uint8]]:
+    """The draws that do not depend on the data: weights of the seeds, and resampled examples.
+
+    They take far longer than what is done with them, and many curves have the same shape.
+    """
+    rng = np.random.default_rng(seed)
     # Combinations of the seeds' deviations have their covariance: a multivariate t distribution.
     weights = rng.standard_normal((resamples, seeds)) / math.sqrt(seeds * (seeds - 1))
     weights /= np.sqrt(rng.chisquare(seeds - 1, (resamples, 1)) / (seeds - 1))
-    draws: Floats = means + weights @ (by_seed - means)
-    if arrays[0].ndim == 2:
-        effects = np.stack([_example_effects(table) for table in tables], 1)
-        examples = len(effects)
-        for rows in np.array_split(draws, max(1, resamples * examples // 2**22)):  # in place
-            counts = rng.multinomial(examples, np.full(examples, 1 / examples), len(rows))
-            rows += counts @ effects / examples
-    return draws
+    counts = np.empty((resamples, examples), np.uint8)  # an example is never drawn 256 times
+    for rows in np.array_split(counts, max(1, resamples * examples // 2**22)) if examples else ():
+        rows[:] = rng.multinomial(examples, np.full(examples, 1 / examples), len(rows))
+    return weights, counts
 
 
 def diverged_as_worst(

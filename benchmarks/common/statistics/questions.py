@@ -3,8 +3,10 @@
 A question has a p-value for its statement and one against it. The verdict on a question is *for* or
 *against* if the smaller of the two, doubled because either could have been the smaller one, is at
 most 5% after Holm's correction over all questions that are asked together. Otherwise the question
-is undecided. A verdict is not given at all without evidence that could decide: with fewer than
-three seeds, if no value differs between seeds, and in a quick trial.
+is undecided. So is every question about a difference of accuracies below one percentage point that
+has fewer than ten seeds. It still counts in the correction, because the data decide whether a
+difference is that small. A verdict is not given at all without evidence that could decide: with
+fewer than three seeds, if no value differs between seeds, and in a quick trial.
 """
 
 import math
@@ -18,6 +20,7 @@ from benchmarks.common.statistics.confidence import Confidence
 
 FOR, AGAINST, UNDECIDED, NONE = "for", "against", "undecided", "no verdict"
 MIN_SEEDS = 3
+MIN_SEEDS_BELOW_A_POINT = 10
 LEVEL = 0.05
 
 
@@ -139,6 +142,8 @@ def _checked(effect: Confidence, quick: bool, question: Question) -> Question:
         reason = "a value that is not finite"
     elif effect.error == 0:
         reason = "no spread between seeds"
+    elif effect.seeds < MIN_SEEDS_BELOW_A_POINT and abs(effect.mean) < effect.point:
+        return Question(1.0, 1.0)
     else:
         return question
     return Question(1.0, 1.0, reason)

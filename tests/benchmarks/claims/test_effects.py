@@ -38,6 +38,7 @@ def test_a_gain_is_the_difference_in_points():
     found = effects.gain(runs(a=accuracies(0.9, 0.8), b=accuracies(0.7, 0.7)), "a", "b")
     assert found.mean == pytest.approx(15)
     assert found.error == pytest.approx(5)
+    assert found.point == pytest.approx(1)
 
 
 def test_correctness_gives_the_interval_over_test_examples():

@@ -170,3 +170,10 @@ def test_a_confidence_distribution_is_symmetric_in_its_sign():
     found = of_correctness(*two_methods(np.random.default_rng(4), 4, 80, 0.1, 0.1))
     negated = Confidence(-found.mean, found.error, found.seeds, -found.shifts)
     assert negated.below(-0.03) == pytest.approx(found.above(0.03))
+
+
+def test_a_difference_of_accuracies_knows_its_unit():
+    found = of_correctness(*two_methods(np.random.default_rng(4), 4, 80, 0.1, 0.1))
+    assert found.point == 0.01
+    assert found.scaled(100).point == pytest.approx(1)
+    assert np.isnan(of_seeds(VALUES).scaled(100).point)

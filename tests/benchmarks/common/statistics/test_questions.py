@@ -72,6 +72,36 @@ def test_some_data_cannot_decide(values, quick, reason):
         assert reason in found.reason
 
 
+@pytest.mark.parametrize(
+    ("points", "seeds", "verdict"),
+    [(0.9, 9, UNDECIDED), (0.9, 10, FOR), (1.1, 9, FOR), (-0.9, 9, UNDECIDED), (-1.1, 9, AGAINST)],
+)
+def test_a_difference_below_a_point_needs_ten_seeds(points, seeds, verdict):
+    """As a fraction and in points, for superiority and equivalence; other quantities need not."""
+    values = points + 0.01 * np.arange(seeds) - 0.005 * (seeds - 1)
+    share = of_seeds(values / 100)._replace(point=0.01)
+    for effect in (share, share.scaled(100)):
+        assert verdicts([superiority(effect)])[0].verdict == verdict
+        (equal,) = verdicts([equivalence(effect, 5 * effect.point)])
+        assert equal.verdict == (UNDECIDED if verdict == UNDECIDED else FOR)
+    assert verdicts([superiority(of_seeds(values))])[0].verdict == (FOR if points > 0 else AGAINST)
+
+
+def test_an_undecided_small_difference_is_counted():
+    """If it were not, the largest of many null effects would be judged as if it were the only one.
+
+    With 20 null effects, of which about one has a mean above a point, that would be wrong often.
+    """
+    small = superiority(of_seeds([0.5, 0.6, 0.7])._replace(point=1.0))
+    assert (small.p_for, small.p_against, small.reason) == (1, 1, "")
+    values = np.random.default_rng(0).normal(0, 1, (60, 20, 4))
+    pages = [
+        verdicts([superiority(of_seeds(row)._replace(point=1.0)) for row in page])
+        for page in values
+    ]
+    assert np.mean([any(one.verdict != UNDECIDED for one in page) for page in pages]) <= 0.05
+
+
 def test_a_claim_needs_all_of_its_effects():
     strong, weak, bad = Question(0.001, 0.999), Question(0.2, 0.8), Question(0.998, 0.002)
     assert all_of([strong, weak]) == Question(0.2, 1)
