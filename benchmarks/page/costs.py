@@ -53,9 +53,8 @@ def table(evidence: Evidence, folder: pathlib.Path) -> Table | None:
         ],
         rows,
         "gradients per step: the declared cost, which tests count.\n"
-        "time: of a step in the fastest training of the method, divided by that of the plain "
-        "optimizer. These times are rough, because the machine had other load. In the smallest "
-        "networks, what is not a gradient takes most of the time.\n"
+        "time: of a step of the method, divided by that of the plain optimizer, both measured side "
+        "by side. In the smallest networks, what is not a gradient takes most of the time.\n"
         f"step_cost: time and temporary memory of a step divided by those of a gradient step by "
         f"hand, on larger networks of the same kind ([{FOLDER}]({FOLDER}/table.md)); “-” where "
         "that record lacks the method.",

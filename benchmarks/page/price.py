@@ -52,8 +52,8 @@ def _by_cost(bed: Bed) -> Table:
         rows,
         "Test accuracy in % with its 95% interval, and seconds of training, by the number of "
         f"gradients in units of {bed.found['dataset']['reference_gradients']}. Each method was "
-        "tuned at each cost. Seconds: the steps times the time of a step in the fastest training "
-        "of the method; the machine had other load, so they are rough.",
+        "tuned at each cost. Seconds: the steps times the time of a step, which was measured side "
+        "by side with those of the other methods.",
     )
 
 

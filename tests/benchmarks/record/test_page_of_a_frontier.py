@@ -35,7 +35,7 @@ def frontier(folder, methods, *, seeds=10, quick=False):
         for budget, accuracy in zip(BUDGETS, accuracies, strict=True):
             steps = int(100 * budget / CONTENDERS[method].gradients)
             common = {"method": method, "budget": budget, "steps": steps}
-            common |= {"gradients": 100 * budget, "seconds": budget, "diverged": False, "loss": 0.4}
+            common |= {"gradients": 100 * budget, "diverged": False, "loss": 0.4}
             for trial, point in enumerate(points):
                 values = {name: point.get(name) for name in names}
                 record = {"stage": "tuning", "number": trial, "hyperparameters": values}
@@ -55,6 +55,7 @@ def frontier(folder, methods, *, seeds=10, quick=False):
         "configuration": configuration,
         "dataset": dataset | {"reference_gradients": 100},
         "measurement": {"tuning_seed": TUNING_SEED},
+        "step_seconds": dict.fromkeys(methods, 0.01),
         "quick": quick,
         "runs": runs,
     }
