@@ -166,7 +166,8 @@ def _plain(console: Console, runs: int, work: float, forecast: Forecast) -> Iter
         done += 1
         forecast.finished()
         elapsed, left = forecast.elapsed(), forecast.left()
-        console.print(f"[{done}/{runs}] {line}; {elapsed:.0f} s, about {left:.0f} s left")
+        ending = "" if math.isnan(left) else f", about {left:.0f} s left"
+        console.print(f"[{done}/{runs}] {line}; {elapsed:.0f} s{ending}")
 
     yield Reporter(compiling, working, finished)
 

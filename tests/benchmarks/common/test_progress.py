@@ -62,6 +62,14 @@ def test_each_run_is_counted(terminal):
     assert "3 of 2" not in text
 
 
+def test_an_unknown_time_is_not_printed():
+    """A resumed job has finished runs before it has done any work."""
+    console = Console(file=io.StringIO(), width=80)
+    with reporting(console, 2, 1.0) as reporter:
+        reporter.finished("sgd: accuracy 90%")
+    assert console.file.getvalue() == "[1/2] sgd: accuracy 90%; 0 s\n"
+
+
 def test_no_runs_are_not_counted_as_the_first():
     console = Console(file=io.StringIO(), force_terminal=True, width=80)
     with reporting(console, 0, 0):
