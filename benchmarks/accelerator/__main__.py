@@ -32,13 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def command() -> None:
         args = _parse(argv)
-        options = AcceleratorOptions(
-            methods=args.methods.split(","),
-            minutes=args.minutes,
-            rounds=args.rounds,
-            data_dir=args.data_dir,
-            quick=args.quick,
-        )
+        given = {name: getattr(args, name) for name in AcceleratorOptions._fields}
+        options = AcceleratorOptions(**given | {"methods": args.methods.split(",")})
         folder = results.folder(args.out, "accelerator", resume=False)
         run(options, folder, command=cli.command_line("accelerator", argv))
 
@@ -49,8 +44,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = cli.Parser("accelerator", description=(__doc__ or "").split("\n")[0])
     parser.add_argument(
         "--methods",
-        help="methods separated by commas, as for benchmarks.compare; a name without settings uses "
-        "typical hyperparameters (default: all methods with more than one gradient per step)",
+        help=cli.METHODS_OF_STEPS,
     )
     parser.add_argument(
         "--minutes",

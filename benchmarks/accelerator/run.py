@@ -55,24 +55,12 @@ class AcceleratorOptions(NamedTuple):
 def run(options: AcceleratorOptions, folder: pathlib.Path, *, command: str = "") -> results.Results:
     """Measures the methods one after another, and writes each when it is finished.
 
-    Args:
-      options: what to measure.
-      folder: where the results go. Nothing in it is deleted.
-      command: the command line that is recorded.
-
-    Returns:
-      The results as they are written to the folder: one run per network and step.
+    The arguments are those of `benchmarks.step_cost.run.run`. The results that it returns and
+    writes to the folder have one run per network and step.
     """
     end = time.monotonic() + 60 * options.minutes
     console = Console(width=None if sys.stdout.isatty() else WIDTH)
-    record: results.Results = {
-        "command": command,
-        "revision": results.revision(),
-        "configuration": options._asdict(),
-        "environment": results.environment(),
-        "left_out": [],
-        "runs": [],
-    }
+    record = results.fresh(command, options._asdict(), left_out=[])
     results.start(folder, record, resume=False)
     if options.data_dir is not None:
         trained = comparison.complete(
@@ -110,8 +98,7 @@ def run(options: AcceleratorOptions, folder: pathlib.Path, *, command: str = "")
 def report(folder: pathlib.Path, record: results.Results) -> Table:
     """Writes the table of finished results to the folder and returns it."""
     found = table(record)
-    text = found.markdown(commands=[record["command"]])
-    (folder / "table.md").write_text(text, encoding="utf-8")
+    found.write(folder, record["command"])
     return found
 
 

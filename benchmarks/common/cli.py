@@ -21,6 +21,10 @@ from typing import Any, NoReturn
 OPTIMIZERS = ("sgd", "adamw")
 DTYPES = ("float32", "bfloat16")
 INTERRUPTED = 130  # the conventional exit code after SIGINT: 128 + 2
+METHODS_OF_STEPS = (
+    "methods separated by commas, as for benchmarks.compare; a name without settings uses typical "
+    "hyperparameters (default: all methods with more than one gradient per step)"
+)
 DATA_HELP = (
     "digits (bundled with scikit-learn, the default), mnist, fashion_mnist, cifar10, or PATH.npz "
     "with the arrays x_train, y_train, x_test, y_test; with --model transformer also text (the "

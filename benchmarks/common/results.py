@@ -51,7 +51,7 @@ import platform
 import re
 import subprocess
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -157,6 +157,24 @@ def name_of(data: str, model: str) -> str:
 def exist(path: pathlib.Path) -> bool:
     """Returns whether the folder `path` has results."""
     return (path / MANIFEST).exists()
+
+
+def fresh(command: str, configuration: Mapping[str, Any], **more: Any) -> Results:
+    """Returns the results of a command before its first run.
+
+    Args:
+      command: the command line that is recorded.
+      configuration: the options of the command.
+      **more: what else the command records, or what replaces an entry.
+    """
+    return {
+        "command": command,
+        "revision": revision(),
+        "configuration": dict(configuration),
+        "environment": environment(),
+        **more,
+        "runs": [],
+    }
 
 
 def start(path: pathlib.Path, fresh: Results, resume: bool) -> Results:

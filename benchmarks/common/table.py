@@ -7,9 +7,10 @@ rows=[(Cell("sgd"), Cell("97.2")), (Cell("sam:rho=0.3"), Cell("98.1", best=True)
 caption="{best} marks the best mean.",
 )
 table.print(Console())
-pathlib.Path("table.md").write_text(table.markdown())
+table.write(pathlib.Path("results"), "python -m benchmarks.mine")
 """
 
+import pathlib
 import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
@@ -95,6 +96,11 @@ class Table:
             f"- {caption}" if "\n" in self.caption else caption,
         ]
         return "\n\n".join(block for block in blocks if block) + "\n"
+
+    def write(self, folder: pathlib.Path, command: str) -> None:
+        """Writes the table to `table.md` in a folder, below the command that made it."""
+        text = self.markdown(commands=[command])
+        (folder / "table.md").write_text(text, encoding="utf-8")
 
     def _caption(self, where: str) -> str:
         return self.caption.replace("{best}", MARK[where])

@@ -142,8 +142,7 @@ def run(
 def report(folder: pathlib.Path, record: results.Results) -> Table:
     """Writes the table of finished results to the folder and returns it."""
     found = table(record)
-    text = found.markdown(commands=[record["command"]])
-    (folder / "table.md").write_text(text, encoding="utf-8")
+    found.write(folder, record["command"])
     return found
 
 

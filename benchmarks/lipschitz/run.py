@@ -55,16 +55,13 @@ def run(
         )
     data.check_training(options.batch_size)
     console = console or Console(width=None if sys.stdout.isatty() else WIDTH)
-    record: results.Results = {
-        "command": command,
-        "revision": results.revision(),
-        "configuration": options._asdict(),
-        "environment": results.environment(),
-        "methods": [method.label for method in methods],
-        "dataset": data.description(),
-        "measurement": measuring.SETTINGS | {"curve_radii": options.curve_radii.tolist()},
-        "runs": [],
-    }
+    record = results.fresh(
+        command,
+        options._asdict(),
+        methods=[method.label for method in methods],
+        dataset=data.description(),
+        measurement=measuring.SETTINGS | {"curve_radii": options.curve_radii.tolist()},
+    )
     results.start(folder, record, resume=False)
     for of_seed in _runs(options, methods, data, console):
         record["runs"] += of_seed

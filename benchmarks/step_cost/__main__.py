@@ -83,8 +83,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--models", help=f"networks from {FULL['models']} (default: all)")
     parser.add_argument(
         "--methods",
-        help="methods separated by commas, as for benchmarks.compare; a name without settings uses "
-        "typical hyperparameters (default: all methods with more than one gradient per step)",
+        help=cli.METHODS_OF_STEPS,
     )
     parser.add_argument("--optimizers", help=f"optimizers from {FULL['optimizers']} (default: all)")
     parser.add_argument(

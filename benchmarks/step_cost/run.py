@@ -68,14 +68,13 @@ def run(options: StepCostOptions, folder: pathlib.Path, *, command: str = "") ->
     if options.peers:
         peers.check_installed()
     console = Console(width=None if sys.stdout.isatty() else WIDTH)
-    record: results.Results = {
-        "command": command,
-        "revision": results.revision(),
-        "configuration": options._asdict(),
-        "environment": results.environment() | (peers.versions() if options.peers else {}),
-        "parameter_bytes": {},
-        "runs": [],
-    }
+    versions = peers.versions() if options.peers else {}
+    record = results.fresh(
+        command,
+        options._asdict(),
+        environment=results.environment() | versions,
+        parameter_bytes={},
+    )
     results.start(folder, record, resume=False)
     console.print(tables.EXPLANATION, "\n", highlight=False)
     for name in options.models:

@@ -83,7 +83,7 @@ def test_the_code_of_the_page_runs(page):
 def test_no_block_escapes_the_tests(page):
     """Every fence of a page is found by the pattern above, and its language is known."""
     found = blocks(page)
-    assert {block.language for block in found} <= {"python", "text", "bash", "yaml"}
+    assert {block.language for block in found} <= {"python", "text", "bash", "toml", "yaml"}
     lines = (DOCS / page).read_text(encoding="utf-8").splitlines()
     assert sum(line.lstrip().startswith("```") for line in lines) == 2 * len(found)
     for block in found:

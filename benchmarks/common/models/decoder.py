@@ -51,10 +51,7 @@ class Decoder(nn.Module):
     """A decoder-only transformer for sequences of a fixed length.
 
     Attributes:
-      num_classes: the number of different tokens.
-      width: the embedding dimension.
-      depth: the number of layers.
-      heads: the number of attention heads, a divisor of `width`.
+      num_classes, width, depth, heads: as in `Transformer`.
       dtype: the dtype of the computation. Parameters, the softmax of the attention and the
         statistics of the normalization are float32.
       gather: what is applied to the parameters of each part of the network before it uses them:
@@ -83,7 +80,7 @@ class Decoder(nn.Module):
           Logits of shape (sequences, length, num_classes). Those of a position depend on the tokens
           up to and including it.
         """
-        del train  # there is no dropout
+        del train  # a decoder without dropout
 
         # The stored parameters are made from what `gather` returns during initialization.
         gather = _unchanged if self.is_initializing() else self.gather

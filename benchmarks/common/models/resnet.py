@@ -75,20 +75,11 @@ class ResNet(nn.Module):
         return nn.Dense(self.num_classes, dtype=self.dtype)(x.mean((1, 2)))
 
 
-class BottleneckBlock(nn.Module):
+class BottleneckBlock(Block):
     """A residual block of a 1×1, a 3×3 and a 1×1 convolution with four times as many channels.
 
-    Attributes:
-      width: the number of channels of the 3×3 convolution.
-      stride: its stride.
-      conv: makes a convolution.
-      norm: makes a BatchNorm.
+    `width` and `stride` are those of the 3×3 convolution.
     """
-
-    width: int
-    stride: int
-    conv: Callable[..., nn.Module]
-    norm: Callable[..., nn.Module]
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:

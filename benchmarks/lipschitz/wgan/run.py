@@ -41,13 +41,7 @@ def run(options: LipschitzOptions, folder: pathlib.Path, *, command: str = "") -
       The results as they are written to the folder, with one run per critic, seed and part.
     """
     console = Console(width=None if sys.stdout.isatty() else WIDTH)
-    record: results.Results = {
-        "command": command,
-        "revision": results.revision(),
-        "configuration": options._asdict(),
-        "environment": results.environment(),
-        "runs": [],
-    }
+    record = results.fresh(command, options._asdict())
     results.start(folder, record, resume=False)
     with console.status("Compiling"):
         programs = {name: compiled(kind) for name, kind in CRITICS.items()}
@@ -67,7 +61,7 @@ def run(options: LipschitzOptions, folder: pathlib.Path, *, command: str = "") -
             results.save(folder, record)
             reporter.finished(f"seed {seed}, {len(CRITICS)} critics")
     report = table(record["runs"], parts, options.steps, options.seeds)
-    (folder / "table.md").write_text(report.markdown(commands=[command]), encoding="utf-8")
+    report.write(folder, command)
     plot = plots.draw(folder, record["runs"], samples, np.asarray(real(key, DRAWN)), options.steps)
     report.print(console)
     written = ", ".join([results.MANIFEST, results.RUNS, "table.md", plot])

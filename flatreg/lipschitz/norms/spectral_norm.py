@@ -73,7 +73,7 @@ def spectral_norm(
       An :class:`Interval` of two scalars.
 
     Raises:
-      ValueError: if the kernel does not fit the map, if there is no map and the kernel does not
+      ValueError: if the kernel does not fit the map, if the map is missing and the kernel does not
         have two axes, if a ``Linear`` map has too many matrix entries, or if ``steps`` is not
         positive.
       TypeError: if the kernel is not floating-point.

@@ -65,7 +65,7 @@ def spectral_norm_upper_bound(
       The bound, a scalar.
 
     Raises:
-      ValueError: if the kernel does not fit the map, if there is no map and the kernel does not
+      ValueError: if the kernel does not fit the map, if the map is missing and the kernel does not
         have two axes, if ``tolerance`` is not positive, or if the matrix of a ``Linear`` map has
         more than 2²⁴ entries.
       TypeError: if the kernel is not floating-point.
