@@ -104,6 +104,18 @@ def test_exchanged_records_exchange_the_verdict(tmp_path):
     assert bed.at(0.5, "sam").mean == pytest.approx(-8, abs=0.5)
 
 
+def test_methods_are_compared_at_the_same_cost(tmp_path):
+    """SAM loses at the least cost and wins at the largest one."""
+    (bed,) = frontier(tmp_path, {"plain": PLAIN, "sam": (0.62, 0.72, 0.82)}).beds
+    found = [bed.at(cost, "sam").mean for cost in BUDGETS]
+    assert found == pytest.approx([-8, 0, 8], abs=0.5)
+    (sentence,) = [one for one in sentences(read(tmp_path)) if "SAM at equal cost" in one]
+    assert re.search(
+        r"is -[78]\.\d \(.*\) at cost 0.5 and \+[78]\.\d \(.*\) at cost 2 on", sentence
+    )
+    assert "the interval is below zero on 1 of 1 beds" in sentence
+
+
 @pytest.mark.parametrize(
     ("points", "word", "means"),
     [(10, "reached", "yes"), (-3, "missed", "no"), (6.2, "undecided", "yes")],
