@@ -1,6 +1,7 @@
-"""The figure of a frontier: test accuracy against compute and against time."""
+"""The figure of a frontier: one panel per method, and all methods against the time of training."""
 
 import itertools
+import math
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -10,12 +11,13 @@ from matplotlib.axes import Axes
 
 from benchmarks.common.plotting import PLAIN as GRAY
 from benchmarks.common.plotting import STYLE, new_figure, plain_numbers
-from benchmarks.frontier.records import PLAIN
-from benchmarks.frontier.summary import Curve, seconds
+from benchmarks.frontier.summary import Curve
 from flatreg.plots import COLORS
 
-MARKERS = "osD^vPX*<>"
 FILE = "frontier.png"
+COLUMNS = 5
+SHOWN = 0.04  # how far below the plain optimizer's best accuracy the panels reach
+Style = dict[str, Any]
 
 
 def draw(folder: pathlib.Path, curves: Sequence[Curve], options: dict[str, Any]) -> str:
@@ -26,68 +28,73 @@ def draw(folder: pathlib.Path, curves: Sequence[Curve], options: dict[str, Any])
       curves: one per method, the plain optimizer first.
       options: the options of the frontier.
     """
+    plain, *others = curves
+    columns = min(COLUMNS, len(others) + 1)
+    rows = math.ceil((len(others) + 1) / columns)
     with matplotlib.rc_context(STYLE):
-        figure = new_figure(11, 4.8)
-        left, right = figure.subplots(1, 2, sharey=True)
-        noise = options["label_noise"]
-        about = f"{options['data']}, {options['model']}"
-        about += f", {noise:.0%} label noise" if noise else ""
-        figure.suptitle(
-            f"{about}: mean test accuracy, with 95% intervals over seeds and test examples.\nEach "
-            "point was tuned on a validation set. Ring: the best cost by that set. Dashed: the "
-            "plain optimizer there.",
-            x=0.01,
-            ha="left",
-            fontsize=9,
-        )
-        colors, markers = itertools.cycle(COLORS), itertools.cycle(MARKERS)
-        for curve in curves:
-            color = GRAY if curve.method == PLAIN else next(colors)
-            style = {"color": color, "marker": next(markers)}
-            budgets = [cell.budget for cell in curve.cells]
-            _draw(left, budgets, curve, style, label=curve.method)
-            _draw(right, seconds(curve.cells), curve, style, label=None)
-        plain = curves[0]
-        for axes in (left, right):
-            axes.axhline(
-                100 * plain.cells[plain.best].accuracy.mean,
-                color=GRAY,
-                linestyle="--",
-                linewidth=0.9,
-            )
+        figure = new_figure(2.3 * columns + 0.4, 2.1 * rows + 0.8)
+        panels = figure.subplots(rows, columns, sharey=True, squeeze=False).flat
+        figure.suptitle(_title(options), x=0.01, ha="left", fontsize=9)
+        colors = itertools.cycle(COLORS)
+        styles: list[Style] = [{"color": GRAY, "linestyle": "--"}]
+        styles += [{"color": next(colors)} for _ in others]
+        for axes, curve, style in zip(panels, others, styles[1:], strict=False):
+            for one, look in ((plain, styles[0]), (curve, style)):
+                budgets = [cell.budget for cell in one.cells]
+                _line(axes, budgets, one, look)
+                _band(axes, budgets, one, look)
             axes.set_xscale("log")
-            plain_numbers(axes.xaxis)
-        left.set_xticks([cell.budget for cell in plain.cells], minor=False)
-        left.minorticks_off()
-        left.set_xlabel(f"gradients, in units of {options['epochs']} epochs of the plain optimizer")
-        left.set_ylabel("test accuracy, %")
-        left.set_title("Accuracy against compute", weight="bold")
-        right.set_xlabel("seconds of training")
-        right.set_title("Accuracy against measured time", weight="bold")
-        figure.legend(loc="outside right upper", frameon=False, labelcolor="linecolor")
+            axes.set_xticks(budgets, [f"{budget:.3g}" for budget in budgets], fontsize=7)
+            axes.minorticks_off()
+            axes.set_title(curve.method, color=style["color"], weight="bold")
+        time, *unused = panels[len(others) :]
+        for curve, style in zip(curves, styles, strict=True):
+            _line(time, [cell.seconds for cell in curve.cells], curve, style)
+        time.set_xscale("log")
+        plain_numbers(time.xaxis)
+        time.set_title("all, by seconds of training", weight="bold")
+        for axes in unused:
+            axes.set_axis_off()
+        time.set_ylim(_limits(curves))
+        figure.supylabel("test accuracy, %", fontsize=9)
+        figure.supxlabel(
+            f"gradients, in units of {options['epochs']} epochs of the plain optimizer", fontsize=9
+        )
         figure.savefig(folder / FILE)
     return FILE
 
 
-def _draw(
-    axes: Axes, x: Sequence[float], curve: Curve, style: dict[str, Any], label: str | None
-) -> None:
+def _title(options: dict[str, Any]) -> str:
+    noise = options["label_noise"]
+    about = f"{options['data']}, {options['model']}"
+    about += f", {noise:.0%} label noise" if noise else ""
+    return (
+        f"{about}: mean test accuracy of each method and, dashed, of the plain optimizer.\n"
+        "Bands: 95% intervals over seeds and test examples. Each point was tuned on a validation "
+        "set. Ring: the best cost by that set."
+    )
+
+
+def _limits(curves: Sequence[Curve]) -> tuple[float, float]:
+    """The limits of all panels in %, which leave out what is far below the plain optimizer."""
+    plain = curves[0]
+    bands = [cell.accuracy.interval() for curve in curves for cell in curve.cells]
+    lowest = min(low for low, _ in bands)
+    low = max(lowest, plain.cells[plain.best].accuracy.mean - SHOWN)
+    low = min(low, *(cell.accuracy.mean for cell in plain.cells))
+    high = max(high for _, high in bands)
+    margin = 0.05 * (high - low)
+    return 100 * (low - margin), 100 * (high + margin)
+
+
+def _line(axes: Axes, x: Sequence[float], curve: Curve, style: Style) -> None:
     means = [100 * cell.accuracy.mean for cell in curve.cells]
+    axes.plot(x, means, marker="o", markersize=2.5, linewidth=1.4, **style)
+    ring = style | {"markerfacecolor": "none", "linestyle": "none"}
+    axes.plot(x[curve.best], means[curve.best], marker="o", markersize=8, **ring)
+
+
+def _band(axes: Axes, x: Sequence[float], curve: Curve, style: Style) -> None:
     bands = [cell.accuracy.scaled(100).interval() for cell in curve.cells]
-    axes.plot(x, means, linewidth=1.6, markersize=4, label=label, **style)
-    axes.fill_between(
-        x,
-        [low for low, _ in bands],
-        [high for _, high in bands],
-        color=style["color"],
-        alpha=0.12,
-        linewidth=0,
-    )
-    axes.plot(
-        x[curve.best],
-        means[curve.best],
-        "o",
-        markersize=10,
-        markerfacecolor="none",
-        color=style["color"],
-    )
+    low, high = zip(*bands, strict=True)
+    axes.fill_between(x, low, high, color=style["color"], alpha=0.15, linewidth=0)

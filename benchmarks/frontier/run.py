@@ -18,7 +18,7 @@ from benchmarks.common import measuring, progress, results
 from benchmarks.common.cli import command_line, flag
 from benchmarks.common.data import preparation
 from benchmarks.common.models import build
-from benchmarks.frontier import journal, plots, processes, summary
+from benchmarks.frontier import journal, plots, processes, summary, timing
 from benchmarks.frontier.options import TUNING_SEED, Options, budgets_of, complete
 from benchmarks.frontier.records import Key, Record, key_of
 from benchmarks.frontier.table import tables
@@ -97,7 +97,11 @@ def run(job: Job, console: Console | None = None) -> results.Results:
     known = journal.start(job.folder, fresh | {"runs": []}, job.resume)
     cells = [Cell(method, budget) for method in methods for budget in budgets]
     records = _finish(job, bed, cells, known, console)
-    found = fresh | {"revision": results.revision(), "runs": _ordered(records, methods)}
+    found = fresh | {
+        "revision": results.revision(),
+        "step_seconds": timing.step_seconds(bed, methods),
+        "runs": _ordered(records, methods),
+    }
     journal.finish(job.folder, found)
     report(job.folder, found, console)
     return found
@@ -138,6 +142,7 @@ def curves_of(found: results.Results) -> list[summary.Curve]:
         {method: ranges(method, configuration["optimizer"]) for method in methods},
         configuration | {"tuning_seed": found["measurement"]["tuning_seed"]},
         dataset["test_predictions"],
+        found["step_seconds"],
         quick=found["quick"],
     )
 

@@ -31,7 +31,7 @@ class Cell(NamedTuple):
       correct: whether each test example is classified correctly, of shape (seeds, examples). A
         diverged run has none right.
       accuracy: the confidence distribution of the test accuracy.
-      seconds: the median time of a test run.
+      seconds: the time of the training steps, without compilation.
       measured: the other measurements of the test runs that did not diverge.
       diverged: the number of test runs that diverged.
     """
@@ -76,6 +76,7 @@ def summarize(
     spaces: Mapping[str, Mapping[str, Range]],
     options: Mapping[str, Any],
     test_examples: int,
+    step_seconds: Mapping[str, float],
     *,
     quick: bool,
 ) -> list[Curve]:
@@ -88,11 +89,20 @@ def summarize(
       spaces: the ranges that each method was tuned in at first.
       options: `trials`, `more`, `seeds` and `tuning_seed`.
       test_examples: the number of predictions on the test set.
+      step_seconds: the time of a training step of each method.
       quick: whether the job only shows that the command works, which allows no verdict.
     """
     cells = {
         method: [
-            _cell(records, method, budget, spaces[method], options, test_examples)
+            _cell(
+                records,
+                method,
+                budget,
+                spaces[method],
+                options,
+                test_examples,
+                step_seconds[method],
+            )
             for budget in budgets
         ]
         for method in methods
@@ -117,7 +127,7 @@ def summarize(
                 gain=gains[method],
                 verdict=own if method == PLAIN else next(answers),
                 reach=_reach(budgets, some, target),
-                reach_seconds=_reach(seconds(some), some, target),
+                reach_seconds=_reach([cell.seconds for cell in some], some, target),
             )
         )
     return curves
@@ -127,15 +137,6 @@ def best_of(cells: Sequence[Cell]) -> int:
     """Returns the position of the cell with the best validation score, the cheapest of equals."""
     scores = [cell.tuned.score for cell in cells]
     return scores.index(max(scores))
-
-
-def seconds(cells: Sequence[Cell]) -> list[float]:
-    """Returns the time of each cell: its steps times the time of a step in the fastest cell.
-
-    Other load on the machine can only slow a run down.
-    """
-    per_step = min(cell.seconds / cell.steps for cell in cells)
-    return [per_step * cell.steps for cell in cells]
 
 
 def _reach(costs: Sequence[float], cells: Sequence[Cell], target: np.ndarray) -> Reach:
@@ -151,6 +152,7 @@ def _cell(
     space: Mapping[str, Range],
     options: Mapping[str, Any],
     test_examples: int,
+    step_seconds: float,
 ) -> Cell:
     def evaluate(trial: int, point: Point) -> Any:
         record = records[Key(method, budget, "tuning", trial)]
@@ -179,7 +181,7 @@ def _cell(
         tuned=tuned,
         correct=correct,
         accuracy=confidence.of_correctness(correct),
-        seconds=float(np.median([run["seconds"] for run in runs])),
+        seconds=runs[0]["steps"] * step_seconds,
         measured=measured,
         diverged=int(diverged.sum()),
     )

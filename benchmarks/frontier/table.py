@@ -79,7 +79,7 @@ def _caption(curves: Sequence[Curve], options: dict[str, Any], dataset: dict[str
         "corrected for the number of methods (Holm, 5%).",
         "reaches plain's best: where the curve of the test accuracy, interpolated in the logarithm "
         "of the cost, reaches the plain optimizer's test accuracy at its best cost. In seconds: "
-        "training alone, with the fastest step of each method.",
+        "training alone. A step of each method was timed side by side with the others.",
         f"noisy weights: each weight times 1 + {measuring.NOISE:g}ε with ε ~ N(0, 1), mean of "
         f"{measuring.NOISE_DRAWS} draws.",
     ]
