@@ -23,6 +23,8 @@ from benchmarks.common.cli import UsageError
 from benchmarks.common.models import kernels
 from flatreg import lipschitz
 
+MOMENTUM = 0.9  # of SGD, the base optimizer
+
 
 class Entry(NamedTuple):
     """A row of the registry.
@@ -255,3 +257,16 @@ def _number(text: str, whole: str) -> float:
             f"In {whole!r}: {text!r} is not a finite number. Write a number, as in rho=0.1."
         )
     return value
+
+
+def learning_rates(peak: float, warmup: float, steps: int) -> optax.Schedule:
+    """Returns the learning rate as a function of the step: a cosine to zero, after a warmup.
+
+    Args:
+      peak: the largest learning rate.
+      warmup: the fraction of the steps during which the learning rate increases from zero.
+      steps: the number of training steps.
+    """
+    if increasing := int(warmup * steps):
+        return optax.warmup_cosine_decay_schedule(0.0, peak, increasing, steps)
+    return optax.cosine_decay_schedule(peak, steps)

@@ -16,12 +16,11 @@ import numpy as np
 import optax
 
 from benchmarks.common.data import augmentation
-from benchmarks.common.methods import Method
+from benchmarks.common.methods import MOMENTUM, Method, learning_rates
 from benchmarks.common.options import Options
 from flatreg.linen import TrainState, classification_loss, make_train_step
 
 State = TypeVar("State")
-MOMENTUM = 0.9  # of SGD
 
 
 class Program(NamedTuple):
@@ -71,19 +70,6 @@ def training_steps(method: Method, options: Options, examples: int) -> int:
     if options.budget == "gradients":
         return max(1, int(plain / method.cost))
     return plain
-
-
-def learning_rates(peak: float, warmup: float, steps: int) -> optax.Schedule:
-    """Returns the learning rate as a function of the step: a cosine to zero, after a warmup.
-
-    Args:
-      peak: the largest learning rate.
-      warmup: the fraction of the steps during which the learning rate increases from zero.
-      steps: the number of training steps.
-    """
-    if increasing := int(warmup * steps):
-        return optax.warmup_cosine_decay_schedule(0.0, peak, increasing, steps)
-    return optax.cosine_decay_schedule(peak, steps)
 
 
 def build(

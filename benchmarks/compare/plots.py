@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.common import training
+from benchmarks.common import methods
 from benchmarks.common.plotting import PLAIN, STYLE, new_figure, plain_numbers
 from benchmarks.common.statistics.estimates import number
 from benchmarks.compare.summary import MethodResult
@@ -194,7 +194,7 @@ def _along(series: list[Series], configuration: dict[str, Any]) -> Figure:
     plain_numbers(axes[2].xaxis)
     axes[0].legend(frameon=False)
     if with_threshold:
-        _draw_threshold(axes[3], 2 + 2 * training.MOMENTUM)
+        _draw_threshold(axes[3], 2 + 2 * methods.MOMENTUM)
     return figure
 
 
@@ -213,7 +213,7 @@ def stability(
       configuration: the options of the comparison.
     """
     warmup = configuration["warmup_epochs"] / configuration["epochs"]
-    rate = training.learning_rates(configuration["learning_rate"], warmup, last)
+    rate = methods.learning_rates(configuration["learning_rate"], warmup, last)
     rates = np.array([rate(step - 1) for step in steps], float)
     return rates * (lambda_max + configuration["weight_decay"])
 

@@ -29,7 +29,7 @@ def draw(folder: pathlib.Path, curves: Sequence[Curve], options: dict[str, Any])
       options: the options of the frontier.
     """
     plain, *others = curves
-    columns = min(COLUMNS, len(others) + 1)
+    columns = min(COLUMNS, math.ceil((len(others) + 1) / 2))
     rows = math.ceil((len(others) + 1) / columns)
     with matplotlib.rc_context(STYLE):
         figure = new_figure(2.3 * columns + 0.4, 2.1 * rows + 0.8)

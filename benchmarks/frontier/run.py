@@ -17,12 +17,12 @@ from rich.console import Console
 from benchmarks.common import cli, measuring, progress, results
 from benchmarks.common.data import preparation
 from benchmarks.common.models import build
-from benchmarks.frontier import journal, plots, processes, summary, timing
+from benchmarks.frontier import journal, plots, processes, summary
 from benchmarks.frontier.options import TUNING_SEED, Options, budgets_of, complete
 from benchmarks.frontier.records import Key, Record, key_of
 from benchmarks.frontier.table import tables
 from benchmarks.frontier.trials import bed as beds
-from benchmarks.frontier.trials.cells import Cell, Worker, ranges
+from benchmarks.frontier.trials.cells import Cell, Worker, ranges, step_seconds
 from benchmarks.frontier.trials.contenders import named
 
 # The code on which the numbers of a training depend.
@@ -97,7 +97,7 @@ def run(job: Job, console: Console | None = None) -> results.Results:
     records = _finish(job, bed, cells, known, console)
     found = fresh | {
         "revision": results.revision(),
-        "step_seconds": timing.step_seconds(bed, methods),
+        "step_seconds": step_seconds(bed, methods),
         "runs": _ordered(records, methods),
     }
     journal.finish(job.folder, found)

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from rich.console import Console
 
-from benchmarks.common import results, saved_models, training
+from benchmarks.common import methods, results, saved_models
 from benchmarks.common.cli import UsageError, command_line
 from benchmarks.common.data.label_noise import with_label_noise
 from benchmarks.common.data.preparation import load
@@ -135,7 +135,7 @@ def _optimizer(chosen: dict[str, Any]) -> Momentum | None:
     """Returns the optimizer of a comparison, or None if its second moments are not saved."""
     if chosen["optimizer"] != "sgd":
         return None
-    return Momentum(chosen["learning_rate"], training.MOMENTUM, chosen["weight_decay"])
+    return Momentum(chosen["learning_rate"], methods.MOMENTUM, chosen["weight_decay"])
 
 
 def _footer(

@@ -73,7 +73,7 @@ def test_some_steps_in_the_complement_of_some_vectors(x64):
     np.testing.assert_allclose(residuals[:2], expected, rtol=1e-10)
 
 
-def test_a_start_close_to_a_given_vector_becomes_orthogonal_to_it(x64):
+def test_a_start_close_to_a_given_vector_becomes_orthogonal(x64):
     """The first projection leaves a part of the size of the rounding error, the second none."""
     a = MATRICES["random"] + MATRICES["random"].T
     fixed = jnp.asarray(np.linalg.eigh(a)[1].T[1:3])

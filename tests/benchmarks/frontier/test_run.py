@@ -54,7 +54,7 @@ class Substitute:
         monkeypatch.setattr(cells, "build", self.build)
         monkeypatch.setattr(cells, "predict", self.predict)
         monkeypatch.setattr(cells.measuring, "measure", self.measure)
-        monkeypatch.setattr(run.timing, "step_seconds", self.step_seconds)
+        monkeypatch.setattr(run, "step_seconds", self.step_seconds)
 
     def build(self, contender, recipe, x, y):
         name = next(name for name, one in CONTENDERS.items() if one is contender)

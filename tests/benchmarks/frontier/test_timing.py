@@ -4,9 +4,9 @@ import pytest
 
 from benchmarks.common.data import preparation
 from benchmarks.common.models import build
-from benchmarks.frontier import timing
 from benchmarks.frontier.options import complete
 from benchmarks.frontier.trials import bed as beds
+from benchmarks.frontier.trials import cells
 from benchmarks.frontier.trials.training import Trained
 
 
@@ -30,6 +30,6 @@ def test_the_fastest_of_several_rounds_counts(monkeypatch):
 
         return train
 
-    monkeypatch.setattr(timing, "build", build_program)
-    assert timing.step_seconds(bed, ["plain", "sam"]) == {"plain": 1.0, "sam": 2.0}
-    assert order == ["plain", "sam"] * timing.ROUNDS
+    monkeypatch.setattr(cells, "build", build_program)
+    assert cells.step_seconds(bed, ["plain", "sam"]) == {"plain": 1.0, "sam": 2.0}
+    assert order == ["plain", "sam"] * cells.TIMED_ROUNDS
