@@ -70,8 +70,8 @@ def _title(options: dict[str, Any]) -> str:
     about += f", {noise:.0%} label noise" if noise else ""
     return (
         f"{about}: mean test accuracy of each method and, dashed, of the plain optimizer.\n"
-        "Bands: 95% intervals over seeds and test examples. Each point was tuned on a validation "
-        "set. Ring: the best cost by that set."
+        "Bands: 95% intervals over seeds and test examples. Each point was tuned on a\n"
+        "validation set. Ring: the best cost by that set."
     )
 
 
