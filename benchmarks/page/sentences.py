@@ -36,12 +36,12 @@ def sentences(evidence: Evidence) -> list[str]:
     """Returns the sentences, each with a link to the files that its numbers come from."""
     made = [
         _plain(evidence),
-        _sam(evidence),
-        _price(evidence),
-        _averaging(evidence),
+        _on(SAM, _sam, evidence),
+        _on(SAM, _price, evidence),
+        _on(AVERAGED, _averaging, evidence),
         _one_gradient(evidence),
-        _others(evidence),
-        _radius(evidence),
+        _on(SAM, _others, evidence),
+        _on(SAM, _radius, evidence),
         _flatness(evidence),
         _earlier(evidence),
         _claims(evidence),
@@ -92,10 +92,7 @@ def _plain(evidence: Evidence) -> str:
     )
 
 
-def _sam(evidence: Evidence) -> str:
-    beds = _with(evidence, SAM)
-    if not beds:
-        return ""
+def _sam(evidence: Evidence, beds: list[Bed]) -> str:
     better = [
         bed
         for bed in beds
@@ -113,11 +110,7 @@ def _sam(evidence: Evidence) -> str:
     )
 
 
-def _price(evidence: Evidence) -> str:
-    beds = _with(evidence, SAM)
-    if not beds:
-        return ""
-
+def _price(evidence: Evidence, beds: list[Bed]) -> str:
     def text(bed: Bed) -> str:
         least, most = bed.budgets[0], bed.budgets[-1]
         return (
@@ -141,10 +134,7 @@ def _reach(bed: Bed, method: str) -> float:
     return bed.curves[method].reach.cost
 
 
-def _averaging(evidence: Evidence) -> str:
-    beds = _with(evidence, AVERAGED)
-    if not beds:
-        return ""
+def _averaging(evidence: Evidence, beds: list[Bed]) -> str:
     rivals = [bed for bed in beds if SAM in bed.curves]
     above = [bed for bed in rivals if bed.gain(SAM, AVERAGED).interval()[0] > 0]
     return (
@@ -197,10 +187,7 @@ def closest_to_sam(beds: Sequence[Bed]) -> str:
     return max(sorted(methods), key=mean)
 
 
-def _others(evidence: Evidence) -> str:
-    beds = _with(evidence, SAM)
-    if not beds:
-        return ""
+def _others(evidence: Evidence, beds: list[Bed]) -> str:
     shown, above, pairs = [], [], 0
     for bed in beds:
         for method in bed.curves:
@@ -219,10 +206,7 @@ def _others(evidence: Evidence) -> str:
     )
 
 
-def _radius(evidence: Evidence) -> str:
-    beds = _with(evidence, SAM)
-    if not beds:
-        return ""
+def _radius(evidence: Evidence, beds: list[Bed]) -> str:
     part = [bed for bed in beds if PART_OF_BATCH in bed.curves]
     radii = {bed.folder: [c.tuned.point["rho"] for c in bed.curves[SAM].cells] for bed in beds}
     chosen = [rho for some in radii.values() for rho in some]
@@ -332,6 +316,12 @@ def _outcomes(some: dict[Asked, questions.Verdict], who: str) -> str:
 
 def _source_of(evidence: Evidence, one: Asked) -> str:
     return str(evidence.claims[one.folder]["claims"][one.name]["source"])
+
+
+def _on(method: str, sentence: Callable[[Evidence, list[Bed]], str], evidence: Evidence) -> str:
+    """Returns a sentence on the beds with a method; an empty one without such a bed."""
+    beds = _with(evidence, method)
+    return sentence(evidence, beds) if beds else ""
 
 
 def _with(evidence: Evidence, method: str) -> list[Bed]:

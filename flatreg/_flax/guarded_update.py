@@ -59,10 +59,10 @@ def guarded_update(
     grads: Grads,
     opt_state: optax.OptState,
     params: Params,
-    grad_fn: GradFn | None = None,
-    value: jax.Array | None = None,
+    grad_fn: GradFn | None,
+    value: jax.Array | None,
     *,
-    skip_nonfinite: bool = True,
+    skip_nonfinite: bool,
 ) -> GuardedUpdate:
     """Apply one update of ``tx``, unless a gradient that it uses is not finite.
 
