@@ -78,7 +78,6 @@ def test_the_loss_between_networks_uses_fresh_statistics():
             logits, _ = model.apply(variables, x, train=True, mutable=["batch_stats"])
             expected = optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
             np.testing.assert_allclose(loss, expected, rtol=1e-4)
-    assert found.segment.standard_error > 0
 
 
 USAGE_ERRORS = {
