@@ -20,7 +20,7 @@ def mask_loss(model, x):
     return out.sum(), {"masks": (out / model.weight[...]).sum(0)}
 
 
-@pytest.mark.nightly_except("sam-*", "gam-tree")
+@pytest.mark.nightly_except("sam-*", "gam-*")
 @in_both_modes
 @only_cases("sam", "penalized_gradient", "gradient_norm_penalty_2", "gam", "gam_accelerated")
 def test_all_passes_share_one_mask_and_each_step_has_its_own(case, mode):

@@ -186,7 +186,7 @@ def test_without_a_method_scale_and_weights_follow_flax():
     assert min(scales) < 2**14 < max(scales)
 
 
-@pytest.mark.nightly_except("tree")
+@pytest.mark.nightly_except("graph")
 @in_both_modes
 def test_float16_trains_like_float32(mode):
     """Every pass is scaled and unscaled, including Hessian-vector products and shards."""

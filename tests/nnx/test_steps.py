@@ -106,7 +106,7 @@ def gradient_of(model, batch):
     return lambda params: gradient(params, loop.rest, batch)[0]
 
 
-@pytest.mark.nightly_except("tree")
+@pytest.mark.nightly_except("graph")
 @x64
 @in_both_modes
 def test_each_shard_has_its_own_perturbation(mode):
@@ -120,7 +120,7 @@ def test_each_shard_has_its_own_perturbation(mode):
     assert_leaves_close(arrays(model), optax.tree.sub(params, mean))
 
 
-@pytest.mark.nightly_except("tree")
+@pytest.mark.nightly_except("graph")
 @x64
 @in_both_modes
 def test_ascent_fraction_ascends_on_the_first_examples(mode):
@@ -154,7 +154,7 @@ def test_metrics_come_from_the_clean_pass_and_from_observe(mode):
     assert_leaves_close(metrics, expected, 1e-5)
 
 
-@pytest.mark.nightly_except("4-graph", "1-tree")
+@pytest.mark.nightly_except("4-*")
 @in_both_modes
 @pytest.mark.parametrize("microbatches", [1, 4])
 def test_any_variable_is_updated_once_per_step(microbatches, mode):
