@@ -78,6 +78,9 @@ def test_the_loss_between_networks_uses_fresh_statistics():
             logits, _ = model.apply(variables, x, train=True, mutable=["batch_stats"])
             expected = optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
             np.testing.assert_allclose(loss, expected, rtol=1e-4)
+    # The error is over the examples, and exactly zero where the barrier is at one of the ends.
+    for barrier in (found.segment, found.curve):
+        assert (barrier.standard_error > 0) == (barrier.value > 0)
 
 
 USAGE_ERRORS = {
