@@ -133,6 +133,7 @@ def generated(tmp_path_factory):
     return out
 
 
+@pytest.mark.nightly
 def test_no_critic_proves_more_than_the_exact_distance(generated):
     runs = results.read(generated)["runs"]
     assert {run["critic"] for run in runs} == set(CRITICS)

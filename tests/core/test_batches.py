@@ -62,7 +62,7 @@ def mean_over_shards(case, loss_fn, count, key=None, **changes):
     return total / count
 
 
-@pytest.mark.nightly_except("3-sam", "3-gam", "3-perturbed_gradient")
+@pytest.mark.nightly_except("3-sam", "3-perturbed_gradient")
 @x64
 @every_kind
 @pytest.mark.parametrize("shards", [3, pytest.param(1, marks=pytest.mark.nightly)])
@@ -104,6 +104,7 @@ def test_per_shard_averages_the_states_of_a_stateful_method():
     assert jax.tree.structure(state) == jax.tree.structure(method.init(logistic().params))
 
 
+@pytest.mark.slow
 @x64
 def test_shards_share_the_steps_of_a_combinator():
     """Under ``every`` and ``randomly``, a step applies the method to all shards or to none."""
@@ -126,7 +127,7 @@ def test_shards_share_the_steps_of_a_combinator():
             np.testing.assert_allclose(d, on if is_on else off, **CLOSE)
 
 
-@pytest.mark.nightly_except("sam", "gam", "perturbed_gradient")
+@pytest.mark.nightly_except("sam", "perturbed_gradient")
 @x64
 @every_kind
 def test_microbatches_do_not_change_the_direction(case: Case):
@@ -179,6 +180,7 @@ def test_floating_aux_is_averaged_and_other_aux_is_the_last(option):
     np.testing.assert_array_equal(aux["sign"], last > 9)
 
 
+@pytest.mark.slow
 @x64
 def test_each_shard_is_split_into_microbatches():
     params, key = logistic().params, jax.random.key(45)

@@ -50,9 +50,7 @@ def problem():
     return tanh_net(jnp.float64)
 
 
-@pytest.mark.nightly_except(
-    "shard_map-combine", "pmap-penalty_exact", "shard_map_unchecked-gam_reverse"
-)
+@pytest.mark.nightly_except("shard_map-combine")
 @every_method
 @pytest.mark.parametrize("setting", [x for x in SETTINGS if x != "vmap"])
 def test_two_steps_equal_those_on_one_device(setting, name):
@@ -69,7 +67,7 @@ def test_two_steps_equal_those_on_one_device(setting, name):
     assert_each_device_has(distributed(params, batch), jax.jit(two_steps)(params, batch))
 
 
-@pytest.mark.nightly_except("shard_map-*", "pmap-exact", "vmap-exact")
+@pytest.mark.nightly_except("shard_map-exact", "shard_map-difference", "vmap-exact")
 @pytest.mark.parametrize("hvp", HVPS.values(), ids=HVPS)
 @every_setting
 def test_products_are_those_of_the_whole_batch(setting, hvp):
@@ -92,7 +90,7 @@ def test_products_are_those_of_the_whole_batch(setting, hvp):
     assert_each_device_has(on_devices(setting, products)(params, batch), expected)
 
 
-@pytest.mark.nightly_except("shard_map-gam_forward", "pmap-sam", "vmap-sam")
+@pytest.mark.nightly_except("pmap-sam", "vmap-sam")
 @pytest.mark.parametrize("method", ["sam", "gam_forward", "gam_reverse"])
 @every_setting
 def test_microbatches_equal_one_device(setting, method):
@@ -128,7 +126,7 @@ def test_aux_is_averaged_if_it_is_floating(setting, microbatches):
     assert_each_device_has(aux["examples"], 2 // microbatches)
 
 
-@pytest.mark.nightly_except("pmap-1", "shard_map-1")
+@pytest.mark.nightly_except("shard_map-1")
 @pytest.mark.parametrize("microbatches", [1, 2])
 @pytest.mark.parametrize("setting", ["pmap", "shard_map"])
 def test_keys_are_used_as_they_are_passed(setting, microbatches):

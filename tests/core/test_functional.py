@@ -98,6 +98,7 @@ def test_the_oracle_is_the_jacobian_times_the_outer_gradient(microbatches):
     assert aux["count"] == 8 // microbatches
 
 
+@pytest.mark.nightly_except("sam", "gam")
 @pytest.mark.parametrize(
     "case",
     [

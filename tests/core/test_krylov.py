@@ -29,6 +29,7 @@ def test_the_basis_is_orthonormal_and_tridiagonalizes(matrix, x64):
     np.testing.assert_allclose(krylov.eigh()[0], np.linalg.eigvalsh(a), atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.nightly_except("120_1-*")
 @pytest.mark.parametrize("dtype", [np.float32, pytest.param(np.float64, marks=pytest.mark.nightly)])
 @pytest.mark.parametrize("spectrum", [np.ones(120), np.r_[[3.0] * 4, 2.0, np.ones(115)]], ids=len)

@@ -131,7 +131,7 @@ def rescaled(case, size):
     return {"mu": case.scalars["mu"] / size} if "mu" in case.scalars else {}
 
 
-@pytest.mark.nightly_except("sam-*", "gam-*")
+@pytest.mark.nightly_except("sam-*")
 @every_extreme
 @every_kind
 def test_extreme_gradient_has_the_right_direction(case: Case, size, dtype, tolerance):

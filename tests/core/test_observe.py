@@ -38,6 +38,7 @@ def farthest(method):
     return max(distances)
 
 
+@pytest.mark.nightly_except("sam", "pgn", "none", "near_far", "far_near")
 @pytest.mark.parametrize(
     ("method", "expected"),
     [

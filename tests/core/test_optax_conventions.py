@@ -92,7 +92,7 @@ def test_updates_have_the_mixed_dtypes_of_the_parameters(name):
     assert avals(d) == avals(params)
 
 
-@pytest.mark.nightly_except("sam", "gam", "perturbed_gradient", "looksam", "every")
+@pytest.mark.nightly_except("gam", "perturbed_gradient", "every")
 @every_kind
 def test_apply_if_finite_skips_nonfinite_perturbed_gradients(name):
     params, batch = tanh_net()

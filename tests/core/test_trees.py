@@ -81,6 +81,7 @@ def assert_equals_the_vector(case, params, tolerance):
     np.testing.assert_allclose(padded(d)[0], expected, rtol=0, atol=tolerance * scale)
 
 
+@pytest.mark.slow
 @settings(max_examples=10)
 @given(st.sampled_from(CASES), trees([jnp.float32]), st.integers(0, 99))
 def test_direction_on_a_tree_equals_that_on_its_vector(case, tree, seed):

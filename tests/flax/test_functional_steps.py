@@ -67,6 +67,7 @@ def test_linen_step_is_functional_sam_with_the_clean_statistics():
     assert_close(new.batch_stats, batch_stats, 1e-9)
 
 
+@pytest.mark.nightly_except("1")
 @x64
 @pytest.mark.parametrize("microbatches", [1, 4])
 def test_nnx_step_is_functional_sam(microbatches):
@@ -86,6 +87,7 @@ def test_nnx_step_is_functional_sam(microbatches):
     assert_leaves_close((nnx.state(model, nnx.Param), metrics["loss"]), expected)
 
 
+@pytest.mark.slow
 @x64
 def test_linen_passes_keys_and_arguments_to_both_functions():
     """Each of two microbatches has its own key. The loss scale changes nothing."""
@@ -160,6 +162,7 @@ def test_nnx_loss_continues_with_objects_of_the_network():
     assert_leaves_close(notes.size[...], size)
 
 
+@pytest.mark.slow
 @x64
 @in_both_settings
 def test_linen_step_on_devices_is_that_of_the_whole_batch(setting):
@@ -194,6 +197,7 @@ def test_linen_step_on_devices_is_that_of_the_whole_batch(setting):
     assert_each_device_has(on_devices(setting, step)(state, batch), (expected, statistics))
 
 
+@pytest.mark.slow
 @x64
 @in_both_settings
 def test_nnx_step_on_devices_is_that_of_the_whole_batch(setting):

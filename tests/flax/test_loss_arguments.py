@@ -61,6 +61,7 @@ def penalized_step(loss_fn, params):
     return step(params)
 
 
+@pytest.mark.nightly_except("2")
 @pytest.mark.parametrize("microbatches", [1, 2])
 def test_linen_passes_keys_and_arguments_to_the_loss(microbatches):
     """The model also draws from two random streams. Each microbatch has its own keys."""
@@ -95,6 +96,7 @@ def test_linen_passes_keys_and_arguments_to_the_loss(microbatches):
     assert_leaves_close(evaluated["loss"], expected, 1e-5)
 
 
+@pytest.mark.nightly_except("2")
 @pytest.mark.parametrize("microbatches", [1, 2])
 def test_nnx_passes_keys_and_arguments_to_the_loss(microbatches):
     x, _ = examples()
@@ -229,6 +231,7 @@ def test_a_key_in_the_batch_is_refused_with_parts(run):
             run(loss_fn, batch, microbatches=2)
 
 
+@pytest.mark.slow
 def test_each_example_may_have_its_own_key():
     """An array of keys is split like the other leaves of the batch."""
     x, labels = examples()
@@ -275,6 +278,7 @@ class Outside(nnx.Module):
         return self.plain(self.dropout(x, rngs=rngs))
 
 
+@pytest.mark.nightly_except("train_step")
 @pytest.mark.parametrize("stock", [False, True], ids=["train_step", "value_and_grad_fn"])
 def test_nnx_rngs_may_be_an_argument_of_the_loss(stock):
     """All passes draw the same mask, and the count of the streams increases by one per step."""

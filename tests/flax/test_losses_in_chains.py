@@ -53,6 +53,7 @@ def plain_loop(tx, loss_fn, params, batch):
     return params, opt_state
 
 
+@pytest.mark.nightly_except("reduce_on_plateau-*")
 @x64
 @every_chain
 def test_a_linen_step_equals_a_plain_optax_loop(name, scale, options):
@@ -71,6 +72,7 @@ def test_a_linen_step_equals_a_plain_optax_loop(name, scale, options):
     assert_leaves_close((state.params, state.opt_state), expected, 1e-9, atol=1e-12)
 
 
+@pytest.mark.nightly_except("plateau_alone-*")
 @x64
 @every_chain
 def test_an_nnx_step_equals_a_plain_optax_loop(name, scale, options):

@@ -79,6 +79,7 @@ def nnx_training(batch):
     return run, state
 
 
+@pytest.mark.slow
 @pytest.mark.nightly_except("nnx*")
 @pytest.mark.parametrize("training", [linen_training, nnx_training])
 def test_it_trains_with_sam_and_resumes_from_a_checkpoint(training, tmp_path):
@@ -94,6 +95,7 @@ def test_it_trains_with_sam_and_resumes_from_a_checkpoint(training, tmp_path):
     assert_equal(run(state), run(restored))
 
 
+@pytest.mark.slow
 def test_nnx_layers_keep_their_other_statistics_and_masks():
     layer = nnx.Sequential(
         nnx.Linear(4, 5, rngs=nnx.Rngs(0)),

@@ -27,6 +27,7 @@ def scaled_loss(apply, batch, train):
     return SCALE * loss, metrics | {"examples": len(batch[0])}
 
 
+@pytest.mark.slow
 @x64
 @pytest.mark.parametrize(
     "setting", ["pmap", "shard_map", *(pytest.param(x, marks=nightly) for x in SETTINGS[2:])]
@@ -88,6 +89,7 @@ class Synchronized(nn.Module):
         return nn.Dense(3, param_dtype=x.dtype)(nn.tanh(x))
 
 
+@pytest.mark.slow
 @x64
 @pytest.mark.parametrize(
     ("setting", "hvp"),

@@ -86,6 +86,7 @@ def test_a_second_call_has_its_own_mask_and_new_statistics():
     assert_close(new.batch_stats, batch_stats, 1e-6)
 
 
+@pytest.mark.slow
 def test_a_call_that_is_not_mutable_keeps_the_statistics():
     batch = examples()
     state = state_of(Noisy(), chain(flatreg.sam(0.3)), batch[0])
@@ -102,6 +103,7 @@ def test_a_call_that_is_not_mutable_keeps_the_statistics():
     assert_close(once.batch_stats, twice.batch_stats, 1e-6)
 
 
+@pytest.mark.nightly_except("shards")
 @pytest.mark.parametrize("option", ["microbatches", "shards"])
 def test_statistics_of_microbatches_and_shards_are_averaged(option):
     """Each part has its own mask: its number is folded into the key of the step."""
@@ -185,6 +187,7 @@ def test_a_loss_may_penalize_the_weights():
     assert_close(new.params, optax.tree.scale(0.9, state.params), 1e-6)
 
 
+@pytest.mark.slow
 def test_raw_keys_work_like_typed_keys():
     batch = examples()
     typed = state_of(Noisy(), chain(flatreg.sam()), batch[0])

@@ -28,6 +28,7 @@ def initialized(model, tx, x, **kwargs):
     return jax.jit(lambda: TrainState.init(model, tx, KEY, x, train=False, **kwargs))()
 
 
+@pytest.mark.slow
 def test_frozen_parameters_stay_and_cost_no_gradient():
     """Training the head alone equals training a dense layer on the features of the body."""
     batch, model, tx = examples(count=64), Plain(width=128), chain(flatreg.sam(0.3))
@@ -173,6 +174,7 @@ class Eighths(nn.Module):
         return nn.Dense(16, dot_general_cls=nn.Fp8DirectDotGeneralOp)(x)
 
 
+@pytest.mark.nightly_except("2")
 @pytest.mark.parametrize("shards", [1, 2])
 def test_fp8_scales_come_from_the_clean_pass_alone(shards):
     """The clean pass replaces them, and no method perturbs them."""
@@ -201,6 +203,7 @@ class Partitioned(nn.Module):
         return nn.Dense(8, kernel_init=split)(nn.tanh(x))
 
 
+@pytest.mark.slow
 def test_parameters_with_flax_s_partitioning_stay_in_place():
     batch, tx = examples(), chain(flatreg.sam(0.3))
     init = lambda: TrainState.init(Partitioned(), tx, KEY, batch[0], train=False)  # noqa: E731

@@ -23,7 +23,7 @@ from tests.support.sam_by_hand import mean_sam_direction, metrics_of_sam, parts_
 from tests.support.steps import STEPS, chain, examples, float64_batches, only_cases, x64
 
 
-@pytest.mark.nightly_except("sam", "gam", "looksam")
+@pytest.mark.nightly_except("sam")
 @x64
 @every_kind
 def test_twenty_steps_equal_a_plain_loop_with_one_trace(case):
@@ -84,6 +84,7 @@ def test_four_microbatches_train_like_one(case):
     assert_close(four.params, one.params, 1e-9)
 
 
+@pytest.mark.slow
 def test_four_microbatches_need_less_than_two_fifths_of_memory():
     batch = jax.eval_shape(lambda: examples(count=8192))
     state = state_of(Plain(width=64), chain(flatreg.sam()), jnp.ones((1, 4)))

@@ -67,6 +67,7 @@ def test_no_difference_quotient_is_above_the_bound(name, record_property):
     assert near <= upper
 
 
+@pytest.mark.slow
 @pytest.mark.nightly_except("mlp")
 @pytest.mark.parametrize("name", ["mlp", "nnx"])
 def test_no_difference_of_outputs_exceeds_its_pair_bound(name):
@@ -84,6 +85,7 @@ def test_no_difference_of_outputs_exceeds_its_pair_bound(name):
     np.testing.assert_array_equal(jnp.diag(pairs), 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mlp", "cnn"])
 def test_the_lower_bound_exceeds_the_steepest_example(name):
     network = trained_network(name)

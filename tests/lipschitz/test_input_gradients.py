@@ -153,6 +153,7 @@ class TestSensitivity:
         expected += (spectral.mean(), spectral.max(), spectral.argmax())
         np.testing.assert_allclose(found, expected, rtol=1e-10)
 
+    @pytest.mark.nightly_except("4-(batch, 4)", "100-(batch,)")
     @every_shape
     @pytest.mark.parametrize("batch_size", [4, 100])
     def test_geometric_complexity_is_the_mean_square(self, function, batch_size):
@@ -171,6 +172,7 @@ class TestSensitivity:
             rtol=1e-9,
         )
 
+    @pytest.mark.slow
     def test_labels_are_passed_with_their_examples(self):
         labels = jnp.arange(11) % 4
 

@@ -195,6 +195,7 @@ class TestNetworks:
             assert factor == pytest.approx(np.linalg.norm(kernel, 2))
         assert upper == pytest.approx(math.prod(layers.values()))
 
+    @pytest.mark.slow
     def test_layers_of_nnx_are_named_by_their_parameters(self):
         layers = upper_bound("nnx").layers
         assert {"inward", "norm mul", "norm gelu", "inner/0", "inner/1", "outward"} == set(layers)

@@ -69,6 +69,7 @@ NORMS = {
 }
 
 
+@pytest.mark.nightly_except("bfloat16-*")
 @pytest.mark.parametrize(
     ("dtype", "norm"),
     [

@@ -70,6 +70,7 @@ def converged(tx, params, steps=300):
 
 
 class TestPenalty:
+    @pytest.mark.slow
     def test_it_adds_the_gradient_of_the_squared_norms(self):
         with jax.enable_x64(True):
             params = network(jnp.float64)
@@ -207,6 +208,7 @@ class TestProjection:
 
 
 class TestNormalization:
+    @pytest.mark.slow
     def test_norms_and_gradients_match_the_dense_svd(self):
         """The norms become the bound, and the gradient is that of 2W/σ(W) with σ by SVD."""
         with jax.enable_x64(True):

@@ -44,7 +44,7 @@ MAPS = {
 }
 
 
-@pytest.mark.nightly_except("*-power", "*-orthogonality")
+@pytest.mark.nightly_except("*-orthogonality")
 @every_transformation
 @pytest.mark.parametrize(
     "dtype", [jnp.bfloat16, pytest.param(jnp.float32, marks=pytest.mark.nightly)]
@@ -85,6 +85,7 @@ def test_init_reads_only_shapes_and_checkpoints_round_trip(name, tmp_path):
         np.testing.assert_array_equal(x, y)
 
 
+@pytest.mark.nightly_except("upper_bound*", "power*")
 @every_transformation
 def test_sharded_kernels_give_the_same_updates(name):
     tx, params = TRANSFORMATIONS[name](), {"kernel": jax.random.normal(KEY, (16, 8))}
@@ -152,6 +153,7 @@ def test_nnx_variables_have_the_paths_of_their_arrays():
     np.testing.assert_allclose(jax.grad(bias[0])(bias[1])["bias"], [4, 4])
 
 
+@pytest.mark.slow
 @pytest.mark.nightly_except("power")
 @pytest.mark.parametrize("name", ["penalty", "power"])
 def test_a_step_of_a_cnn_costs_at_most_5_percent_more(name):

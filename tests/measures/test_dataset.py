@@ -21,6 +21,7 @@ def loss_over(batch_size, data):
     return measures.dataset_loss(batch_loss, data, batch_size=batch_size)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "batch_size", [64, 1000, *(pytest.param(n, marks=pytest.mark.nightly) for n in (1, 100, 300))]
 )

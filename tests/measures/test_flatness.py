@@ -196,6 +196,7 @@ def test_constant_and_linear_losses_are_exact():
         np.testing.assert_allclose(value(lambda w: 2 * w[0]), 0.2, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_highest_point_of_an_ascent_counts_not_the_last():
     """From the start at w = 1 the ascent steps over the peak at 0.9, and ends at w = −1."""
     loss_fn = lambda w: jnp.sum(jnp.exp(-50 * (w - 0.9) ** 2) - 0.1 * w)  # noqa: E731
@@ -206,6 +207,7 @@ def test_the_highest_point_of_an_ascent_counts_not_the_last():
     np.testing.assert_allclose(min(rises), 0.1, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*not a minimum")
 def test_the_way_to_the_highest_point_is_searched_for_steepness():
     """A step of the loss at w = 0.5 is invisible from the boundary, where all ascents start."""
@@ -217,6 +219,7 @@ def test_the_way_to_the_highest_point_is_searched_for_steepness():
     assert np.delete(first.values, 3).max() < zeroth.value <= first.value
 
 
+@pytest.mark.slow
 @pytest.mark.nightly_except("1e+20")
 @pytest.mark.parametrize("size", [1e20, 1e-25])
 def test_flatness_does_not_overflow_or_underflow(size):
@@ -230,7 +233,7 @@ def test_flatness_does_not_overflow_or_underflow(size):
         np.testing.assert_allclose(found / np.float32(size), expected, rtol=1e-4)
 
 
-@pytest.mark.nightly_except("slope", "minimum")
+@pytest.mark.nightly_except("minimum")
 @pytest.mark.parametrize(
     ("loss_fn", "expected"),
     [

@@ -141,6 +141,7 @@ class TestOrders:
         """Order 1 for the flow of L, and 2 for that of L̃."""
         assert slope_of_error(loss_of, STEPS, time=0.5) == pytest.approx(order, abs=0.05)
 
+    @pytest.mark.slow
     @pytest.mark.nightly_except("True-3")
     @pytest.mark.parametrize(("modify", "order"), [(False, 2), (True, 3)])
     def test_the_mean_over_all_orders_of_an_epoch(self, modify, order):

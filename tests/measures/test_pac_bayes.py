@@ -197,6 +197,7 @@ class TestNetwork:
 
     loss_fn = measures.dataset_loss(batch_loss, digits(100), batch_size=100)
 
+    @pytest.mark.slow
     @pytest.mark.nightly_except("1e-12")
     @pytest.mark.parametrize("radius", [1e-8, 1e-12])
     def test_a_value_near_rounding_error_gives_a_warning(self, radius):
@@ -278,6 +279,7 @@ def test_the_metric_takes_more_weights_than_int32_can_count():
     assert found.value.shape == found.active.shape == ()
 
 
+@pytest.mark.slow
 def test_on_a_plateau_the_standard_error_is_infinite():
     found = jax.jit(lambda w: sigma_of(lambda w: jnp.ones(()), w, KEY, 0.1, draws=2))(jnp.ones(3))
     np.testing.assert_allclose([found.value, found.standard_error], [10, np.inf], rtol=1e-5)

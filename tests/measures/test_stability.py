@@ -68,7 +68,7 @@ def with_moments(state):
 PLAIN = ("gradient descent", "heavy ball", "nesterov", "adam", "adamw")
 
 
-@pytest.mark.nightly_except("gradient descent", "adam")
+@pytest.mark.nightly_except("adam")
 @pytest.mark.parametrize(
     "name",
     [pytest.param(x, marks=[] if x in PLAIN else pytest.mark.nightly) for x in OPTIMIZERS],

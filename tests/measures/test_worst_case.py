@@ -49,6 +49,7 @@ def measured(h, g, norm="l2", also_r0=False):
     return jax.lax.map(one, (h, g))
 
 
+@pytest.mark.slow
 def test_auto_pgd_and_r0_agree_on_quadratics(x64):
     """Two independent maximizers of the same function, neither more than 1% below the other."""
     h, g = quadratics(50)
@@ -61,6 +62,7 @@ def test_auto_pgd_and_r0_agree_on_quadratics(x64):
     np.testing.assert_allclose(at_points, worst.value, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_the_worst_case_in_a_box_is_exact_on_quadratics(x64):
     """A convex quadratic has its maximum at a corner. A diagonal one is a sum over coordinates."""
     random = np.random.default_rng(2)

@@ -31,7 +31,7 @@ def assert_same(one, other, problem, rtol=1e-12):
     np.testing.assert_allclose(d, expected, rtol=rtol, atol=rtol * np.linalg.norm(expected))
 
 
-@pytest.mark.nightly_except("0.1-*", "0.001-quartic")
+@pytest.mark.nightly_except("0.1-quartic", "0.1-logistic")
 @every_problem
 @pytest.mark.parametrize("r", [1e-3, 1e-2, 0.1, 1.0])
 def test_penalty_by_differences_is_the_penalized_gradient(r, problem):
@@ -95,6 +95,7 @@ def test_combining_one_method_changes_no_bit(case: Case):
     jax.tree.map(np.testing.assert_array_equal, combined, alone)
 
 
+@pytest.mark.slow
 def test_combined_methods_add_what_each_adds_to_the_gradient():
     params, loss = network()
     cases = [case for case in CASES if case.name != "combine"]

@@ -134,7 +134,7 @@ PAPERS = {
 }
 
 
-@pytest.mark.nightly_except("*-adamw")
+@pytest.mark.nightly_except("gsam-adamw", "looksam-adamw", "friendly_sam-adamw")
 @every_optimizer
 @pytest.mark.parametrize(("method", "paper"), PAPERS.values(), ids=PAPERS)
 def test_twenty_steps_equal_the_loop_of_the_paper(method, paper, base):

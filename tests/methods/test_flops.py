@@ -77,7 +77,7 @@ def gradients_of_step(model, method, **options):
     return flops(step, *args) / flops_of_gradient(model)
 
 
-@pytest.mark.nightly_except("sam-mlp", "gradient_norm_penalty-mlp", "gam_accelerated-mlp")
+@pytest.mark.nightly_except("sam-mlp")
 @pytest.mark.parametrize(
     ("name", "model"),
     [
@@ -95,11 +95,13 @@ def test_step_cost_is_at_most_the_cost_in_the_paper(name, model):
     assert gradients_of_step(model, method) <= most[model]
 
 
+@pytest.mark.slow
 @every_model
 def test_ascent_on_a_tenth_of_the_batch_costs_a_tenth_more(model):
     assert gradients_of_step(model, flatreg.sam(0.05), ascent_fraction=0.1) <= 1.13
 
 
+@pytest.mark.slow
 def test_train_step_drops_an_unused_clean_backward_pass():
     _, _, batch, key = problem("mlp")
     tx = optax.chain(flatreg.perturbed_gradient(key), optax.sgd(0.1))

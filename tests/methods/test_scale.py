@@ -73,6 +73,7 @@ def test_leaves_with_a_factor_of_zero_are_not_perturbed(name):
     assert any(np.any(flat(perturbation["out"]) != 0) for perturbation in seen)
 
 
+@pytest.mark.nightly_except("sam", "gam*", "gradient_*", "penalized_gradient", "stable_sam")
 @pytest.mark.usefixtures("x64")
 @every_scaled
 def test_a_scale_of_ones_changes_nothing(name):
@@ -83,6 +84,7 @@ def test_a_scale_of_ones_changes_nothing(name):
     np.testing.assert_allclose(flat(d), flat(expected), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.nightly_except("sam", "gam*", "gradient_*", "penalized_gradient", "stable_sam")
 @pytest.mark.usefixtures("x64")
 @every_scaled
 def test_one_factor_per_leaf_equals_one_per_weight(name):

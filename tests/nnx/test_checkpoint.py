@@ -31,6 +31,7 @@ def train(model, optimizer, steps):
     return arrays((model, optimizer))
 
 
+@pytest.mark.slow
 def test_a_restart_continues_the_same_trajectory_bitwise(tmp_path):
     before = start()
     train(*before, 2)

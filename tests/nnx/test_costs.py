@@ -53,6 +53,7 @@ def mean_square(model, x):
     return jnp.mean(model(x) ** 2)
 
 
+@pytest.mark.slow
 def test_frozen_weights_stay_and_cost_no_gradient():
     """Only Variables of the type ``wrt`` are differentiated, have moments and change."""
     model, x = Adapted(nnx.Rngs(0)), jnp.ones((64, 256))
@@ -82,6 +83,7 @@ def test_microbatches_do_not_stack_frozen_weights():
     assert eight.memory_analysis().temp_size_in_bytes < one + table
 
 
+@pytest.mark.slow
 @pytest.mark.nightly_except("sam")
 @pytest.mark.parametrize(
     "method", [flatreg.sam(0.1), flatreg.gam_accelerated()], ids=["sam", "gam"]

@@ -28,6 +28,7 @@ def on_device(graphdef, **options):
     return step
 
 
+@pytest.mark.slow
 @x64
 @pytest.mark.parametrize(
     "setting",
@@ -79,6 +80,7 @@ class Synchronized(nnx.Module):
         return self.head(nnx.tanh(self.norm(self.body(x))))
 
 
+@pytest.mark.slow
 @x64
 @pytest.mark.parametrize("setting", [pytest.param("shard_map", marks=nightly), "pmap"])
 def test_synchronized_batchnorm_equals_one_device(setting):

@@ -25,6 +25,7 @@ class WithTarget(Plain):
         return super().__call__(x) + 0.1 * nnx.tanh(self.body(x)) @ self.target[...]
 
 
+@pytest.mark.slow
 @pytest.mark.nightly_except("dog")
 @pytest.mark.parametrize(
     ("network", "base", "mode"),

@@ -64,6 +64,7 @@ def test_each_part_of_a_batch_has_its_own_mask(option, mode):
     assert model.dropout.rngs.count[...] == 1
 
 
+@pytest.mark.slow
 def test_stacked_layers_keep_keys_and_advance_each_count():
     """The layers are run by a scan. Each count advances by one per step."""
     model = Stacked(nnx.Rngs(0))

@@ -101,6 +101,7 @@ def test_options_are_checked_before_the_first_step():
         make_train_step(classification_loss, ascent_fraction=0.0)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Using 'Module.sow")
 def test_a_loss_must_remove_what_it_sows():
     class Sowing(Plain):

@@ -45,7 +45,7 @@ METHODS = {
 }
 
 
-@pytest.mark.nightly_except("sam-*", "gam-perturbed_pass-*", "per_shard-perturbed_pass-graph")
+@pytest.mark.nightly_except("sam-*-graph", "gam-perturbed_pass-tree")
 @in_both_modes
 @pytest.mark.parametrize("limit", [NEAR, PASSED], ids=["perturbed_pass", "every_pass"])
 @pytest.mark.parametrize("name", METHODS)
@@ -186,6 +186,7 @@ def test_without_a_method_scale_and_weights_follow_flax():
     assert min(scales) < 2**14 < max(scales)
 
 
+@pytest.mark.slow
 @pytest.mark.nightly_except("graph")
 @in_both_modes
 def test_float16_trains_like_float32(mode):
@@ -206,6 +207,7 @@ def test_float16_trains_like_float32(mode):
             np.testing.assert_allclose(half, single, atol=5e-3)
 
 
+@pytest.mark.nightly_except("graph")
 @in_both_modes
 def test_bfloat16_computes_with_float32_parameters(mode):
     ends = []

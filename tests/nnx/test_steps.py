@@ -44,7 +44,7 @@ def clean_forward():
     return loss, loop.rest_def.unflatten(rest)
 
 
-@pytest.mark.nightly_except("sam", "gam", "looksam")
+@pytest.mark.nightly_except("sam")
 @x64
 @every_kind
 def test_twenty_steps_equal_a_plain_optax_loop_in_both_modes(case):
@@ -73,6 +73,7 @@ def test_twenty_steps_equal_a_plain_optax_loop_in_both_modes(case):
         assert (optimizer.step[...], optimizer.skipped[...]) == (STEPS, 0)
 
 
+@pytest.mark.nightly_except("tree")
 @x64
 @in_both_modes
 def test_without_a_method_a_step_equals_flax_s_own_loop(mode):
@@ -87,6 +88,7 @@ def test_without_a_method_a_step_equals_flax_s_own_loop(mode):
     assert_leaves_close(arrays(model), arrays(expected))
 
 
+@pytest.mark.slow
 @pytest.mark.nightly_except("gam")
 @x64
 @one_case_of_each_kind
@@ -141,6 +143,7 @@ def test_ascent_fraction_ascends_on_the_first_examples(mode):
     assert_leaves_close(metrics["loss"], loss)
 
 
+@pytest.mark.nightly_except("tree")
 @in_both_modes
 def test_metrics_come_from_the_clean_pass_and_from_observe(mode):
     batch, model = examples(), Plain(nnx.Rngs(0))
@@ -175,6 +178,7 @@ def test_any_variable_is_updated_once_per_step(microbatches, mode):
     assert_leaves_equal(jax.tree.leaves(model.constants), constants)
 
 
+@pytest.mark.nightly_except("graph")
 @in_both_modes
 def test_evaluation_does_not_change_the_model(mode):
     """This holds in training mode too, in which BatchNorm and dropout change their Variables."""

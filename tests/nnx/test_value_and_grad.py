@@ -51,7 +51,7 @@ def stock_training(model, tx, batches, mode=(), **options):
     return model, optimizer, metrics
 
 
-@pytest.mark.nightly_except("sam-*", "gam-*microbatches*")
+@pytest.mark.nightly_except("sam-{}")
 @x64
 @pytest.mark.parametrize("options", [{}, {"microbatches": 2}, {"ascent_fraction": 0.5}], ids=repr)
 @only_cases("sam", "gam", "gradient_norm_penalty_2", nightly=("gam", "gradient_norm_penalty_2"))
@@ -76,6 +76,7 @@ def test_stock_optimizer_equals_the_train_step(case, options):
         assert_leaves_close(metrics, expected_metrics)
 
 
+@pytest.mark.nightly_except("tree")
 @x64
 @in_both_modes
 def test_each_shard_has_its_own_perturbation(mode):
@@ -96,6 +97,7 @@ def test_each_shard_has_its_own_perturbation(mode):
     assert_leaves_close(arrays(model), optax.tree.sub(params, mean))
 
 
+@pytest.mark.slow
 def test_statistics_and_counts_change_once_per_step():
     batch, model = examples(), Noisy(nnx.Rngs(0))
     params = arrays(model, nnx.Param)
@@ -163,6 +165,7 @@ def test_the_filter_selects_what_is_trained():
     assert all(jnp.any(x != y) for x, y in zip(arrays(model, Adapter), factors, strict=True))
 
 
+@pytest.mark.slow
 def test_devices_average_everything():
     """The axis is that of ``vmap``."""
     x, labels = examples()

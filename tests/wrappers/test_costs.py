@@ -43,6 +43,7 @@ def test_a_step_costs_one_gradient(name, model):
     assert wrapped <= (1.05 if model == "mlp" else 1.02) * gradient
 
 
+@pytest.mark.slow
 @pytest.mark.nightly_except("mlp-*")
 @pytest.mark.parametrize("name", WRAPPERS)
 @pytest.mark.parametrize("model", ["mlp", "cnn"])
@@ -53,6 +54,7 @@ def test_a_step_needs_at_most_two_more_copies_of_memory(name, model):
     assert wrapped <= plain + 2 * size
 
 
+@pytest.mark.nightly_except("None-6")
 @pytest.mark.parametrize(("dtype", "copies"), [(None, 6), (jnp.bfloat16, 3)])
 def test_the_state_of_revisit_has_one_direction_per_batch(dtype, copies):
     params = problem("mlp")[1]

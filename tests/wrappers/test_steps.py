@@ -153,6 +153,7 @@ def _noisy_gradient(state, params, batch):
     return loss, g
 
 
+@pytest.mark.slow
 def test_microbatches_do_not_change_a_revisit():
     x, _ = examples()
     states = []
@@ -178,6 +179,7 @@ def test_both_visits_can_have_the_same_dropout_mask():
     assert losses[0] != losses[1]
 
 
+@pytest.mark.slow
 def test_a_restart_in_the_middle_of_a_group_continues_bitwise(tmp_path):
     x, _ = examples()
     tx = flatreg.revisit(optax.adamw(0.05), optax.linear_schedule(0.1, 0.3, 12), group=3)
@@ -228,6 +230,7 @@ def test_states_live_in_jit_scan_cond_and_vmap(wrap):
     assert avals(mapped) == avals(state)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sharded", "axes"),
     [

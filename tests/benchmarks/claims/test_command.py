@@ -28,6 +28,7 @@ def finished(tmp_path_factory):
     return folder, made(folder)
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_each_number_can_be_traced_to_runs(finished):
     folder, written = finished

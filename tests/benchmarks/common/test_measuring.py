@@ -11,6 +11,7 @@ from benchmarks.common import measuring
 from benchmarks.common.models.mlp import Mlp
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_flatness_agrees_with_the_dense_hessian():
     """λ_max and the trace match the eigenvalues; R⁰ lies between its first and second order."""
@@ -57,6 +58,7 @@ def test_the_gap_counts_as_many_wrong_labels_as_training_had(network):
     assert found.test_loss == pytest.approx(float(np.mean(losses[np.arange(20), y])), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_correctness_agrees_with_the_accuracy(network):
     model, variables, train, (x, y) = network
     found = measuring.correctness(model, variables, x, y)

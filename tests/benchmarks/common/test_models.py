@@ -48,6 +48,7 @@ def test_settings_after_the_name_change_the_network(spec, fields):
     assert {name: getattr(network, name) for name in fields} == fields
 
 
+@pytest.mark.slow
 def test_the_transformer_sees_no_later_character():
     """A change of one character changes the logits from its position on, and none before."""
     model = Transformer(num_classes=11, width=8, depth=2, heads=2, dtype=jnp.bfloat16)

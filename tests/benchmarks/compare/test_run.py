@@ -67,6 +67,7 @@ def test_writes_results_table_and_figures(finished):
         assert commands.is_png(finished / figure)
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_an_interrupted_job_resumes_to_the_same_numbers(finished, tmp_path):
     command = [sys.executable, "-m", "benchmarks.compare", *TINY, f"--out={tmp_path}"]
@@ -122,6 +123,7 @@ def test_the_option_flatness_selects_the_measures(tmp_path):
     assert figures["along"] == {"curves.png", "flatness.png", "along.png"}
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_methods_are_compiled_in_groups(tmp_path, monkeypatch):
     monkeypatch.setattr(compare_run, "AT_ONCE", 2)
@@ -131,6 +133,7 @@ def test_methods_are_compiled_in_groups(tmp_path, monkeypatch):
     assert made == [("sgd", 0), ("sam", 0), ("sgd", 1), ("sam", 1), ("asam", 0), ("asam", 1)]
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_results_are_never_overwritten(finished, tmp_path, capsys, monkeypatch):
     before = results.read(finished)

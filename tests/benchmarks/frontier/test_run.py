@@ -281,6 +281,7 @@ def test_the_quick_command_gives_a_table_and_a_figure(tmp_path):
     assert commands.is_png(tmp_path / "frontier.png")
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_a_command_that_was_killed_resumes(tmp_path):
     """It is killed with SIGKILL while two processes train."""

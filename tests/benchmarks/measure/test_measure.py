@@ -29,6 +29,7 @@ def results(tmp_path_factory):
     return out
 
 
+@pytest.mark.nightly
 def test_measures_agree_with_those_of_the_comparison(results, capsys):
     assert main([str(results), "--method=sam:rho=0.1", *QUICK]) == 0
     printed = capsys.readouterr().out
@@ -67,6 +68,7 @@ def test_the_report_covers_two_networks(results, capsys):
     np.testing.assert_allclose(found["stability"]["sharpness"], sharpness, rtol=1e-2)
 
 
+@pytest.mark.nightly
 def test_the_loss_between_networks_uses_fresh_statistics():
     model = Cnn(channels=(4,), num_classes=3, dropout=0.0)
     x = jax.random.normal(jax.random.key(0), (20, 4, 4, 1))

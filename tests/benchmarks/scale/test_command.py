@@ -148,6 +148,7 @@ def test_mistakes_in_a_configuration_are_named(text, expected, tmp_path, capsys)
     assert expected in commands.usage_error(main, [f"--config={file}"], capsys)
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_the_quick_run_meets_its_goals_and_resumes(tmp_path, capsys, monkeypatch):
     """SAM communicates twice as much as the plain step, and a method can be added later."""

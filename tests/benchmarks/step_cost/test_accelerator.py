@@ -32,6 +32,7 @@ def test_times_are_relative_to_the_same_rounds():
     assert "Left out, because the time was used up: resnet18, gam." in found.caption
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_the_quick_run_measures_both_networks(tmp_path):
     found = commands.run(main, ("--quick", "--methods=sam"), tmp_path)

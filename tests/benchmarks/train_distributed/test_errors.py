@@ -53,12 +53,15 @@ def test_the_two_newest_checkpoints_are_kept(saved):
     assert sorted(path.name for path in folder.iterdir()) == ["3", "4", "configuration.json"]
 
 
+@pytest.mark.nightly
+@pytest.mark.slow
 def test_a_checkpoint_of_another_run_names_the_differences(saved, capsys):
     folder, command = saved
     answer = complaint(f"{command} {folder} --seed 1 --method sam:rho=0.2", capsys)
     assert "method is 'sam:rho=0.1' there and 'sam:rho=0.2' here; seed is 0 there" in answer
 
 
+@pytest.mark.nightly_except("truncated")
 @pytest.mark.filterwarnings(
     "ignore::pytest.PytestUnraisableExceptionWarning"
 )  # from threads of Orbax

@@ -106,6 +106,7 @@ def work(folder, place):
         np.savez(f"{folder}/together.npz", **flatten_dict(ends, sep="/"))
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_two_processes_train_as_one_device(start, tmp_path):
     """Two processes with two devices each agree with one device, and a single process resumes."""

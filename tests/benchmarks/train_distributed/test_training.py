@@ -165,6 +165,7 @@ def test_every_layout_trains_as_one_device(name, layout):
     assert_close(eight, one, tolerance(name))
 
 
+@pytest.mark.slow
 @pytest.mark.nightly_except("explicit")
 @pytest.mark.parametrize("axes", ["auto", "explicit"])
 def test_eight_shards_train_alike_on_eight_devices_and_on_one(axes):
@@ -221,6 +222,7 @@ def test_a_step_reduces_once_per_gradient_or_product(name, axes):
         assert all(sorted(sizes) == parameters for sizes in of_tensors)
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_batch_norm_and_dropout_see_the_whole_batch():
     """Eight devices agree with one, and only all-reduces are needed: no parameters are gathered."""

@@ -56,6 +56,7 @@ class TestEigenpairs:
         np.testing.assert_allclose(actual.values, expected, atol=1e-5 * expected[0])
         assert actual.converged.all()
 
+    @pytest.mark.slow
     @pytest.mark.nightly_except("LM-40")
     @pytest.mark.parametrize(("which", "steps"), [("SA", 150), ("LM", 40)])
     def test_which_selects_smallest_or_largest_magnitude(self, which, steps):
@@ -69,6 +70,7 @@ class TestEigenpairs:
     def test_pairs_that_did_not_converge_are_marked(self):
         assert not eigenpairs(k=3, which="SA", steps=10).converged.all()
 
+    @pytest.mark.slow
     def test_residuals_are_those_of_float64(self):
         """‖Hv − λv‖ agrees with float64 within a factor of 2, apart from rounding."""
         hessian = dense_hessian()
@@ -96,6 +98,7 @@ class TestEigenpairs:
         np.testing.assert_allclose(actual.residuals, expected, rtol=1e-4)
         assert not actual.converged.any()
 
+    @pytest.mark.slow
     def test_scale_gives_the_eigenvalues_of_the_scaled_hessian(self):
         """With T = |w|, the eigenvalues are those of THT."""
         t = np.abs(np.float64(ravel_pytree(trained())[0]))
@@ -104,6 +107,7 @@ class TestEigenpairs:
         actual = measures.top_eigenpairs(loss(), trained(), KEY, 3, steps=30, scale=absolute)
         np.testing.assert_allclose(actual.values, expected, atol=1e-5 * expected[0])
 
+    @pytest.mark.slow
     def test_restrict_gives_the_eigenvalues_of_a_diagonal_block(self):
         first = slice(0, 64 * 7 + 7)  # "hidden" is the first in the tree
         expected = np.linalg.eigvalsh(dense_hessian()[first, first])[::-1][:2]
@@ -112,6 +116,7 @@ class TestEigenpairs:
         np.testing.assert_allclose(actual.values, expected, atol=1e-5 * expected[0])
         assert set(actual.vectors) == {"hidden/bias", "hidden/kernel"}
 
+    @pytest.mark.slow
     def test_gauss_newton_is_the_hessian_of_the_linearized_model(self):
         """G = JᵀMJ with the Jacobian J of the model and the Hessian M of the output loss."""
         with jax.enable_x64(True):
@@ -164,6 +169,7 @@ class TestEigenpairs:
 
 
 class TestTraceAndDiagonal:
+    @pytest.mark.slow
     def test_without_probes_they_are_exact(self):
         """``probes=None`` gives the trace and the diagonal of the dense Hessian."""
         with jax.enable_x64(True):
@@ -194,6 +200,7 @@ class TestTraceAndDiagonal:
             squares = np.mean(np.square(estimate.standard_error), axis=0)
             np.testing.assert_allclose(squares, np.var(estimate.value, axis=0), rtol=0.15)
 
+    @pytest.mark.slow
     def test_estimates_are_within_their_standard_errors(self):
         """The squared z-scores of the entries of the diagonal have a mean near 1."""
         expected = np.diag(dense_hessian())
@@ -217,6 +224,7 @@ class TestTraceAndDiagonal:
 
 
 class TestDensity:
+    @pytest.mark.slow
     def test_the_first_two_moments_are_correct(self):
         """Per probe vᵀHv/n and vᵀH²v/n; on average tr H/n and tr H²/n."""
         hessian, size, probes = dense_hessian(), 535, 16
