@@ -14,14 +14,14 @@ The wrappers differ in where ε comes from. All names are available as ``flatreg
 """
 
 from flatreg.wrappers._eval_params import eval_params
-from flatreg.wrappers._momentum_sam import MomentumSAMState, momentum_sam
-from flatreg.wrappers._previous_gradient_sam import PreviousGradientSAMState, previous_gradient_sam
+from flatreg.wrappers._momentum_sam import momentum_sam
+from flatreg.wrappers._previous_gradient_sam import previous_gradient_sam
 from flatreg.wrappers._revisit import RevisitState, batch_fingerprint, revisit, revisited
+from flatreg.wrappers._shifted import ShiftedState
 
 __all__ = [
-    "MomentumSAMState",
-    "PreviousGradientSAMState",
     "RevisitState",
+    "ShiftedState",
     "batch_fingerprint",
     "eval_params",
     "momentum_sam",

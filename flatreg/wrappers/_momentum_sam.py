@@ -11,38 +11,15 @@ Overhead', 2024, arXiv 2401.12033.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from flatreg._core.checks import (
-    alike,
-    check_function,
-    check_nonnegative,
-    check_scalars,
-    check_scale,
-    check_wrapped_update,
-    checked_base,
-    checked_scale,
-)
-from flatreg._core.tree import ascent, mix, wide_zeros
-from flatreg.typing import Grads, Method, Params, ScalarOrSchedule, Scale
-
-
-class MomentumSAMState(NamedTuple):
-    """State of :func:`momentum_sam`.
-
-    Attributes:
-      count: the number of updates so far, an int32 scalar.
-      shift: the shift ε that is on the parameters now, in at least float32.
-      inner_state: the state of the optimizer.
-    """
-
-    count: jax.Array  # type: ignore[assignment]  # hides tuple.count, as Optax does
-    shift: Params
-    inner_state: optax.OptState
+from flatreg._core.checks import alike, check_function
+from flatreg.typing import Method, Params, ScalarOrSchedule, Scale
+from flatreg.wrappers._shifted import shifted
 
 
 def momentum_sam(
@@ -99,33 +76,18 @@ def momentum_sam(
       Becker et al., `Momentum-SAM: Sharpness Aware Minimization without Computational Overhead
       <https://arxiv.org/abs/2401.12033>`_, 2024.
     """
-    base = checked_base("momentum_sam", base)
-    check_scalars(rho=rho)
-    check_nonnegative(rho=rho)
-    check_scale(scale)
     check_function("momentum", momentum, "a function opt_state -> momentum")
     momentum_of = momentum or _only_momentum
+    tx = shifted(
+        "momentum_sam", base, rho, scale, lambda _, opt_state: momentum_of(opt_state), sign=-1
+    )
 
     def init(params: Params) -> Any:
-        inner_state = base.init(params)
-        _check_momentum(momentum_of(inner_state), params)
-        return MomentumSAMState(jnp.zeros((), jnp.int32), wide_zeros(params), inner_state)
+        state: Any = tx.init(params)
+        _check_momentum(momentum_of(state.inner_state), params)
+        return state
 
-    def update(
-        updates: Grads, state: Any, params: Any = None, **extra: Any
-    ) -> tuple[Grads, MomentumSAMState]:
-        check_wrapped_update("momentum_sam", updates, params)
-        clean = optax.tree.cast_like(mix((1, params), (-1, state.shift)), params)
-        step, inner_state = base.update(updates, state.inner_state, clean, **extra)
-        factors = checked_scale(scale, optax.apply_updates(clean, step)) if scale else None
-        count: Any = optax.safe_increment(state.count)
-        radius: Any = rho(count) if callable(rho) else rho
-        shift = ascent(momentum_of(inner_state), -radius, factors)  # −ρ T²v/‖Tv‖
-        shift = optax.tree.cast_like(shift, state.shift)
-        moved = mix((1, step), (-1, state.shift), (1, shift))
-        return moved, MomentumSAMState(count, shift, inner_state)
-
-    return Method(init, update)
+    return Method(init, tx.update)
 
 
 def _only_momentum(opt_state: optax.OptState) -> Params:

@@ -9,36 +9,10 @@ the loss of the current batch only as far as the gradients of both batches agree
 Sparse Training', NeurIPS 2024.
 """
 
-from typing import Any, NamedTuple
-
-import jax
-import jax.numpy as jnp
 import optax
 
-from flatreg._core.checks import (
-    check_nonnegative,
-    check_scalars,
-    check_scale,
-    check_wrapped_update,
-    checked_base,
-    checked_scale,
-)
-from flatreg._core.tree import ascent, mix, wide_zeros
-from flatreg.typing import Grads, Method, Params, ScalarOrSchedule, Scale
-
-
-class PreviousGradientSAMState(NamedTuple):
-    """State of :func:`previous_gradient_sam`.
-
-    Attributes:
-      count: the number of updates so far, an int32 scalar.
-      shift: the shift ε that is on the parameters now, in at least float32.
-      inner_state: the state of the optimizer.
-    """
-
-    count: jax.Array  # type: ignore[assignment]  # hides tuple.count, as Optax does
-    shift: Params
-    inner_state: optax.OptState
+from flatreg.typing import Method, ScalarOrSchedule, Scale
+from flatreg.wrappers._shifted import shifted
 
 
 def previous_gradient_sam(
@@ -82,27 +56,4 @@ def previous_gradient_sam(
       'A Single-Step, Sharpness-Aware Minimization is All You Need to Achieve Efficient and Accurate
       Sparse Training', NeurIPS 2024.
     """
-    base = checked_base("previous_gradient_sam", base)
-    check_scalars(rho=rho)
-    check_nonnegative(rho=rho)
-    check_scale(scale)
-
-    def init(params: Params) -> Any:
-        zero = jnp.zeros((), jnp.int32)
-        return PreviousGradientSAMState(zero, wide_zeros(params), base.init(params))
-
-    def update(
-        updates: Grads, state: Any, params: Any = None, **extra: Any
-    ) -> tuple[Grads, PreviousGradientSAMState]:
-        check_wrapped_update("previous_gradient_sam", updates, params)
-        clean = optax.tree.cast_like(mix((1, params), (-1, state.shift)), params)
-        step, inner_state = base.update(updates, state.inner_state, clean, **extra)
-        factors = checked_scale(scale, optax.apply_updates(clean, step)) if scale else None
-        count: Any = optax.safe_increment(state.count)
-        radius: Any = rho(count) if callable(rho) else rho
-        shift = ascent(updates, radius, factors)  # ρ T²g̃/‖Tg̃‖
-        shift = optax.tree.cast_like(shift, state.shift)
-        moved = mix((1, step), (-1, state.shift), (1, shift))
-        return moved, PreviousGradientSAMState(count, shift, inner_state)
-
-    return Method(init, update)
+    return shifted("previous_gradient_sam", base, rho, scale, lambda updates, _: updates)
