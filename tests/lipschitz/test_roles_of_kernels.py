@@ -309,6 +309,12 @@ class TestWithoutOperators:
         FUNCTIONS[function](params)
         FUNCTIONS[function](params, where=lambda path: True)
 
+    def test_an_empty_dictionary_of_operators_is_explained(self, function):
+        params = {"scan": {"kernel": jnp.ones((3, 4, 4)), "bias": jnp.ones((3, 4))}}
+        for tree in (params, {"a": {"kernel": jnp.ones((3, 2))}}):
+            with pytest.raises(ValueError, match=r"operators is empty\. linear_maps.*did not find"):
+                FUNCTIONS[function](tree, operators={})
+
     def test_a_stack_of_biases_is_not_a_kernel(self, function):
         params = {"kernel": jnp.ones((3, 2)), "bias": jnp.ones((3, 2)), "scale": jnp.ones((3, 2))}
         with pytest.raises(ValueError, match=r"bias has shape \(3, 2\), scale has shape"):
