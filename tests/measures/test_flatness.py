@@ -233,7 +233,7 @@ def test_flatness_does_not_overflow_or_underflow(size):
         np.testing.assert_allclose(found / np.float32(size), expected, rtol=1e-4)
 
 
-@pytest.mark.nightly_except("minimum")
+@pytest.mark.nightly_except("minimum", "bowl")
 @pytest.mark.parametrize(
     ("loss_fn", "expected"),
     [

@@ -198,6 +198,24 @@ def test_the_penalty_is_the_rate_times_the_regularizer():
     np.testing.assert_allclose(penalty, rate * regularizer.value, rtol=1e-12)
 
 
+def test_products_of_a_curvature_give_the_same_gradient():
+    """Without ``curvature``, JAX differentiates ‖∇L‖² itself."""
+    batches = jnp.array([1.0, -2.0, 0.5]), jnp.array([0.6, 0.1, -0.4])
+    for make in (
+        partial(measures.modified_loss, product, 0.3),
+        partial(measures.modified_minibatch_loss, lambda w, xy: product(w, *xy), 0.3, batches),
+    ):
+        both = jax.jit(
+            lambda w, make=make: [
+                jax.value_and_grad(make(curvature=curvature))(w)
+                for curvature in (None, measures.hessian)
+            ]
+        )
+        (value, expected), (same, actual) = both(START)
+        assert same == pytest.approx(float(value), rel=1e-12)
+        np.testing.assert_allclose(actual, expected, rtol=1e-12)
+
+
 @pytest.mark.parametrize("size", [1, 2, 5, 6])
 def test_the_variance_predicts_minibatch_gradients(size):
     """E‖g_B‖² = ‖g‖² + (N − B)/(N − 1) · Γ/B over all batches of B, with gᵢ = xᵢ(xᵢ·w − yᵢ)."""

@@ -230,6 +230,9 @@ class TestNoiseLevel:
         exact = np.sqrt(2 * 0.1 / self.h.sum())
         level = self.sigma(draws=1000)
         assert abs(level.value - exact) < 4 * level.standard_error < 0.03 * exact
+        # The slope of the metric at σ is −σ tr H.
+        expected = level.metric.standard_error / (level.value * self.h.sum())
+        np.testing.assert_allclose(level.standard_error, expected, rtol=0.03)
 
     @pytest.mark.slow
     def test_its_standard_error_is_the_spread_over_keys(self):

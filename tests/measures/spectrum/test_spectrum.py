@@ -213,6 +213,14 @@ class TestTraceAndDiagonal:
         assert 0.8 < np.mean(z**2) < 1.3
         assert abs(trace.value - sum(map(np.sum, jax.tree.leaves(diagonal.value)))) < 1e-3
 
+    def test_deflation_of_all_eigenpairs_gives_the_exact_trace(self):
+        """The trace is the sum of the given eigenvalues, and nothing is left to estimate."""
+        a = np.random.default_rng(0).normal(size=(8, 8))
+        f, origin = quadratic(a + a.T), jnp.zeros(8)
+        pairs = measures.top_eigenpairs(f, origin, KEY, 8)
+        trace = measures.trace(f, origin, KEY, probes=4, deflate=pairs)
+        np.testing.assert_allclose(trace, (2 * np.trace(a), 0), rtol=1e-4, atol=1e-3)
+
     @pytest.mark.slow
     def test_deflation_reduces_the_error_of_the_trace(self):
         """Removing the ten largest eigenvalues at least halves the standard error."""
