@@ -9,6 +9,8 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from flatreg import measures
+from flatreg.measures.spectrum import eigenpairs
+from flatreg.measures.spectrum.restarts import search
 
 KEY = jax.random.key(0)
 SIZE = 60
@@ -97,6 +99,20 @@ def test_converged_pairs_have_their_rank_in_the_spectrum(spectrum, which, steps)
         pairs = top(matrix, jax.random.key(seed), k=5, which=which, steps=steps)
         error = ORDERS[which](np.array(pairs.values)) - ORDERS[which](first(5, spectrum, which))
         assert np.all(np.abs(error)[pairs.converged] <= 2e-3 * np.abs(spectrum).max())
+
+
+def test_pairs_behind_a_missing_one_have_not_converged(monkeypatch):
+    """The number of runs is limited. The last one may still find an eigenvalue, here 2.5."""
+
+    def interrupted(*args):
+        return search(*args)._replace(outermost=jnp.float32(-2.5))
+
+    monkeypatch.setattr(eigenpairs, "search", interrupted)
+    spectrum = SPECTRA["four and three"]
+    loss_fn = lambda w: jnp.sum(spectrum * w**2) / 2  # noqa: E731
+    pairs = measures.top_eigenpairs(loss_fn, jnp.ones(SIZE), KEY, 6)
+    np.testing.assert_allclose(pairs.values, spectrum[:6], rtol=1e-5)
+    assert pairs.converged.tolist() == [True] * 4 + [False] * 2
 
 
 @pytest.mark.slow
