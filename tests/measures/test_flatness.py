@@ -9,6 +9,7 @@ import pytest
 from scipy.optimize import brentq
 
 from flatreg import measures
+from flatreg.measures.flatness.ball_ascent import ball_around
 from tests.support.trained import batch_loss, digits, trained
 
 KEY = jax.random.key(0)
@@ -248,6 +249,17 @@ def test_the_gradient_ratio_is_zero_only_at_a_stationary_point(loss_fn, expected
     """‖g‖/(ρ|λ|max): infinite without curvature, zero without a gradient."""
     found = jax.jit(lambda w: measures.first_order_flatness(loss_fn, w, KEY, 0.1, steps=1))
     np.testing.assert_allclose(found(jnp.zeros(2)).gradient_ratio, expected, rtol=1e-5)
+
+
+def test_the_ascents_follow_the_gradients_of_their_heights():
+    """The gradient of ½‖T∇L(θ+Tδ)‖² contains the Hessian at θ+Tδ."""
+    loss_fn = lambda w: jnp.sum(jnp.sin(w)) * w[0] + jnp.sum(w**4)  # noqa: E731
+    scale = lambda w: jnp.abs(w) + 0.5  # noqa: E731
+    ball = ball_around(loss_fn, jnp.array([0.5, -0.3, 1.0]), KEY, 0.5, 1, 0, None, scale)
+    delta = jnp.array([0.3, 0.2, -0.2])
+    for height in (ball.rise, ball.half_square):
+        expected = jax.grad(lambda delta, height=height: height(delta)[0])(delta)
+        np.testing.assert_allclose(height(delta)[1], expected, rtol=1e-4)
 
 
 @pytest.mark.parametrize("measure", ["zeroth_order_flatness", "first_order_flatness"])

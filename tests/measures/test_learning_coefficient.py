@@ -73,10 +73,14 @@ def test_at_a_crossing_the_estimate_is_that_of_the_exact_density():
 
 
 def test_a_chain_that_is_too_short_has_not_converged():
-    """Few draws, and draws with a step size that is too large and not tuned."""
+    """Few draws of chains that agree, and draws with a step size that is too large, not tuned."""
     loss_fn = KNOWN["regular in 4 dimensions"][0]
-    short = measured(loss_fn, jnp.zeros(4), 1000, (("draws", 20), ("burn_in", 20)))
+    options = (("chains", 4), ("draws", 80), ("burn_in", 200))
+    short = measured(loss_fn, jnp.zeros(4), 1000, options)
     assert not short.converged
+    assert short.rhat < 1.05
+    assert 0.4 < short.acceptance < 0.7
+    assert 50 < short.effective_draws < 200
     stuck = measured(lambda w: 1e5 * loss_fn(w), jnp.zeros(4), 1000, (("burn_in", 0),))
     assert not stuck.converged
     assert stuck.acceptance < 0.2
