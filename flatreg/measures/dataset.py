@@ -92,13 +92,14 @@ class _DatasetLoss:
         if self.batches is not None:
             first = jax.tree.map(lambda x: x[0], self.batches)
         checked_scalar("dataset_loss", self.loss_fn, params, first)
+        number = 0 if self.batches is None else len(jax.tree.leaves(self.batches)[0])
+        if number + (self.rest is not None) == 1:  # There is only one batch.
+            return jnp.asarray(widened(self.loss_fn(params, first)))
         one_batch = jax.checkpoint(lambda params, batch: widened(self.loss_fn(params, batch)))
         total = jnp.zeros(())
         if self.weight_of_rest:
             total = self.weight_of_rest * one_batch(params, self.rest)
-        if self.batches is None:
-            return total
-        weight = (1 - self.weight_of_rest) / len(jax.tree.leaves(self.batches)[0])
+        weight = (1 - self.weight_of_rest) / number
 
         def add(total: jax.Array, batch: Any) -> tuple[jax.Array, None]:
             return total + weight * one_batch(params, batch), None

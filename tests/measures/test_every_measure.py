@@ -61,6 +61,31 @@ MEASURES = {
     "worst_case_sharpness": lambda f, w, key: (
         measures.worst_case_sharpness(f, w, key, 0.1, steps=5, random_starts=1).value
     ),
+    "adaptive worst case in a box": lambda f, w, key: (
+        measures.worst_case_sharpness(
+            f,
+            w,
+            key,
+            0.01,
+            norm="linf",
+            scale=lambda w: jax.tree.map(jnp.abs, w),
+            steps=5,
+            random_starts=1,
+        ).value
+    ),
+    "zeroth_and_first_order_flatness": lambda f, w, key: [
+        found.value for found in measures.zeroth_and_first_order_flatness(f, w, key, 0.1, **BALL)
+    ],
+    "per_block": lambda f, w, key: {
+        name: pairs.values
+        for name, pairs in measures.per_block(
+            measures.top_eigenpairs,
+            f,
+            w,
+            key,
+            {"all": lambda path: True, "kernels": lambda path: "kernel" in path},
+        ).items()
+    },
     "local_learning_coefficient": lambda f, w, key: measures.local_learning_coefficient(
         f, w, key, n=256, chains=2, burn_in=2, draws=4
     )[:2],

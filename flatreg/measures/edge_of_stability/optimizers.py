@@ -47,13 +47,13 @@ class Hyperparameters(NamedTuple):
     """
 
     learning_rate: Scalar
-    momentum: Scalar | None
-    nesterov: bool
-    weight_decay: Scalar | None
-    b1: Scalar | None
-    b2: Scalar | None
-    eps: Scalar | None
-    eps_root: Scalar | None
+    momentum: Scalar | None = None
+    nesterov: bool = False
+    weight_decay: Scalar | None = None
+    b1: Scalar | None = None
+    b2: Scalar | None = None
+    eps: Scalar | None = None
+    eps_root: Scalar | None = None
 
 
 class LinearOptimizer(NamedTuple):

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from flatreg._core.checks import alike, check_key
+from flatreg._core.checks import alike, check_key, check_nonnegative
 from flatreg._core.krylov import tridiagonalize
 from flatreg._core.tree import matmul, norm, unit
 from flatreg.measures.checks import check_weights
@@ -21,9 +21,10 @@ from flatreg.measures.spectrum.curvature import (
 from flatreg.typing import Grads, Params, Scalar
 
 COLD_STEPS = 20  # Lanczos steps per run without a start
-WARM_STEPS = 4  # Lanczos steps with a start
+WARM_STEPS = 5  # the most products with a start
 MOST_RUNS = 5  # runs without a start, each from the vector of the one before
 TOLERANCE = 1e-4  # of the residual relative to the largest |λ|, at which no further run follows
+RESOLUTION = 1e-5  # A residual below it, relative to the largest |λ|, is rounding error.
 FRESH = 0.01  # the length of the random part of a warm start
 
 
@@ -66,6 +67,7 @@ def stability(
     eps_root: Scalar | None = None,
     start: Grads | None = None,
     steps: int | None = None,
+    tolerance: Scalar = 0.1,
     curvature: Curvature | None = None,
 ) -> Stability:
     r"""How close an optimizer is to the edge of stability: λ_max and its threshold.
@@ -120,9 +122,12 @@ def stability(
         is its ``eps`` in Optax.
       start: the ``vector`` of an earlier measurement of the same training. One percent of a random
         vector is added to it, so that a direction that has become the sharpest one is found.
-      steps: the number of Lanczos steps, each one Hessian-vector product. By default 4 with a
-        start, and 20 without. One more product gives the residual. Without a start, up to four
-        more runs of this length follow, until the residual is below 1e-4 of the largest \|λ\|.
+      steps: the number of Lanczos steps, each one Hessian-vector product. With a start, it is the
+        largest number of steps, 5 by default. Without a start, it is 20 by default, and one more
+        product gives the residual. Up to four more runs of this length follow, until the residual
+        is below 1e-4 of the largest \|λ\|.
+      tolerance: the residual relative to the largest \|λ\| at which a search with a start ends,
+        after its second step at the earliest. To make all steps, pass 0.
       curvature: the matrix to measure. If None, the Hessian. To measure the Gauss–Newton matrix
         instead, pass the result of :func:`gauss_newton`.
 
@@ -147,11 +152,45 @@ def stability(
       <https://arxiv.org/abs/2103.00065>`_, ICLR 2021. Cohen et al., `Adaptive Gradient Methods at
       the Edge of Stability <https://arxiv.org/abs/2207.14484>`_, 2022.
     """
-    check_weights(params)
-    check_key(key, "measures.stability(loss_fn, params, jax.random.key(0), learning_rate=0.1)")
     hyperparameters = Hyperparameters(
         learning_rate, momentum, nesterov, weight_decay, b1, b2, eps, eps_root
     )
+    return measured_stability(
+        loss_fn,
+        params,
+        key,
+        hyperparameters,
+        opt_state=opt_state,
+        start=start,
+        steps=steps,
+        tolerance=tolerance,
+        curvature=curvature,
+    ).stability
+
+
+class Measurement(NamedTuple):
+    """A stability, and the vector with which the next measurement of the training starts."""
+
+    stability: Stability
+    start: Grads
+
+
+def measured_stability(
+    loss_fn: LossFn,
+    params: Params,
+    key: jax.Array,
+    hyperparameters: Hyperparameters,
+    *,
+    opt_state: optax.OptState | None = None,
+    start: Grads | None = None,
+    steps: int | None = None,
+    tolerance: Scalar = 0.1,
+    curvature: Curvature | None = None,
+    least: jax.Array | int = 2,
+) -> Measurement:
+    """Measures :func:`stability`, with at least ``least`` products if there is a start."""
+    check_weights(params)
+    check_key(key, "measures.stability(loss_fn, params, jax.random.key(0), learning_rate=0.1)")
     optimizer = linear_optimizer(opt_state, params, hyperparameters)
     factors = optimizer.factors
     scale = None if factors is None else lambda params: factors
@@ -167,17 +206,28 @@ def stability(
     if steps is None:
         steps = COLD_STEPS if start is None else WARM_STEPS
     if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}: for example, write steps=4.")
-    v = _top_vector(matrix, key, start, min(steps, matrix.size))
-    product = matrix.matvec(v)
+        raise ValueError(f"steps must be at least 1, got {steps}: for example, write steps=5.")
+    steps = min(steps, matrix.size)
+    start_key, restart_key = jax.random.split(key)
+    random = unit(jax.random.normal(start_key, (matrix.size,), matrix.dtype))
+    if start is None:
+        v = _top_vector(matrix, restart_key, random, steps)
+        product = matrix.matvec(v)
+    else:
+        check_nonnegative(tolerance=tolerance)
+        first = unit(unit(start) + FRESH * random)
+        v, product = _drifted_vector(matrix, first, steps, least, tolerance)
     sharpness = matmul(v, product)
-    return Stability(
+    found = Stability(
         sharpness=sharpness,
         threshold=optimizer.threshold.astype(matrix.dtype),
         ratio=sharpness / optimizer.threshold,
         residual=norm(product - sharpness * v),
         vector=matrix.to_tree(v),
     )
+    # Half a step of power iteration, which reduces all eigenvectors with smaller |λ| and costs no
+    # product.
+    return Measurement(found, matrix.to_tree(unit(product + jnp.abs(sharpness) * v)))
 
 
 class _Run(NamedTuple):
@@ -189,14 +239,12 @@ class _Run(NamedTuple):
 
 
 def _top_vector(
-    matrix: CurvatureMatrix, key: jax.Array, start: jax.Array | None, steps: int
+    matrix: CurvatureMatrix, key: jax.Array, random: jax.Array, steps: int
 ) -> jax.Array:
-    """The unit Ritz vector of the largest eigenvalue. Without a start, the iteration restarts."""
-    start_key, restart_key = jax.random.split(key)
-    random = unit(jax.random.normal(start_key, (matrix.size,), matrix.dtype))
+    """The unit Ritz vector of the largest eigenvalue, from a random vector, with restarts."""
 
     def run(carry: _Run) -> _Run:
-        restarts = jax.random.fold_in(restart_key, carry.runs)
+        restarts = jax.random.fold_in(key, carry.runs)
         krylov = tridiagonalize(matrix.matvec, carry.vector, steps, restarts)
         values, vectors = krylov.eigh()
         largest = jnp.max(jnp.abs(values))
@@ -207,8 +255,71 @@ def _top_vector(
         )
 
     none = jnp.zeros((), jnp.int32)
-    if start is not None:
-        return run(_Run(unit(start) + FRESH * random, none, none > 0)).vector
     first = _Run(random, none, none > 0)
     last: _Run = jax.lax.while_loop(lambda c: ~c.converged & (c.runs < MOST_RUNS), run, first)
     return last.vector
+
+
+class _Search(NamedTuple):
+    """The loop carry of :func:`_drifted_vector`.
+
+    Attributes:
+      basis: orthonormal vectors as rows, shape (steps, n). The rows beyond ``products`` are zero.
+      images: the products of the matrix with the rows of ``basis``.
+      vector: the Ritz vector v of the largest eigenvalue.
+      image: the product of the matrix with v.
+      following: the unit vector along the residual of v, which is orthogonal to the basis.
+      products: the number of products.
+      converged: whether the residual is small enough.
+    """
+
+    basis: jax.Array
+    images: jax.Array
+    vector: jax.Array
+    image: jax.Array
+    following: jax.Array
+    products: jax.Array
+    converged: jax.Array
+
+
+def _drifted_vector(
+    matrix: CurvatureMatrix,
+    start: jax.Array,
+    steps: int,
+    least: jax.Array | int,
+    tolerance: Scalar,
+) -> tuple[jax.Array, jax.Array]:
+    """The Ritz vector of the largest eigenvalue near a unit vector, and the product with it.
+
+    The basis grows by the residual, so it spans the same space as a Lanczos iteration. The product
+    with the Ritz vector is a combination of the products with the basis, and costs no further one.
+    """
+
+    def extend(search: _Search) -> _Search:
+        count = search.products + 1
+        basis = search.basis.at[search.products].set(search.following)
+        images = search.images.at[search.products].set(matrix.matvec(search.following))
+        small = matmul(basis, images.T)
+        small = (small + small.T) / 2
+        # Unused rows get an eigenvalue below all others.
+        lowest = -2 * norm(small) - 1
+        unused = jnp.arange(steps) >= count
+        values, vectors = jnp.linalg.eigh(small + jnp.diag(jnp.where(unused, lowest, 0)))
+        largest = jnp.max(jnp.where(values > lowest / 2, jnp.abs(values), 0))
+        v, image = matmul(vectors[:, -1], basis), matmul(vectors[:, -1], images)
+        following = image - values[-1] * v
+        residual = norm(following)
+        for _ in range(2):  # The second pass removes the rounding errors of the first.
+            following = unit(following - matmul(basis.T, matmul(basis, following)))
+        # An exact eigenvector leaves no residual to extend the basis with.
+        exact = residual <= RESOLUTION * largest
+        converged = exact | ((count >= least) & (residual <= tolerance * largest))
+        return _Search(basis, images, v, image, following, count, converged)
+
+    zeros = jnp.zeros((steps, matrix.size), matrix.dtype)
+    none = jnp.zeros((), jnp.int32)
+    first = _Search(zeros, zeros, start, start, start, none, none > 0)
+    last: _Search = jax.lax.while_loop(
+        lambda search: ~search.converged & (search.products < steps), extend, first
+    )
+    return last.vector, last.image

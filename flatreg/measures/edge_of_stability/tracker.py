@@ -4,11 +4,15 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from flatreg._core.checks import check_key, check_period
-from flatreg.measures.edge_of_stability.stability import Stability, stability
+from flatreg.measures.edge_of_stability.optimizers import Hyperparameters
+from flatreg.measures.edge_of_stability.stability import Measurement, measured_stability
 from flatreg.typing import Grads, Params, ScalarOrSchedule
+
+THOROUGH = 10  # Every so many measurements, one makes at least two products.
 
 
 class StabilityRecord(NamedTuple):
@@ -54,7 +58,11 @@ def stability_tracker(
 
     Call the function after each step, outside ``jit``. Between two measurements it only compares
     two integers. The first measurement runs up to five Lanczos iterations of 20 steps. Each later
-    one starts from the vector of the one before and costs five Hessian-vector products.
+    one starts from the vector of the one before. It costs one Hessian-vector product if the
+    residual is then below a tenth of the sharpness (``tolerance``), and otherwise up to five. Every
+    tenth measurement makes at least two products, to find a direction that has become sharper than
+    the one that is tracked. If several eigenvalues are close together, the sharpness can belong to
+    any of them.
 
     A measurement is compiled once without a start and once with one. It runs asynchronously: the
     records hold arrays, and nothing waits for them. To reduce the cost, measure with a loss on a
@@ -68,7 +76,8 @@ def stability_tracker(
       learning_rate: η, a number or a schedule, which is evaluated at the step.
       jit: the function that compiles the measurement: ``jax.jit``, or a ``functools.partial`` of it
         with other options.
-      **options: further arguments of :func:`stability`, such as ``momentum=0.9``.
+      **options: further arguments of :func:`stability`, such as ``momentum=0.9``. With
+        ``tolerance=0``, every measurement makes five products and is more accurate.
 
     Returns:
       ``track(history, step, params, opt_state=None, *args) -> history``. The history is a
@@ -109,24 +118,29 @@ def stability_tracker(
     # The data of a dataset_loss are arguments of the compiled function, not constants in it.
     data = [] if any(map(callable, leaves)) else leaves
 
+    hyperparameters = {k: v for k, v in options.items() if k in Hyperparameters._fields}
+    others = {k: v for k, v in options.items() if k not in Hyperparameters._fields}
+
     @jit
     def measure(
         data: list[jax.Array],
         params: Params,
         opt_state: optax.OptState,
         start: Grads | None,
+        count: int,
         learning_rate: jax.Array,
         args: tuple[Any, ...],
-    ) -> Stability:
+    ) -> Measurement:
         loss: Callable[..., jax.Array] = jax.tree.unflatten(structure, data) if data else loss_fn
-        return stability(
+        return measured_stability(
             lambda params: loss(params, *args),
             params,
-            key,
-            learning_rate=learning_rate,
+            jax.random.fold_in(key, count),
+            Hyperparameters(learning_rate, **hyperparameters),
             opt_state=opt_state,
             start=start,
-            **options,
+            least=jnp.where(count % THOROUGH == 0, 2, 1),
+            **others,
         )
 
     def track(
@@ -139,10 +153,11 @@ def stability_tracker(
         if step % every:
             return history
         rate = learning_rate(step) if callable(learning_rate) else learning_rate
-        found = measure(data, params, opt_state, history.vector, rate, args)
+        count = len(history.records)
+        found, start = measure(data, params, opt_state, history.vector, count, rate, args)
         record = StabilityRecord(
             step, found.sharpness, found.threshold, found.ratio, found.residual
         )
-        return StabilityHistory((*history.records, record), found.vector)
+        return StabilityHistory((*history.records, record), start)
 
     return track

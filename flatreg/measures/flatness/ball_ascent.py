@@ -28,6 +28,13 @@ Height: TypeAlias = Callable[[jax.Array], tuple[jax.Array, jax.Array]]
 """A function that an ascent maximizes: δ ↦ its value and its gradient."""
 
 
+class Peak(NamedTuple):
+    """The largest value along the path of an ascent, and the point δ at which it is attained."""
+
+    value: jax.Array
+    point: jax.Array
+
+
 class Flatness(NamedTuple):
     """A lower bound on R⁰ or R¹, and the perturbation at which it is attained.
 
@@ -56,9 +63,9 @@ class Ball(NamedTuple):
 
     Attributes:
       rise: δ ↦ L(θ+Tδ) − L(θ), and its gradient.
-      half_square: δ ↦ ½‖T∇L(θ+Tδ)/s‖², where s is ``steepness``, and its gradient.
-      rise_starts: where the ascents of ``rise`` start, shape (starts, n).
-      steepness_starts: where the ascents of ``half_square`` start, shape (starts, n).
+      product: (δ, v) ↦ T∇²L(θ+Tδ)Tv.
+      rise_starts: where the ascents of the loss start, shape (starts, n).
+      steepness_starts: where the ascents of the gradient norm start, shape (starts, n).
       to_perturbation: δ ↦ Tδ as a tree like the parameters.
       curvature: |λ|max, the largest magnitude of an eigenvalue of the Hessian at θ.
       steepness: s = ‖T∇L(θ)‖ + ρ|λ|max, an estimate of the largest gradient norm in the ball.
@@ -69,7 +76,7 @@ class Ball(NamedTuple):
     """
 
     rise: Height
-    half_square: Height
+    product: Callable[[jax.Array, jax.Array], jax.Array]
     rise_starts: jax.Array
     steepness_starts: jax.Array
     to_perturbation: Callable[[jax.Array], Grads]
@@ -123,10 +130,8 @@ def ball_around(
         value, slope = jax.value_and_grad(loss_at)(delta)
         return value - loss, slope
 
-    def half_square(delta: jax.Array) -> tuple[jax.Array, jax.Array]:
-        slope = jax.grad(loss_at)(delta) / steepness
-        there = scaled_curvature(loss_fn, moved(delta), curvature, factors)
-        return matmul(slope, slope) / 2, there.matvec(slope) / steepness  # T∇²L T²∇L/s²
+    def product(delta: jax.Array, v: jax.Array) -> jax.Array:
+        return scaled_curvature(loss_fn, moved(delta), curvature, factors).matvec(v)
 
     def starts(eigenvector: jax.Array) -> jax.Array:
         """Points on the sphere: along the gradient, plus and minus the eigenvector, and random."""
@@ -136,7 +141,7 @@ def ball_around(
 
     return Ball(
         rise=rise,
-        half_square=half_square,
+        product=product,
         rise_starts=starts(top.largest),
         steepness_starts=starts(top.largest_in_magnitude),
         to_perturbation=to_perturbation,
@@ -181,35 +186,28 @@ class _Ascent(NamedTuple):
 
 
 def ascend(
-    ball: Ball, height: Height, bend: jax.Array, starts: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Projected gradient ascent of ``height`` from each start.
+    ball: Ball, height: Height, bend: jax.Array, start: jax.Array, steps: jax.Array | int
+) -> Peak:
+    """Projected gradient ascent of ``height``.
 
     An ascent ends early if the value has not risen by a millionth in five steps.
 
     Args:
-      ball: the ball, which contains the radius and the number of steps.
+      ball: the ball, which contains the radius.
       height: the function of δ to maximize, with its gradient.
       bend: an estimate of the largest second derivative of ``height``. The step size is 1/``bend``.
-      starts: the points to start from, shape (starts, n).
-
-    Returns:
-      For each start, the largest value along its path and the point at which it is attained.
+      start: the point to start from, shape (n,).
+      steps: the number of steps. With 0, only the start is evaluated.
     """
-
-    def from_start(start: jax.Array) -> tuple[jax.Array, jax.Array]:
-        none = jnp.zeros((), jnp.int32)
-        first = _Ascent(start, jnp.full((), -jnp.inf, starts.dtype), start, none, none)
-        last = jax.lax.while_loop(
-            # Each of the steps ends at one more point, which is evaluated too.
-            lambda carry: (carry.evaluations <= ball.steps) & (carry.stalled < PATIENCE),
-            lambda carry: _ascent_step(ball, height, bend, carry),
-            first,
-        )
-        return last.highest, last.best
-
-    values, points = jax.lax.map(from_start, starts)
-    return values, points
+    none = jnp.zeros((), jnp.int32)
+    first = _Ascent(start, jnp.full((), -jnp.inf, start.dtype), start, none, none)
+    last: _Ascent = jax.lax.while_loop(
+        # Each of the steps ends at one more point, which is evaluated too.
+        lambda carry: (carry.evaluations <= steps) & (carry.stalled < PATIENCE),
+        lambda carry: _ascent_step(ball, height, bend, carry),
+        first,
+    )
+    return Peak(last.highest, last.best)
 
 
 def _ascent_step(ball: Ball, height: Height, bend: jax.Array, carry: _Ascent) -> _Ascent:
@@ -229,11 +227,11 @@ def _ascent_step(ball: Ball, height: Height, bend: jax.Array, carry: _Ascent) ->
     )
 
 
-def best_of(ball: Ball, values: jax.Array, points: jax.Array) -> Flatness:
-    """Returns the result of the ascent that reached the largest value."""
-    start = jnp.argmax(values)
-    perturbation = ball.to_perturbation(points[start])
-    return Flatness(values[start], perturbation, start, values, ball.gradient_ratio)
+def best_of(ball: Ball, peaks: Peak) -> Flatness:
+    """Returns the result of the ascent that reached the largest value. All have a leading axis."""
+    start = jnp.argmax(peaks.value)
+    perturbation = ball.to_perturbation(peaks.point[start])
+    return Flatness(peaks.value[start], perturbation, start, peaks.value, ball.gradient_ratio)
 
 
 def _project(delta: jax.Array, rho: Scalar) -> jax.Array:
