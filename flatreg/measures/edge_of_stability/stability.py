@@ -207,6 +207,7 @@ def measured_stability(
         steps = COLD_STEPS if start is None else WARM_STEPS
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}: for example, write steps=5.")
+    check_nonnegative(tolerance=tolerance)
     steps = min(steps, matrix.size)
     start_key, restart_key = jax.random.split(key)
     random = unit(jax.random.normal(start_key, (matrix.size,), matrix.dtype))
@@ -214,7 +215,6 @@ def measured_stability(
         v = _top_vector(matrix, restart_key, random, steps)
         product = matrix.matvec(v)
     else:
-        check_nonnegative(tolerance=tolerance)
         first = unit(unit(start) + FRESH * random)
         v, product = _drifted_vector(matrix, first, steps, least, tolerance)
     sharpness = matmul(v, product)
