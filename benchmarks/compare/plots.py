@@ -220,15 +220,21 @@ def stability(
 
 def _draw_threshold(axes: Axes, threshold: float) -> None:
     """Draws the threshold of the optimizer, above which it diverges on a quadratic loss."""
-    label = f"threshold $2+2\\beta={threshold:g}$"
-    axes.axhline(threshold, color="black", linestyle="--", linewidth=1, label=label)
+    axes.axhline(threshold, color="black", linestyle="--", linewidth=1)
+    axes.annotate(
+        f"threshold $2+2\\beta={threshold:g}$",
+        (0.02, threshold),
+        xycoords=("axes fraction", "data"),
+        xytext=(0, 3),
+        textcoords="offset points",
+        va="bottom",
+    )
     axes.set_title(r"stability: $\lambda_{\max}\,\eta$", weight="bold")
     axes.set_xlabel("training step")
     axes.set_yscale("log")
     # At the end of the training, the learning rate is zero.
     axes.set_ylim(threshold / 1000, max(3 * threshold, axes.get_ylim()[1]))
     plain_numbers(axes.yaxis)
-    axes.legend(frameon=False, loc="lower left")
 
 
 def _explain(figure: Figure, configuration: dict[str, Any], text: str) -> None:
