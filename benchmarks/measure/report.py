@@ -2,6 +2,7 @@
 
 import base64
 import html
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -23,6 +24,7 @@ table { border-collapse: collapse; margin: 0.75rem 0; font-variant-numeric: tabu
 th, td { padding: 0.25rem 1.25rem 0.25rem 0; border-bottom: 1px solid #eee; text-align: left;
   vertical-align: top; overflow-wrap: anywhere; }
 th { font-weight: 600; min-width: 7rem; }
+.unbroken { white-space: nowrap; }
 footer { color: #555; font-size: 0.9rem; }
 code { font-size: 0.85em; overflow-wrap: anywhere; }
 """
@@ -166,7 +168,12 @@ def _figures(section: Section, found: dict[str, Any]) -> Iterator[str]:
 
 def _table(rows: Rows) -> str:
     cells = "\n".join(
-        f'<tr><th scope="row">{html.escape(quantity)}</th><td>{html.escape(value)}</td></tr>'
+        f'<tr><th scope="row">{html.escape(quantity)}</th><td>{_unbroken(value)}</td></tr>'
         for quantity, value in rows
     )
     return f"<table>\n{cells}\n</table>" if rows else ""
+
+
+def _unbroken(value: str) -> str:
+    """Returns the text as HTML that keeps options, exponents and standard errors on one line."""
+    return re.sub(r"\S+ ± \S+|--[\w-]+", r'<span class="unbroken">\g<0></span>', html.escape(value))
