@@ -276,7 +276,7 @@ def test_a_warm_measurement_costs_five_products():
     assert second.residual < 0.1
 
 
-def test_the_tracker_makes_one_product_while_the_vector_turns_slowly():
+def test_a_slow_turn_costs_the_tracker_one_product():
     """At most five if it turns fast, and at least two in every tenth measurement."""
     calls = []
 
