@@ -1,9 +1,11 @@
 """Checkpoints of the whole training state of Linen or NNX, written with Orbax.
 
 :func:`save` writes a checkpoint completely or not at all, together with a checksum of every array.
-:func:`restore` reads it and verifies the checksums. Both functions block until they are done. To
-save in the background, or to keep only the last few checkpoints, use
-``orbax.checkpoint.CheckpointManager``; :func:`restore` reads its checkpoints too.
+:func:`restore` reads it and verifies the checksums. Both functions block until they are done.
+
+To save in the background, or to keep only the last few checkpoints, use
+``orbax.checkpoint.CheckpointManager`` with :func:`save_args`, which adds the checksums.
+:func:`restore` reads its checkpoints too.
 
 With Linen, the training state is a :class:`flatreg.linen.TrainState`::
 
@@ -35,7 +37,7 @@ except ModuleNotFoundError as error:
         'flatreg.checkpoint needs Orbax: pip install "flatreg[flax]".', name=error.name
     ) from error
 
-__all__ = ["restore", "save"]
+__all__ = ["restore", "save", "save_args"]
 
 State = TypeVar("State")
 
@@ -70,9 +72,7 @@ def save(path: str | os.PathLike[str], state: Any) -> None:
       >>> print(restored["params"])
       [1. 1. 1.]
     """
-    _check_state(state)
-    _check_leaves(state)
-    _check_names(state)
+    args = save_args(state)
     folder = epath.Path(path).resolve()
     if folder.exists():
         raise FileExistsError(
@@ -80,8 +80,42 @@ def save(path: str | os.PathLike[str], state: Any) -> None:
             'would be lost. Write one folder per step: save(f"{path}/{step}", state).'
         )
     with ocp.StandardCheckpointer() as checkpointer:
-        metadata = {_CHECKSUMS: _checksums(state)}
-        checkpointer.save(folder, _without_scalars(state), custom_metadata=metadata)
+        checkpointer.save(folder, args.item, custom_metadata=args.custom_metadata)
+
+
+def save_args(state: Any) -> ocp.args.StandardSave:
+    """Return Orbax's arguments for saving a training state, with a checksum of every array.
+
+    ``orbax.checkpoint.CheckpointManager`` saves in the background: its ``save`` returns when the
+    arrays are copied to the host. The next step may then change or donate them.
+
+    Args:
+      state: a tree of arrays, as for :func:`save`.
+
+    Returns:
+      The arguments for ``CheckpointManager.save(step, args=...)``. The checksums are computed when
+      this function is called.
+
+    Raises:
+      TypeError: for the reasons of :func:`save`.
+      ValueError: for the reasons of :func:`save`.
+
+    Examples:
+      >>> import tempfile, jax.numpy as jnp, orbax.checkpoint as ocp
+      >>> from flatreg import checkpoint
+      >>> state = {"params": jnp.ones(3)}
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     with ocp.CheckpointManager(folder) as manager:  # waits at its end
+      ...         saved = manager.save(100, args=checkpoint.save_args(state))
+      ...     restored = checkpoint.restore(f"{folder}/100/default", state)
+      >>> print(restored["params"])
+      [1. 1. 1.]
+    """
+    _check_state(state)
+    _check_leaves(state)
+    _check_names(state)
+    metadata = {_CHECKSUMS: _checksums(state)}
+    return ocp.args.StandardSave(_without_scalars(state), custom_metadata=metadata)
 
 
 def restore(path: str | os.PathLike[str], like: State) -> State:
@@ -238,11 +272,14 @@ def _check_keys(folder: epath.Path, restored: Any, like: Any) -> None:
 
 
 def _metadata(folder: epath.Path, checkpointer: ocp.StandardCheckpointer) -> tuple[Any, Any]:
-    """Return the table of contents, and the checksums if :func:`save` wrote the checkpoint."""
+    """Return the table of contents, and the checksums if flatreg wrote the checkpoint."""
     metadata = checkpointer.metadata(folder) if folder.is_dir() else None
     if metadata is None or metadata.item_metadata is None:
         raise ValueError(f"{folder} is not a readable Orbax checkpoint. {_DAMAGED}")
-    return metadata.item_metadata.tree, (metadata.custom_metadata or {}).get(_CHECKSUMS)
+    contents = metadata.item_metadata
+    # A `CheckpointManager` stores what `save_args` adds next to the contents.
+    own = (metadata.custom_metadata or {}) | (contents.custom_metadata or {})
+    return contents.tree, own.get(_CHECKSUMS)
 
 
 def _check_contents(folder: epath.Path, contents: Any, like: Any) -> None:

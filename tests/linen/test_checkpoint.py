@@ -122,6 +122,20 @@ def test_checkpoints_of_orbax_s_manager_can_be_restored(tmp_path):
     assert_equal(checkpoint.restore(tmp_path / "5" / "default", start()), state)
 
 
+def test_orbax_s_manager_stores_checksums_with_save_args(tmp_path):
+    state = {"w": jnp.arange(4.0), "key": jax.random.key(0)}
+    with ocp.CheckpointManager(tmp_path) as manager:
+        good = checkpoint.save_args(state)
+        wrong = ocp.args.StandardSave(state | {"w": jnp.ones(4)}, None, good.custom_metadata)
+        for step, args in enumerate((good, wrong)):
+            manager.save(step, args=ocp.args.Composite(state=args))
+    assert_equal(checkpoint.restore(tmp_path / "0" / "state", state), state)
+    with pytest.raises(ValueError, match=r"checksums of \['w'\] do not match"):
+        checkpoint.restore(tmp_path / "1" / "state", state)
+    with pytest.raises(TypeError, match="leaves are not: 'w'"):
+        checkpoint.save_args({"w": "text"})
+
+
 @pytest.fixture
 def saved(tmp_path):
     """A small state whose table is large enough to be stored in a file of values."""
