@@ -1,26 +1,30 @@
 """The checkpoints of a distributed run, from which it resumes.
 
-Each checkpoint is a folder named by its step, such as `DIR/100`. The file `configuration.json` next
-to them stores which run they belong to.
+Orbax writes them in the background, while the training goes on. Each checkpoint is a folder named
+by its step, such as `DIR/100`, with two items: the training state and the position of the batches.
+The file `configuration.json` next to them stores which run they belong to.
 """
 
 import json
 from typing import Any, TypeVar
 
 import jax
+import orbax.checkpoint as ocp  # type: ignore[import-untyped]
 from etils import epath  # type: ignore[import-untyped]
 
 from benchmarks.common.cli import UsageError
+from benchmarks.train_distributed.batches import Batches
 from flatreg import checkpoint
 
 State = TypeVar("State")
 
 KEPT = 2  # the newest one, and the one before it in case the newest one is damaged
 CONFIGURATION = "configuration.json"
+STATE, BATCHES = "state", "batches"  # the items of a checkpoint
 
 
 class Checkpoints:
-    """Saves and restores the state of a run.
+    """Saves and restores the state of a run, as a context manager that waits until all is saved.
 
     All processes create one and call the same methods in the same order.
 
@@ -34,10 +38,10 @@ class Checkpoints:
     """
 
     def __init__(self, folder: str | None, configuration: dict[str, Any]):
-        self._folder: Any = None  # without a folder, nothing is saved
+        self._manager: Any = None  # without a folder, nothing is saved
         if folder is None:
             return
-        self._folder = path = epath.Path(folder)
+        self._folder = path = epath.Path(folder).resolve()
         if path.exists() and not path.is_dir():
             raise UsageError(
                 f"--checkpoint {folder} is a file: give a new folder, or the folder of this run."
@@ -56,40 +60,59 @@ class Checkpoints:
             draft = path / f".{CONFIGURATION}"
             draft.write_text(json.dumps(configuration, indent=2) + "\n")
             draft.rename(file)
+        options = ocp.CheckpointManagerOptions(max_to_keep=KEPT)
+        self._manager = ocp.CheckpointManager(path, options=options)
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Waits until the checkpoints are complete. An error in the background is raised here."""
+        if self._manager is not None:
+            self._manager.close()
 
     def latest_step(self) -> int | None:
         """Returns the number of steps of the newest checkpoint, or None without a checkpoint."""
-        return max(self._steps(), default=None)
+        return None if self._manager is None else self._manager.latest_step()
 
-    def restore(self, step: int, like: State) -> State:
-        """Returns the state of a checkpoint.
+    def restore(self, step: int, like: State, batches: Batches) -> State:
+        """Returns the state of a checkpoint, and moves the batches to its position.
 
         Args:
           step: the number of steps of the checkpoint.
           like: the shapes and the shardings of the state.
+          batches: the batches of the run.
         """
+        folder = self._folder / str(step)
+        position = ocp.args.Composite(**{BATCHES: ocp.args.JsonRestore()})
         try:
-            return checkpoint.restore(self._folder / str(step), like)
-        except ValueError as error:
+            state = checkpoint.restore(folder / STATE, like)
+            batches.set_state(self._manager.restore(step, args=position)[BATCHES])
+        except (ValueError, OSError) as error:
             reason = str(error).partition("Orbax says")[0].strip()  # drops pages of details
             raise UsageError(
                 f"{reason} To resume from the checkpoint before it, if there is one, delete "
-                f"{self._folder / str(step)}."
+                f"{folder}."
             ) from error
+        return state
 
-    def save(self, step: int, state: Any) -> None:
-        """Saves the state after `step` steps, and deletes all but the two newest checkpoints."""
-        if self._folder is None:
+    def save(self, step: int, state: Any, batches: Batches) -> None:
+        """Saves the state after `step` steps in the background, and keeps the two newest ones.
+
+        Returns when the arrays are copied, so that the next step can have them.
+
+        Args:
+          step: the number of steps.
+          state: the training state.
+          batches: the batches, of which `step` are used.
+        """
+        if self._manager is None:
             return
-        checkpoint.save(self._folder / str(step), state)
-        if jax.process_index() == 0:
-            for old in sorted(self._steps())[:-KEPT]:
-                (self._folder / str(old)).rmtree()
-
-    def _steps(self) -> list[int]:
-        if self._folder is None or not self._folder.exists():
-            return []
-        return [int(path.name) for path in self._folder.iterdir() if path.name.isdecimal()]
+        items = {
+            STATE: checkpoint.save_args(state),
+            BATCHES: ocp.args.JsonSave(batches.get_state()),
+        }
+        self._manager.save(step, args=ocp.args.Composite(**items))
 
 
 def _check_same_run(folder: str, file: epath.Path, configuration: dict[str, Any]) -> None:

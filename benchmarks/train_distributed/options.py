@@ -62,7 +62,7 @@ def complete(**given: Any) -> DistributedOptions:
         given["learning_rate"] = 1e-3 if given["optimizer"] == "adamw" else 0.05
     options = DistributedOptions(**given)
     whole = ("steps", "batch_size", "microbatches", "shards", "save_every")
-    check_at_least(options._asdict(), dict.fromkeys(whole, 1))
+    check_at_least(options._asdict(), dict.fromkeys(whole, 1) | {"seed": 0})
     if not 0 < options.learning_rate < float("inf"):
         raise UsageError(f"--learning-rate {options.learning_rate} must be a positive number.")
     return options

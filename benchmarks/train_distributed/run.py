@@ -1,5 +1,6 @@
 """Runs the training: builds or restores the state, trains, evaluates and writes the outcome."""
 
+import functools
 import pathlib
 import time
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ from benchmarks.common.data.dataset import Dataset
 from benchmarks.common.data.preparation import load
 from benchmarks.common.models import build as models
 from benchmarks.train_distributed import devices
+from benchmarks.train_distributed.batches import Batches
 from benchmarks.train_distributed.checkpoints import Checkpoints
 from benchmarks.train_distributed.options import DistributedOptions, check
 from benchmarks.train_distributed.training import accuracy, build, train
@@ -52,21 +54,24 @@ def run(options: DistributedOptions, mesh: Mesh) -> Outcome:
     data = load(options.data, options.data_dir, train_size=None, evaluate_on="test")
     check(options, method, mesh.size, len(data.x_train))
     model = models.build(options.model, data)
-    saved = Checkpoints(options.checkpoint, configuration(options, method, data))
-    with jax.set_mesh(mesh):
+    arrays = (data.x_train, data.y_train)
+    batches = Batches(arrays, options.batch_size, options.seed, mesh)
+    settings = configuration(options, method, data)
+    with Checkpoints(options.checkpoint, settings) as saved, jax.set_mesh(mesh):
         compiled = build(options, method, model, data.x_train[:1], mesh)
         first = saved.latest_step()
         if first is None:
             state, first = compiled.init(jax.random.key(options.seed)), 0
         else:
-            state = saved.restore(first, compiled.abstract_state)
+            state = saved.restore(first, compiled.abstract_state, batches)
         console.print(
             f"{method.label}, {options.model} on {options.data}: steps {first} to {options.steps} "
             f"on {devices.describe(mesh)}, {options.sharding} sharding, {options.axes} axes",
             highlight=False,
         )
         begin = time.perf_counter()
-        state, losses = train(compiled, state, first, options, data, mesh, saved.save, console)
+        save = functools.partial(saved.save, batches=batches)
+        state, losses = train(compiled, state, first, options, batches, save, console)
         seconds = time.perf_counter() - begin
         outcome = Outcome(state, first, losses, accuracy(compiled, state, data, mesh))
     console.print(_summary(options, outcome, seconds), highlight=False)

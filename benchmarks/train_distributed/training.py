@@ -14,7 +14,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 import flatreg
 from benchmarks.common.data.dataset import Dataset
 from benchmarks.common.methods import Method
-from benchmarks.train_distributed import batches, devices
+from benchmarks.train_distributed import devices
+from benchmarks.train_distributed.batches import globally
 from benchmarks.train_distributed.options import DistributedOptions
 from flatreg.linen import TrainState, classification_loss, make_eval_step, make_train_step
 
@@ -77,8 +78,7 @@ def train(
     state: TrainState,
     first: int,
     options: DistributedOptions,
-    data: Dataset,
-    mesh: Mesh,
+    batches: Iterator[tuple[jax.Array, ...]],
     save: Callable[[int, TrainState], None],
     console: Console,
 ) -> tuple[TrainState, np.ndarray]:
@@ -88,21 +88,19 @@ def train(
       run: the functions of the run.
       state: the state before step `first`.
       first: the number of steps that are done already.
-      options: the number of steps, the batch size, the seed and the interval of checkpoints.
-      data: the data set.
-      mesh: the devices.
-      save: `save(step, state)` saves a checkpoint.
+      options: the number of steps and the interval of checkpoints.
+      batches: the batches from step `first` on.
+      save: `save(step, state)` saves a checkpoint. The state is donated to the next step, so
+        `save` must have copied it when it returns.
       console: where progress is shown.
 
     Returns:
       The final state, and the loss of each step before its update.
     """
-    arrays = (data.x_train, data.y_train)
-    batch_of = batches.Batches(arrays, options.batch_size, options.seed, mesh)
     losses: list[Any] = []
     with _progress(console, first, options.steps) as show:
         for step in range(first, options.steps):
-            state, metrics = run.step(state, batch_of(step))
+            state, metrics = run.step(state, next(batches))
             if losses:  # the loss of the previous step, so that the devices never wait for the host
                 losses[-1] = float(losses[-1])
                 show(step, losses[-1])
@@ -121,8 +119,8 @@ def accuracy(run: CompiledRun, state: TrainState, data: Dataset, mesh: Mesh) -> 
     count = len(data.x_test)
     rows = np.arange(-(-count // mesh.size) * mesh.size)
     labels = np.where(rows < count, data.y_test[rows % count], -1)
-    x = batches.globally(data.x_test, rows % count, mesh)
-    y = batches.globally(labels, rows, mesh)
+    x = globally(data.x_test, rows % count, mesh)
+    y = globally(labels, rows, mesh)
     return float(run.evaluate(state, (x, y))["accuracy"]) * len(rows) / count
 
 

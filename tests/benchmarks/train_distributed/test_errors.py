@@ -27,6 +27,7 @@ def complaint(arguments, capsys):
         ("--method sam,asam", "train one at a time"),
         ("--method salm", "Unknown method 'salm'"),
         ("--steps 0", "--steps 0 is out of range: it must be at least 1"),
+        ("--seed -1", "--seed -1 is out of range: it must be at least 0"),
         ("--learning-rate -1", "must be a positive number"),
         ("--stepz 3", "unrecognized arguments: --stepz 3"),
         ("--processes 2 --process-id 2 --coordinator localhost:1234", "out of range"),
@@ -71,11 +72,12 @@ def test_a_damaged_checkpoint_is_named(saved, damage, tmp_path, capsys):
     folder, command = saved
     shutil.copytree(folder, tmp_path / "run")
     newest = tmp_path / "run" / "4"
-    for weights in newest.glob("ocdbt.process_0/d/*"):
+    for weights in newest.glob("state/ocdbt.process_0/d/*"):
         content = bytearray(weights.read_bytes())
         middle = len(content) // 2
         content[middle] ^= 255
         weights.write_bytes(content if damage == "flipped" else content[:middle])
+    assert list(newest.glob("state/ocdbt.process_0/d/*"))
     answer = complaint(f"{command} {tmp_path}/run", capsys)
     assert "damaged" in answer
     assert f"delete {newest}" in answer

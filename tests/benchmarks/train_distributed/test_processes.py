@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 
 import jax
 import numpy as np
@@ -25,6 +26,7 @@ from tests.benchmarks.train_distributed.test_training import tolerance, trained_
 from tests.support.problems import assert_close
 
 ROOT = pathlib.Path(__file__).parents[3]
+MODULE = "benchmarks.train_distributed"
 STEPS = 20
 TOGETHER = ("sgd", "sam", "gam")
 FSDP = "--method sam:rho=0.1 --sharding fsdp --axes explicit"
@@ -43,8 +45,8 @@ def rename(source, target, *args, rename=os.rename, **kwargs):
     return die() if os.path.basename(target) == "15" else rename(source, target, *args, **kwargs)
 
 class Batches(batches.Batches):
-    def __call__(self, step):
-        return die() if step == 17 else super().__call__(step)
+    def __next__(self):
+        return die() if self.get_state() == {"next_index": 17} else super().__next__()
 
 os.rename, batches.Batches = rename, Batches
 sys.exit(train_distributed.main(sys.argv[1:]))
@@ -91,9 +93,9 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def trained(devices, arguments):
+def trained(devices, arguments, steps=STEPS):
     """Trains in this process, on some of its devices."""
-    options = parse(shlex.split(f"{arguments} --steps {STEPS}"))
+    options = parse(shlex.split(f"{arguments} --steps {steps}"))
     return run(options, make_mesh(options.axes, devices))
 
 
@@ -154,6 +156,33 @@ def test_a_killed_run_resumes(start, tmp_path):
         assert resumed.first_step == 10
         np.testing.assert_allclose(resumed.losses, whole.losses[10:], rtol=1e-6, atol=1e-6)
         assert_close(arrays(resumed.state), arrays(whole.state), 1e-6)
+
+
+@pytest.mark.slow
+def test_kill_9_at_any_moment_resumes_exactly(start, tmp_path):
+    """The run is killed twice while it trains and saves every step, wherever it is then."""
+    folder, steps = tmp_path / "killed", 100
+    command = "--method sam:rho=0.1 --batch-size 128 --save-every 1"  # 11 steps per epoch
+    for reached in (5, 20):
+        arguments = f"{command} --steps {steps} --checkpoint {folder}"
+        process = start(1, "-m", MODULE, *shlex.split(arguments))
+        while newest(folder) < reached and process.poll() is None:
+            time.sleep(0.01)
+        process.kill()
+        (code,), output = ends(process)
+        assert code == -signal.SIGKILL, output
+    killed_at = newest(folder)
+    resumed = trained(1, f"{command} --checkpoint {folder}", steps)
+    whole = trained(1, command, steps)
+    assert resumed.first_step == killed_at
+    np.testing.assert_array_equal(resumed.losses, whole.losses[killed_at:])
+    jax.tree.map(np.testing.assert_array_equal, arrays(resumed.state), arrays(whole.state))
+
+
+def newest(folder):
+    """The number of steps of the newest checkpoint that is complete, or 0."""
+    names = os.listdir(folder) if folder.exists() else []
+    return max((int(name) for name in names if name.isdecimal()), default=0)
 
 
 def arrays(state):

@@ -5,6 +5,7 @@ These tests run in one process on some of its eight CPU devices.
 
 import contextlib
 import functools
+import json
 import math
 import re
 from typing import NamedTuple
@@ -90,7 +91,7 @@ def program_of(arguments, axes):
     batches = Batches((data.x_train, data.y_train), options.batch_size, 0, mesh)
     with jax.set_mesh(mesh):
         model = build_model("mlp", data)
-        yield build(options, method, model, data.x_train[:1], mesh), batches(0)
+        yield build(options, method, model, data.x_train[:1], mesh), next(batches)
 
 
 @contextlib.contextmanager
@@ -138,8 +139,8 @@ def trained_together(mesh, names):
     with jax.set_mesh(mesh):
         states = jax.jit(init, out_shardings=NamedSharding(mesh, P()))()
         compiled = jax.jit(steps, donate_argnums=0)
-        for i in range(20):
-            states = compiled(states, batches(i))
+        for _ in range(20):
+            states = compiled(states, next(batches))
     return {name: jax.tree.map(np.asarray, state.params) for name, state in states.items()}
 
 
@@ -237,16 +238,23 @@ def test_batch_norm_and_dropout_see_the_whole_batch():
     assert {operation.kind for operation in collectives(compiled)} == {"all-reduce"}
 
 
-def test_the_data_order_depends_on_seed_and_step_only():
-    x = np.arange(50)
-    meshes = [make_mesh("auto", devices) for devices in (1, DEVICES)]
-    one, many = (Batches((x,), 16, 3, mesh) for mesh in meshes)
-    batches = [
-        np.asarray(one(step)[0]) for step in range(6)
-    ]  # three per epoch; two examples are left over
+def test_batches_depend_on_the_seed_and_the_position_only():
+    """Also on another number of devices, and from a position that was written as JSON."""
+    x, meshes = np.arange(50), [make_mesh("auto", devices) for devices in (1, DEVICES)]
+    one, many = (Batches((x, -x), 16, 3, mesh) for mesh in meshes)
+    batches, positions = [], []
+    for _ in range(6):  # three per epoch; two examples are left over
+        positions.append(json.dumps(one.get_state()))
+        inputs, labels = next(one)
+        np.testing.assert_array_equal(inputs, -labels)
+        batches.append(np.asarray(inputs))
     for step in (4, 0, 5):
-        np.testing.assert_array_equal(many(step)[0], batches[step])
-    for epoch in (batches[:3], batches[3:]):
-        assert len(np.unique(np.concatenate(epoch))) == 48
+        many.set_state(json.loads(positions[step]))
+        for expected in batches[step : step + 2]:
+            np.testing.assert_array_equal(next(many)[0], expected)
+    epochs = [np.concatenate(batches[:3]), np.concatenate(batches[3:])]
+    for epoch in epochs:
+        assert len(np.unique(epoch)) == 48
+    assert (epochs[0] != epochs[1]).any()
     other = Batches((x,), 16, 4, meshes[0])
-    assert (np.asarray(other(0)[0]) != batches[0]).any()
+    assert (np.asarray(next(other)[0]) != batches[0]).any()
