@@ -97,7 +97,12 @@ class SpectralNorm(nnx.Module):
                 self.u[path][...], self.sigma[path][...] = new.u[path], new.sigma[path]
         layer = parts.with_params(new.params)
         y = layer(x)
-        nnx.update(self.layer, _split(layer)[2])  # the layer's random counts and statistics
+        before, after = (_split(one)[2] for one in (self.layer, layer))
+        # Random counts and statistics of the layer. In evaluation mode, nothing is written, so that
+        # the model can be called inside a transformation of JAX.
+        pairs = zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True)
+        if any(new is not old for old, new in pairs):
+            nnx.update(self.layer, after)
         return y
 
     def set_view(self, use_running_average: bool | None = None) -> None:
