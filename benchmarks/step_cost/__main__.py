@@ -3,6 +3,8 @@
     python -m benchmarks.step_cost
     python -m benchmarks.step_cost --quick
     python -m benchmarks.step_cost --models mlp,vit --methods sam,sam:rho=0.1:every=5 --peers
+    python -m benchmarks.step_cost --alternatives
+    python -m benchmarks.step_cost --alternatives
 
 The networks have the sizes of benchmarks.compare and see random images of 32×32×3. XLA reports the
 number of operations and the temporary memory of the compiled step. It counts the body of a loop
@@ -28,6 +30,13 @@ Where a goal is missed, these are the causes:
    takes 3.7 times the memory of the gradient for the CNN, and 2.5 times with XLA's own convolution.
 5. penalized_gradient mixes the clean gradient with the second one and therefore keeps it during the
    second pass: one copy of the parameters more than SAM.
+
+With `--alternatives`, the command compares parts of flatreg with functions of JAX and Optax that
+could replace them, and prints one table: its microbatches with `optax.microbatch`, its statistics
+of per-example gradients with `optax.microbatching.micro_grad`, and the dense `jnp.linalg.eigh` of
+the matrix of a Lanczos iteration with `jax.scipy.linalg.eigh_tridiagonal`. The docstrings of
+`flatreg/_core/batches.py`, `flatreg/_core/krylov.py` and
+`flatreg/measures/implicit_regularization/gradient_noise.py` say what follows from it.
 """
 
 import argparse
@@ -38,6 +47,8 @@ from typing import Any
 from benchmarks.common import cli, results
 from benchmarks.common.methods import METHODS
 from benchmarks.common.models.build import NAMES
+from benchmarks.step_cost.alternatives.pairs import LARGE, SMALL
+from benchmarks.step_cost.alternatives.table import compare
 from benchmarks.step_cost.contestants import OPTIMIZERS
 from benchmarks.step_cost.run import StepCostOptions, run
 
@@ -63,6 +74,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def command() -> None:
         args = _parse(argv)
+        if args.alternatives:
+            compare(SMALL if args.quick else LARGE)
+            return
         options = StepCostOptions(
             models=args.models.split(","),
             methods=args.methods.split(","),
@@ -96,6 +110,11 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument(
         "--peers", action="store_true", help="also measure PyTorch and pytorch_optimizer, for mlp"
+    )
+    parser.add_argument(
+        "--alternatives",
+        action="store_true",
+        help="instead compare functions of JAX and Optax with parts of flatreg, and print a table",
     )
     cli.add_output(parser, default="a new one, such as results/step_cost-2")
     cli.add_quick(

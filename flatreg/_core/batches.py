@@ -3,6 +3,28 @@
 Both are called parts. One :class:`Part` stores all of them: its leaves have a leading axis with one
 entry per part. The function ``args_of`` maps entry i to the arguments of the loss. In these, each
 batch is replaced by the examples of part i, and each random key by ``fold_in(key, i)``.
+
+``optax.microbatch`` takes the examples in the same order, but it is not used here:
+
+* It sums in the dtype of the gradients. In bfloat16, the sum of many microbatches stops growing.
+  :func:`scan_parts` sums in at least float32.
+* It does not pass the number of the microbatch, which must be folded into random keys.
+* It needs Optax 0.2.7, and with explicit axes JAX 0.8.1. flatreg supports older versions.
+
+It would save nothing. These are four microbatches of 32 examples for an MLP 256-512-512-10, with
+JAX 0.12 on a CPU (``python -m benchmarks.step_cost --alternatives``). Memory is the temporary
+memory of the program, and time is the shortest CPU time:
+
+==================  ============================  ============================
+computation         flatreg                       ``optax.microbatch``
+==================  ============================  ============================
+gradient, float32   1.5 MB, 8.4 ms                1.5 MB, 8.1 ms
+HVP, float32        10.8 MB, 20.8 ms              10.8 MB, 22.9 ms
+gradient, bfloat16  2.7 MB, 8.9 ms, error 0.0044  1.7 MB, 9.5 ms, error 0.0055
+HVP, bfloat16       7.7 MB, 25.6 ms               6.9 MB, 23.2 ms
+==================  ============================  ============================
+
+Compilation takes 1.1 to 3.6 s of CPU time here and 1.0 to 4.2 s with Optax.
 """
 
 import dataclasses
