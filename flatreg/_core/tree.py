@@ -8,12 +8,13 @@ direction NaN, so that it does not go unnoticed.
 
 import functools
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import AxisType
 
 from flatreg.typing import Grads, Params, Scalar
 
@@ -60,14 +61,36 @@ def matmul(x: jax.Array, y: jax.Array) -> jax.Array:
 
 def total(tree: Grads) -> jax.Array:
     """The sum of all entries of the tree. Each leaf is reduced on the devices that hold it."""
-    return jax.tree.reduce(operator.add, jax.tree.map(jnp.sum, tree), jnp.zeros((), jnp.float32))
+    return _reduced(jnp.sum, jnp.add, [jnp.sum(x) for x in jax.tree.leaves(tree)])
+
+
+@with_standard_promotion
+def _reduced(
+    reduce: Callable[[jax.Array], jax.Array],
+    pairwise: Callable[[Any, Any], Any],
+    scalars: Sequence[jax.Array],
+) -> jax.Array:
+    """The sum or the maximum of zero and the scalars, computed once.
+
+    XLA copies a chain of scalar operations, and a reduction that it can turn into one, into every
+    kernel that uses the result. With one scalar per leaf and one kernel per leaf, the program then
+    grows with the square of the number of leaves. The barrier prevents this.
+
+    On an Explicit mesh it is a chain all the same: inside ``vmap``, the scalars may have different
+    shardings there, which ``jnp.stack`` rejects.
+    """
+    scalars = [jnp.zeros((), jnp.float32), *scalars]
+    meshes = [jax.typeof(x).sharding.mesh for x in scalars]
+    if any(AxisType.Explicit in (mesh.axis_types or ()) for mesh in meshes):
+        return functools.reduce(pairwise, scalars)
+    return reduce(jax.lax.optimization_barrier(jnp.stack(scalars)))
 
 
 def _rescaled(tree: Grads) -> tuple[jax.Array, Grads]:
     """m and x/m with m = max |x| over the tree. m is 1 for a tree of zeros, and a NaN stays NaN."""
     tree = widened(tree)
     leaves = [jnp.max(jnp.abs(x), initial=0) for x in jax.tree.leaves(tree)]
-    largest = functools.reduce(jnp.maximum, leaves, jnp.zeros((), jnp.float32))
+    largest = _reduced(jnp.max, jnp.maximum, leaves)
     largest = jnp.where(largest == 0, 1, largest)
     return largest, jax.tree.map(lambda x: x / largest, tree)
 

@@ -32,6 +32,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from flatreg._core.tree import total
 from flatreg._flax.opt_states import states_of_type
 from flatreg._flax.oracles import transformed_oracle
 from flatreg.typing import GradFn, Grads, Params
@@ -130,11 +131,7 @@ def all_finite(tree: Any) -> jax.Array:
     """
     leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
     # 0·x is NaN if x is NaN or infinite. XLA sums floats faster than it compares them.
-    sums = [jnp.sum(0 * x).astype(jnp.float32) for x in leaves]
-    zeros = jnp.stack(sums or [jnp.zeros((), jnp.float32)])
-    # XLA does not fuse a dot product into the kernels that use it, as it does with a chain of
-    # scalars: the program of 30 dense layers has 3,700 instead of 25,000 operations.
-    return jnp.dot(zeros, zeros) == 0
+    return total([(0 * x).astype(jnp.float32) for x in leaves]) == 0
 
 
 def _accumulated_gradients(opt_state: optax.OptState) -> list[Any]:
