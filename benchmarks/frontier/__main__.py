@@ -106,8 +106,8 @@ def _parser() -> argparse.ArgumentParser:
     comparison = parser.add_argument_group("comparison")
     comparison.add_argument(
         "--methods",
-        help=f"methods separated by commas, or {ALL}; benchmarks/frontier/trials/contenders.py "
-        f"lists them (default: {ALL})",
+        help=f"methods separated by commas, {ALL}, or ablation; "
+        f"benchmarks/frontier/trials/contenders.py lists them (default: {ALL})",
     )
     comparison.add_argument(
         "--budgets",

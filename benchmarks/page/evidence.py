@@ -26,7 +26,7 @@ from benchmarks.common.statistics.questions import Question, Verdict
 from benchmarks.frontier.options import common_ranges
 from benchmarks.frontier.records import PLAIN, key_of
 from benchmarks.frontier.summary import Cell, Curve, summarize
-from benchmarks.frontier.trials.contenders import CONTENDERS
+from benchmarks.frontier.trials.contenders import KNOWN
 
 SAM, AVERAGED = "sam", "ema"  # contenders, beside the plain optimizer
 CLAIMS_FILE = "claims.json"
@@ -225,7 +225,7 @@ def _bed(folder: pathlib.Path) -> Bed:
         {key_of(record): record for record in found["runs"]},
         configuration["methods"],
         configuration["budgets"],
-        {one: ranges | dict(CONTENDERS[one].tuned) for one in configuration["methods"]},
+        {one: ranges | dict(KNOWN[one].tuned) for one in configuration["methods"]},
         configuration | {"tuning_seed": found["measurement"]["tuning_seed"]},
         found["dataset"]["test_predictions"],
         found["step_seconds"],

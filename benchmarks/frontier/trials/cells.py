@@ -13,7 +13,7 @@ from benchmarks.frontier.options import TUNING_SEED, common_ranges
 from benchmarks.frontier.records import Key, Record, score
 from benchmarks.frontier.trials.bed import Bed, Split
 from benchmarks.frontier.trials.contender import affordable_steps, gradients
-from benchmarks.frontier.trials.contenders import CONTENDERS
+from benchmarks.frontier.trials.contenders import KNOWN
 from benchmarks.frontier.trials.evaluating import Predictions, predict
 from benchmarks.frontier.trials.training import Program, Recipe, Trained, build
 from benchmarks.frontier.tuning import Point, Range, Score, search
@@ -71,7 +71,7 @@ class Worker:
             record_of("test", seed, seed, best.point)
 
     def _make(self, key: Key, seed: int, point: Point) -> Record:
-        bed, contender = self._bed, CONTENDERS[key.method]
+        bed, contender = self._bed, KNOWN[key.method]
         split = bed.tuning if key.stage == "tuning" else bed.test
         labels = split.labels(bed.num_classes, bed.options.label_noise, seed)
         if key.method not in self._programs:
@@ -125,7 +125,7 @@ def step_seconds(bed: Bed, methods: Sequence[str]) -> dict[str, float]:
     examples, steps = len(split.clean_labels), min(TIMED_STEPS, bed.most_steps)
     labels = split.labels(bed.num_classes, options.label_noise, TUNING_SEED)
     recipe = recipe_of(bed)
-    programs = {name: build(CONTENDERS[name], recipe, split.x, labels) for name in methods}
+    programs = {name: build(KNOWN[name], recipe, split.x, labels) for name in methods}
     seconds = dict.fromkeys(methods, math.inf)
     for _ in range(TIMED_ROUNDS):
         for name, train in programs.items():
@@ -138,7 +138,7 @@ def step_seconds(bed: Bed, methods: Sequence[str]) -> dict[str, float]:
 
 def ranges(method: str, optimizer: str) -> dict[str, Range]:
     """Returns the ranges in which a method is tuned at first."""
-    return common_ranges(optimizer) | dict(CONTENDERS[method].tuned)
+    return common_ranges(optimizer) | dict(KNOWN[method].tuned)
 
 
 def _measured(

@@ -25,16 +25,20 @@ class Contender(NamedTuple):
         decay.
       every: the method is applied on every so many steps.
       period: every so many of the steps with the method take `gradients`, the others one gradient.
-      tail: the method is applied on this fraction of the steps, the last ones.
+      tail: the method is applied on this fraction of the steps, the last ones. Before, the radius
+        of a wrapper is zero.
       ascent_fraction: the fraction of the batch that the clean gradient is computed on.
       averaging: whether the weights that are evaluated are an exponential moving average. The
         hyperparameter `horizon` is its time constant as a fraction of the training.
       wrapper: for methods that wrap the whole optimizer: `wrapper(base, values)` returns the
         wrapped optimizer. Such a method costs one gradient per step.
+      decaying: whether the radius of a wrapper is multiplied by the learning rate relative to its
+        peak.
       arrange: reorders the batches: it maps an array of batches, one per row, to the batches in
         the order of the steps. None keeps the order.
       evaluated: `evaluated(opt_state, params)` returns the parameters to evaluate, if they are not
         the ones that are trained.
+      train_step: a step `(state, batch) -> (state, metrics)` in place of that of `flatreg.linen`.
     """
 
     method: Callable[..., Any] | None = None
@@ -46,8 +50,10 @@ class Contender(NamedTuple):
     ascent_fraction: float = 1.0
     averaging: bool = False
     wrapper: Callable[[optax.GradientTransformation, Values], Any] | None = None
+    decaying: bool = False
     arrange: Callable[[np.ndarray], np.ndarray] | None = None
     evaluated: Callable[[Any, Any], Any] | None = None
+    train_step: Callable[..., Any] | None = None
 
 
 def gradients(contender: Contender, steps: int) -> float:
@@ -103,6 +109,14 @@ def optimizer(
         # The decay comes after the method, so that no method perturbs along it.
         base = optax.chain(optax.add_decayed_weights(decay), optax.sgd(schedule, momentum=0.9))
     if contender.wrapper is not None:
+        if contender.decaying or contender.tail < 1:
+
+            def scheduled(radius: Any) -> Callable[[Any], Any]:
+                decayed = contender.decaying
+                share = (lambda step: schedule(step) / peak) if decayed else jnp.ones_like
+                return lambda step: jnp.where(step < first, 0, radius * share(step))
+
+            values = {key: scheduled(values[key]) for key in contender.tuned}
         return contender.wrapper(base, values)
     if contender.method is None:
         return optax.with_extra_args_support(base)

@@ -69,7 +69,9 @@ def build(contender: Contender, recipe: Recipe, x: jax.Array, y: jax.Array) -> P
       examples of `x`. The seed decides the initial parameters, the order of the batches, dropout
       and augmentation, in the same way for every method.
     """
-    train_step = make_train_step(classification_loss, ascent_fraction=contender.ascent_fraction)
+    train_step = contender.train_step or make_train_step(
+        classification_loss, ascent_fraction=contender.ascent_fraction
+    )
     names = ("learning_rate", "weight_decay", *contender.tuned)
 
     def train(
@@ -164,5 +166,5 @@ def batches(
         ]
     ).reshape(-1, batch_size)
     if contender.arrange is not None:
-        order = contender.arrange(order)
+        order = contender.arrange(order[:steps])
     return order[:steps]
