@@ -45,6 +45,12 @@ def friendly_sam(
 
     Entries of g that are not finite do not enter the average.
 
+    This differs from the implementation in pytorch_optimizer as follows:
+
+    1. The norm ‖Tu‖ is computed in the dtype of the parameters, or in float32 if it is narrower,
+       and no constant is added to it. There, it is computed in float32 for all dtypes, and 1e-12 is
+       added.
+
     Args:
       rho: the radius ρ ≥ 0 of the ball in parameter space, a number or a schedule.
       sigma: the weight σ ≥ 0 of the average m that is subtracted, a number or a schedule.

@@ -35,6 +35,13 @@ def gsam(
 
     In the paper, the radius follows the learning rate: pass ``rho=flatreg.radius_schedule(...)``.
 
+    This differs from the implementation in pytorch_optimizer as follows:
+
+    1. Norms are computed in the dtype of the parameters, or in float32 if it is narrower, and no
+       constant is added to them. There, the norm in the shift is computed in float32 for all
+       dtypes, and 1e-12 is added.
+    2. :func:`flatreg.radius_schedule` limits the learning rate to [η_min, η_max].
+
     Args:
       rho: the radius ρ ≥ 0 of the ball in parameter space, a number or a schedule.
       alpha: the weight α ≥ 0 of the part of g that is orthogonal to g̃, a number or a schedule. The

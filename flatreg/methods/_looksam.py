@@ -48,6 +48,13 @@ def looksam(
 
     Entries of g_v that are not finite keep their old value.
 
+    This differs from the implementation in pytorch_optimizer as follows:
+
+    1. g_v, ‖g‖ and ‖g_v‖ belong to the whole tree, as in the paper. There, each tensor has its own
+       projection and its own norms, so that the two agree for a network with one tensor only.
+    2. No constant is added to the norms. There, 1e-8 is added to ‖g_v‖ and 1e-12 to the norm in
+       the shift, which is computed in float32 for all dtypes.
+
     Args:
       rho: the radius ρ ≥ 0 of the ball in parameter space, a number or a schedule.
       k: the period, an integer of at least 1.
