@@ -96,6 +96,9 @@ def revisit(
     it stays in step with the data. The later visits of a batch without a direction are plain.
     ``optax.apply_if_finite`` is therefore not needed.
 
+    **BatchNorm.** Update the running statistics on every step. Statistics of the first or of the
+    second visits only are not better.
+
     Args:
       base: the optimizer, for example ``optax.sgd(0.1, momentum=0.9)``, or a chain.
       rho: the radius ρ ≥ 0 of the shift in parameter space, a number or a schedule. Step t uses the

@@ -43,6 +43,15 @@ def test_a_step_costs_one_gradient(name, model):
     assert wrapped <= (1.05 if model == "mlp" else 1.02) * gradient
 
 
+@pytest.mark.parametrize("name", WRAPPERS)
+@pytest.mark.parametrize("model", ["mlp", pytest.param("cnn", marks=pytest.mark.nightly)])
+def test_the_extra_operations_are_a_few_per_parameter(model, name):
+    """What is above one gradient does not grow with the batch, so it shows on an MLP alone."""
+    parameters = sum(x.size for x in jax.tree.leaves(problem(model)[1]))
+    plain, wrapped = (compiled_step(model, one).cost_analysis()["flops"] for one in (None, name))
+    assert 0 < wrapped - plain <= (15.1 if name == "revisit" else 10.1) * parameters
+
+
 @pytest.mark.slow
 @pytest.mark.nightly_except("mlp-*")
 @pytest.mark.parametrize("name", WRAPPERS)
