@@ -17,7 +17,7 @@ def tables(
     curves: Sequence[Curve],
     options: dict[str, Any],
     dataset: dict[str, Any],
-    corrected: str = "the number of methods",
+    corrected: str | None = "the number of methods",
 ) -> list[Table]:
     """Returns the tables: what each method reaches, its accuracy by cost, and its tuning.
 
@@ -25,13 +25,16 @@ def tables(
       curves: one per method, the plain optimizer first.
       options: the options of the frontier.
       dataset: the description of the data set.
-      corrected: what the verdicts are corrected for.
+      corrected: what the verdicts are corrected for; None for a table without verdicts.
     """
     return [_reached(curves, options, dataset, corrected), _by_cost(curves), _tuning(curves)]
 
 
 def _reached(
-    curves: Sequence[Curve], options: dict[str, Any], dataset: dict[str, Any], corrected: str
+    curves: Sequence[Curve],
+    options: dict[str, Any],
+    dataset: dict[str, Any],
+    corrected: str | None,
 ) -> Table:
     noise = options["label_noise"]
     title = f"{options['data']}, {options['model']}: {dataset['train_examples']} training examples"
@@ -42,7 +45,7 @@ def _reached(
         "best test\naccuracy, %",
         "at\ncost",
         "minus plain's\nbest, points",
-        "verdict",
+        *["verdict"] * bool(corrected),
         "reaches plain's\nbest at cost",
         "in seconds",
         "test\nloss",
@@ -58,7 +61,7 @@ def _reached(
             _interval(cell.accuracy.scaled(100), ".1f"),
             f"{cell.budget:g}",
             "" if plain else _interval(curve.gain.scaled(100), "+.1f"),
-            "" if plain else curve.verdict.verdict,
+            *["" if plain else curve.verdict.verdict] * bool(corrected),
             _reach(curve.reach, ".2f", max(one.budget for one in curve.cells)),
             _reach(curve.reach_seconds, ".3g", math.inf),
             measured["loss"].text(".3f"),
@@ -68,13 +71,15 @@ def _reached(
         if with_flatness:
             row += [measured[name].text(".3g") for name in ("lambda_max", "trace")]
         rows.append(row)
-    return Table(
-        title, headings, rows, _caption(curves, options, dataset, corrected), "llrlllr" + "r" * 5
-    )
+    align = "llrl" + "l" * bool(corrected) + "lr" + "r" * 5
+    return Table(title, headings, rows, _caption(curves, options, dataset, corrected), align)
 
 
 def _caption(
-    curves: Sequence[Curve], options: dict[str, Any], dataset: dict[str, Any], corrected: str
+    curves: Sequence[Curve],
+    options: dict[str, Any],
+    dataset: dict[str, Any],
+    corrected: str | None,
 ) -> str:
     seeds = options["seeds"]
     lines = [
@@ -85,8 +90,11 @@ def _caption(
         f"best cost chosen. Accuracies are means over {seeds} other seeds on the test set.",
         "In parentheses: 95% intervals, which cover the seeds and the finite test set. ± is one "
         "standard error over the seeds.",
-        "verdict: whether the method is better than the plain optimizer, each at its best cost, "
-        f"corrected for {corrected} (Holm, 5%).",
+        *[
+            "verdict: whether the method is better than the plain optimizer, each at its best "
+            f"cost, corrected for {corrected} (Holm, 5%)."
+        ]
+        * bool(corrected),
         "reaches plain's best: where the curve of the test accuracy, interpolated in the logarithm "
         "of the cost, reaches the plain optimizer's test accuracy at its best cost. In seconds: "
         "training alone. A step of each method was timed side by side with the others.",

@@ -17,7 +17,16 @@ from benchmarks.claims.registry import CHECKS
 from benchmarks.common import cli
 from benchmarks.common.cli import UsageError
 from benchmarks.common.table import Table
-from benchmarks.page import beds_table, claims_table, costs, details, figures, method, price
+from benchmarks.page import (
+    ablation,
+    beds_table,
+    claims_table,
+    costs,
+    details,
+    figures,
+    method,
+    price,
+)
 from benchmarks.page.evidence import Evidence, read
 from benchmarks.page.sentences import sentences
 
@@ -89,6 +98,11 @@ def page(folder: pathlib.Path, evidence: Evidence) -> str:
         _part("What to use, what it buys, and what does not hold", ["\n".join(numbered)]),
         _part("The frontiers", _pictures(evidence), beds_table.tables(evidence)),
         _part("SAM at a lower price", [], price.tables(evidence)),
+        _part(
+            "What makes revisit work",
+            ["\n".join(f"- {one}" for one in ablation.sentences(evidence))],
+            ablation.tables(evidence),
+        ),
         of_step.markdown(level=2).strip() if of_step else "",
         *(table.markdown(level=2).strip() for table in claims_table.tables(evidence)),
         _checks(evidence),

@@ -17,18 +17,19 @@ from benchmarks.page.evidence import CLAIM, GAIN, Asked, Bed, Evidence
 
 def sections(folder: pathlib.Path, evidence: Evidence) -> Iterator[str]:
     """Yields a section for each folder that has a table.md."""
-    beds = {bed.folder: bed for bed in evidence.beds}
+    beds = {bed.folder: bed for bed in [*evidence.beds, *evidence.ablations]}
     corrected = f"all {evidence.count} verdicts of this page"
     for one in sorted(path.parent for path in folder.glob("*/table.md")):
         text = (one / "table.md").read_text(encoding="utf-8")
         if one.name in beds:
-            text = _frontier(beds[one.name], evidence, corrected)
+            judged = one.name not in {bed.folder for bed in evidence.ablations}
+            text = _frontier(beds[one.name], evidence, corrected if judged else None)
         elif one.name in evidence.claims:
             text = _claims(one.name, evidence)
         yield _section(one, text)
 
 
-def _frontier(bed: Bed, evidence: Evidence, corrected: str) -> str:
+def _frontier(bed: Bed, evidence: Evidence, corrected: str | None) -> str:
     curves = [
         curve._replace(
             verdict=evidence.verdicts.get(Asked(GAIN, bed.folder, method), curve.verdict)

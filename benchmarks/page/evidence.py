@@ -30,6 +30,7 @@ from benchmarks.frontier.trials.contenders import KNOWN
 
 SAM, AVERAGED = "sam", "ema"  # contenders, beside the plain optimizer
 CLAIMS_FILE = "claims.json"
+ABLATION = "frontier-ablation-"  # begins the name of a folder without verdicts
 SHARE = 0.25  # of SAM's gain: how far below SAM a cheaper method may be
 GOAL_COST = 1.05  # gradients per step, at most, of a method that the goal is asked of
 CLAIM, GAIN, GOAL = "claim", "gain", "goal"
@@ -110,24 +111,28 @@ class Evidence(NamedTuple):
       claims: the content of claims.json of each folder of claims.
       verdicts: the verdicts, corrected together.
       count: how many verdicts the correction counts.
+      ablations: the frontiers that compare variants of a method. No verdicts are asked of them.
     """
 
     beds: list[Bed]
     claims: dict[str, dict[str, Any]]
     verdicts: dict[Asked, Verdict]
     count: int  # type: ignore[assignment]  # it hides tuple.count
+    ablations: Sequence[Bed] = ()
 
 
 def read(folder: pathlib.Path) -> Evidence:
     """Returns the evidence in a folder that holds one folder per command."""
     manifests = sorted(folder.glob(f"frontier-*/{results.MANIFEST}"))
-    beds = [_bed(file.parent) for file in manifests if (file.parent / results.RUNS).exists()]
-    beds.sort(key=lambda bed: (bed.found["configuration"]["data"], bed.label))
+    found = [_bed(file.parent) for file in manifests if (file.parent / results.RUNS).exists()]
+    found.sort(key=lambda bed: (bed.found["configuration"]["data"], bed.label))
+    beds = [bed for bed in found if not bed.folder.startswith(ABLATION)]
+    ablations = [bed for bed in found if bed.folder.startswith(ABLATION)]
     claims = {
         file.parent.name: json.loads(file.read_text(encoding="utf-8"))
         for file in sorted(folder.glob(f"*/{CLAIMS_FILE}"))
     }
-    return judge(beds, claims)
+    return judge(beds, claims)._replace(ablations=ablations)
 
 
 def judge(beds: Sequence[Bed], claims: Mapping[str, dict[str, Any]]) -> Evidence:

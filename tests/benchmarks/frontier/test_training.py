@@ -10,10 +10,12 @@ import pytest
 
 from benchmarks.frontier.records import PLAIN
 from benchmarks.frontier.trials import contender as costs
+from benchmarks.frontier.trials import slide
 from benchmarks.frontier.trials.contender import Contender
-from benchmarks.frontier.trials.contenders import CONTENDERS, revisited
+from benchmarks.frontier.trials.contenders import ABLATION, CONTENDERS, KNOWN, named, revisited
 from benchmarks.frontier.trials.training import batches
 from benchmarks.frontier.tuning import Range
+from flatreg.linen import TrainState
 from tests.support.networks.softmax_regression import (
     BATCH_SIZE,
     EXAMPLES,
@@ -151,6 +153,67 @@ def test_revisit_sees_groups_of_batches_twice(count):
     groups = found.reshape(-1, 2, 4, 2)  # group, visit, batch, example
     np.testing.assert_array_equal(groups[:, 0], groups[:, 1])
     np.testing.assert_array_equal(groups[:, 0].reshape(-1, 2)[:count], order)
+
+
+def test_variants_of_revisit_see_the_batches_that_they_name():
+    def numbers(**options):
+        return revisited(np.arange(16).reshape(16, 1), **options).ravel()[:16].tolist()
+
+    assert numbers(group=2, visits=3)[:8] == [0, 1, 0, 1, 0, 1, 2, 3]
+    assert numbers(roll=1)[:10] == [0, 1, 2, 3, 1, 2, 3, 0, 4, 5]
+    assert numbers(tail=0.5) == [*range(12), *range(8, 12)]
+    halves = slide.sliding(np.arange(12).reshape(3, 4))
+    np.testing.assert_array_equal(halves[:3], [[0, 1, 2, 3], [2, 3, 4, 5], [4, 5, 6, 7]])
+    assert tuple(named("ablation")) == ABLATION
+
+
+def test_the_radius_of_a_wrapper_follows_its_tail_and_the_learning_rate():
+    def radii(**settings):
+        contender = Contender(
+            tuned={"rho": Range(0.1, 1.0)}, wrapper=lambda base, values: values["rho"], **settings
+        )
+        first = costs.first_step(contender, 8)
+        radius = costs.optimizer(contender, "sgd", VALUES | {"rho": 2.0}, 8, first, 0.0)
+        return [float(radius(jnp.int32(step))) for step in range(8)]
+
+    assert radii(tail=0.5) == [0.0] * 4 + [2.0] * 4
+    falling = [1 + np.cos(np.pi * t / 8) for t in range(8)]
+    assert radii(decaying=True) == pytest.approx(falling, rel=1e-4)
+
+
+def test_slide_climbs_along_the_half_that_is_seen_again():
+    """Two steps by hand, without momentum: it takes 0.9 of the first step once more."""
+    x, y = map(jnp.asarray, data())
+    values = {"learning_rate": 0.3, "weight_decay": 0.0, "rho": 0.5}
+    contender = KNOWN["slide"]
+    train = program(contender)
+    one = train(values, 1, 0, x, y, EXAMPLES).variables["params"]["Dense_0"]
+    state = TrainState.init(Linear(), optax.sgd(0.1), jax.random.key(0), x[:1], train=False)
+    start = state.params["Dense_0"]
+    (batch,) = batches(contender, 1, 0, BATCH_SIZE, EXAMPLES)
+
+    def gradient(params, rows):
+        def loss(params):
+            logits = x[rows] @ params["kernel"] + params["bias"]
+            return optax.softmax_cross_entropy_with_integer_labels(logits, y[rows]).mean()
+
+        return jax.grad(loss)(params)
+
+    moved = jax.tree.map(lambda w, g: w - 0.3 * g, start, gradient(start, batch))
+    for name in one:
+        np.testing.assert_allclose(one[name], moved[name], rtol=2e-5, atol=2e-6)
+    first, second = batches(contender, 2, 0, BATCH_SIZE, EXAMPLES)
+    np.testing.assert_array_equal(first[BATCH_SIZE // 2 :], second[: BATCH_SIZE // 2])
+    along = gradient(start, first[BATCH_SIZE // 2 :])
+    shift = jax.tree.map(lambda g: 0.5 * g / optax.tree.norm(along), along)
+    whole = gradient(start, first)
+    clean = jax.tree.map(lambda w, g: w - 0.3 * g, start, whole)
+    ahead = gradient(optax.tree.add(clean, shift), second)
+    rate = 0.15  # half of the cosine schedule over two steps
+    expected = jax.tree.map(lambda w, a, g: w - rate * (a + 0.9 * g), clean, ahead, whole)
+    two = train(values, 2, 0, x, y, EXAMPLES).variables["params"]["Dense_0"]
+    for name in two:
+        np.testing.assert_allclose(two[name], expected[name], rtol=2e-5, atol=2e-6)
 
 
 def test_a_wrapper_orders_batches_and_chooses_what_is_evaluated():

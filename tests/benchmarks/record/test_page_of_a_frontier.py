@@ -9,10 +9,10 @@ import pytest
 from benchmarks.common import results
 from benchmarks.common.statistics.correctness import packed
 from benchmarks.frontier.options import TUNING_SEED, common_ranges
-from benchmarks.frontier.trials.contenders import CONTENDERS
+from benchmarks.frontier.trials.contenders import KNOWN
 from benchmarks.frontier.tuning import draw
-from benchmarks.page import claims_table, price
-from benchmarks.page.__main__ import main
+from benchmarks.page import ablation, claims_table, price
+from benchmarks.page.__main__ import main, page
 from benchmarks.page.evidence import GAIN, GOAL, Asked, read
 from benchmarks.page.sentences import sentences
 
@@ -21,19 +21,19 @@ FOLDER = "frontier-digits-mlp-noise40"
 PLAIN = (0.70, 0.72, 0.74)
 
 
-def frontier(folder, methods, *, seeds=10, quick=False):
+def frontier(folder, methods, *, seeds=10, quick=False, name=FOLDER):
     """Writes a record: for each method its test accuracies by budget, which grow on validation.
 
     A method has a few more right with some seeds than with others.
     """
     runs, order = [], np.random.default_rng(0).permutation(EXAMPLES)
     for number, (method, accuracies) in enumerate(methods.items()):
-        space = common_ranges("sgd") | dict(CONTENDERS[method].tuned)
+        space = common_ranges("sgd") | dict(KNOWN[method].tuned)
         points = draw(space, TRIALS, TUNING_SEED)
-        names = sorted({key for m in methods for key in CONTENDERS[m].tuned} | {*space})
+        names = sorted({key for m in methods for key in KNOWN[m].tuned} | {*space})
         rng = np.random.default_rng(number)
         for budget, accuracy in zip(BUDGETS, accuracies, strict=True):
-            steps = int(100 * budget / CONTENDERS[method].gradients)
+            steps = int(100 * budget / KNOWN[method].gradients)
             common = {"method": method, "budget": budget, "steps": steps}
             common |= {"gradients": 100 * budget, "diverged": False, "loss": 0.4}
             for trial, point in enumerate(points):
@@ -59,7 +59,7 @@ def frontier(folder, methods, *, seeds=10, quick=False):
         "quick": quick,
         "runs": runs,
     }
-    path = folder / FOLDER
+    path = folder / name
     path.mkdir(exist_ok=True)
     results.save(path, found)
     (path / "table.md").write_text("# A title\n")
@@ -133,6 +133,33 @@ def test_the_goal_is_reached_missed_or_undecided(tmp_path, points, word, means):
     assert evidence.count == 3
     by_cost = price.tables(evidence)[0]
     assert [row[0] for row in by_cost.rows] == ["plain", "sam", "momentum_sam"]
+
+
+def test_an_ablation_is_compared_with_revisit_and_not_judged(tmp_path):
+    judged = frontier(tmp_path, {"plain": PLAIN, "sam": shifted(8)})
+    methods = {"plain": PLAIN, "sam": shifted(8), "revisit": shifted(6)}
+    methods |= {"revisit:group=1": shifted(2), "slide": shifted(12)}
+    evidence = frontier(tmp_path, methods, name="frontier-ablation-digits-mlp")
+    assert evidence.verdicts == judged.verdicts
+    assert [bed.folder for bed in evidence.beds] == [FOLDER]
+    (table,) = ablation.tables(evidence)
+    rows = {row[0]: [float(cell.split()[0]) for cell in row[1:]] for row in table.rows}
+    assert rows["revisit: accuracy, %"] == pytest.approx([76, 78, 80], abs=0.5)
+    assert rows["slide"] == pytest.approx([6] * 3, abs=0.5)
+    assert rows["revisit:group=1"] == pytest.approx([-4] * 3, abs=0.5)
+    count, summary = ablation.sentences(evidence)
+    assert count.startswith("These 6 comparisons are descriptive")
+    assert "3 are above zero (`slide` 3 times), and 3 below zero (`revisit:group=1` 3" in count
+    assert re.search(r"by group size, 1: -[34]\.\d; `slide` \+[56]\.\d\.", summary)
+    assert re.findall(r"`(\S+)` \(", summary) == ["slide", "revisit", "revisit:group=1"]
+    assert re.search(r"the plain optimizer has -[78]\.\d\.$", summary)
+    section = (
+        page(tmp_path, evidence)
+        .split("(frontier-ablation-digits-mlp)\n", 1)[1]
+        .split("\n## ", 1)[0]
+    )
+    assert "better than the plain optimizer, each at its best" not in section
+    assert "| verdict |" not in section
 
 
 def test_a_gain_below_a_point_needs_ten_seeds_on_the_page(tmp_path):
