@@ -72,21 +72,16 @@ def _reached(
             row += [measured[name].text(".3g") for name in ("lambda_max", "trace")]
         rows.append(row)
     align = "llrl" + "l" * bool(corrected) + "lr" + "r" * 5
-    return Table(title, headings, rows, _caption(curves, options, dataset, corrected), align)
+    return Table(title, headings, rows, _caption(curves, options | dataset, corrected), align)
 
 
-def _caption(
-    curves: Sequence[Curve],
-    options: dict[str, Any],
-    dataset: dict[str, Any],
-    corrected: str | None,
-) -> str:
-    seeds = options["seeds"]
+def _caption(curves: Sequence[Curve], facts: dict[str, Any], corrected: str | None) -> str:
+    seeds = facts["seeds"]
     lines = [
-        f"cost: gradient evaluations in units of {dataset['reference_gradients']}, which is "
-        f"{options['epochs']} epochs of the plain optimizer.",
-        f"Each method was tuned at each cost with {options['trials']} trials, plus "
-        f"{options['more']} each time that a range was widened, on a validation set. So was the "
+        f"cost: gradient evaluations in units of {facts['reference_gradients']}, which is "
+        f"{facts['epochs']} epochs of the plain optimizer.",
+        f"Each method was tuned at each cost with {facts['trials']} trials, plus "
+        f"{facts['more']} each time that a range was widened, on a validation set. So was the "
         f"best cost chosen. Accuracies are means over {seeds} other seeds on the test set.",
         "In parentheses: 95% intervals, which cover the seeds and the finite test set. ± is one "
         "standard error over the seeds.",
@@ -101,7 +96,7 @@ def _caption(
         f"noisy weights: each weight times 1 + {measuring.NOISE:g}ε with ε ~ N(0, 1), mean of "
         f"{measuring.NOISE_DRAWS} draws.",
     ]
-    if options["data"] == "text":
+    if facts["data"] == "text":
         lines.append(
             "The predictions of all characters count as independent examples, although those of "
             "neighboring characters are not, so the part of the test set in the intervals is small."

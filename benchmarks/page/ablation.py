@@ -67,8 +67,8 @@ def _sentences(beds: Sequence[Bed]) -> Iterator[str]:
     above = [key for key, effect in found.items() if effect.interval()[0] > 0]
     below = [key for key, effect in found.items() if effect.interval()[1] < 0]
     yield (
-        f"These {len(found)} comparisons are descriptive: they have no verdicts and do not enter "
-        "the correction of this page. Without any true difference, about "
+        f"These {len(found)} comparisons are descriptive. They come without verdicts and do not "
+        "enter the correction of this page. Without any true difference, about "
         f"{0.05 * len(found):.0f} of the intervals would exclude zero. "
         f"Against `revisit`, {len(above)} are above zero ({_named(above)}), and {len(below)} below "
         f"zero ({_named(below)})."

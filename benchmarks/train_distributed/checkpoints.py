@@ -1,6 +1,6 @@
 """The checkpoints of a distributed run, from which it resumes.
 
-Orbax writes them in the background, while the training goes on. Each checkpoint is a folder named
+Orbax writes them in the background, while the training continues. Each checkpoint is a folder named
 by its step, such as `DIR/100`, with two items: the training state and the position of the batches.
 The file `configuration.json` next to them stores which run they belong to.
 """

@@ -58,9 +58,9 @@ class Tridiagonal(NamedTuple):
         Only the first ``products`` of them are meaningful.
 
         ``jax.scipy.linalg.eigh_tridiagonal`` is not used, because its eigenvectors of a zero matrix
-        are NaN, and JAX below 0.10 has no eigenvectors. In JAX 0.12 on a CPU, it also takes more
-        time: for 20 steps 3.7 s instead of 0.45 s of CPU time to compile and 0.38 ms instead of
-        0.16 ms to run, for 60 steps 3.1 s, 0.2 s, 0.53 ms and 0.30 ms
+        are NaN, and JAX below 0.10 computes eigenvalues only. In JAX 0.12 on a CPU, it also takes
+        more time: for 20 steps 3.7 s instead of 0.45 s of CPU time to compile and 0.38 ms instead
+        of 0.16 ms to run, for 60 steps 3.1 s, 0.2 s, 0.53 ms and 0.30 ms
         (``python -m benchmarks.step_cost --alternatives``).
         """
         indices = jnp.arange(self.diagonal.size)

@@ -487,20 +487,27 @@ def test_the_tracker_follows_a_linen_training():
     np.testing.assert_allclose(last.threshold, 3800, rtol=1e-5)
 
 
-@pytest.mark.slow
-def test_the_tracker_follows_an_nnx_training():
-    """The states of NNX contain Variables in place of arrays."""
-    batch = jax.tree.map(jnp.asarray, digits(64))
+def nnx_classifier():
+    """A network with BatchNorm, and its loss in evaluation mode: (batch, params, rest) -> loss."""
     model = nnx.Sequential(nnx.Linear(64, 8, rngs=nnx.Rngs(0)), nnx.BatchNorm(8, rngs=nnx.Rngs(0)))
-    optimizer = flatreg.nnx.Optimizer(model, optax.adam(0.01), wrt=nnx.Param)
-    train_step = nnx.jit(flatreg.nnx.make_train_step(flatreg.nnx.classification_loss))
     model.eval()
     graphdef = nnx.graphdef(model)
     model.train()
 
-    def loss_fn(params, rest):
+    def loss_of(batch, params, rest):
         return flatreg.nnx.classification_loss(nnx.merge(graphdef, params, rest), batch)[0]
 
+    return model, loss_of
+
+
+@pytest.mark.slow
+def test_the_tracker_follows_an_nnx_training():
+    """The states of NNX contain Variables in place of arrays."""
+    batch = jax.tree.map(jnp.asarray, digits(64))
+    model, loss_of = nnx_classifier()
+    optimizer = flatreg.nnx.Optimizer(model, optax.adam(0.01), wrt=nnx.Param)
+    train_step = nnx.jit(flatreg.nnx.make_train_step(flatreg.nnx.classification_loss))
+    loss_fn = functools.partial(loss_of, batch)
     schedule = optax.constant_schedule(0.01)
     track = measures.stability_tracker(loss_fn, KEY, every=1, learning_rate=schedule)
     history = measures.StabilityHistory()
@@ -534,19 +541,13 @@ def linen_ratios(batch, placed):
 
 def nnx_ratios(batch, placed):
     """The same of an NNX training."""
-    model = nnx.Sequential(nnx.Linear(64, 8, rngs=nnx.Rngs(0)), nnx.BatchNorm(8, rngs=nnx.Rngs(0)))
+    model, loss_of = nnx_classifier()
     tx = optax.chain(flatreg.sam(0.05), optax.sgd(0.1, momentum=0.9))
     optimizer = flatreg.nnx.Optimizer(model, tx, wrt=nnx.Param)
     for node in (model, optimizer):
         nnx.update(node, placed(nnx.state(node)))
     train_step = nnx.jit(flatreg.nnx.make_train_step(flatreg.nnx.classification_loss))
-    model.eval()
-    graphdef = nnx.graphdef(model)
-    model.train()
-
-    def loss_fn(params, rest):
-        return flatreg.nnx.classification_loss(nnx.merge(graphdef, params, rest), batch)[0]
-
+    loss_fn = functools.partial(loss_of, batch)
     track = measures.stability_tracker(loss_fn, KEY, every=1, learning_rate=0.1, momentum=0.9)
     history = measures.StabilityHistory()
     for step in range(3):

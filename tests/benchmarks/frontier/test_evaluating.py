@@ -53,7 +53,7 @@ def test_calibrated_predictions_have_no_error():
 
 
 def test_a_diverged_network_is_evaluated():
-    """The probabilities and the calibration error are NaN, and the command goes on."""
+    """The probabilities and the calibration error are NaN, and the command continues."""
     x, y = jnp.ones((4, 3)), jnp.array([0, 1, 2, 0])
     found = evaluating.predict(Fixed(), {}, x * jnp.nan, y)
     assert np.isnan([found.loss, found.calibration_error]).all()
