@@ -1,4 +1,4 @@
-"""Microbatches save memory: the peak of temporary memory, from XLA's analysis."""
+"""The compiled program: microbatches save memory, and many leaves do not make it long."""
 
 import jax
 import jax.numpy as jnp
@@ -6,8 +6,11 @@ import optax
 import pytest
 
 import flatreg
+from flatreg._core.tree import shift, unit
+from flatreg._flax.guarded_update import all_finite
 
 WIDTH, EXAMPLES = 16, 8192  # activations outweigh parameters and inputs
+OPTIMIZED = {"xla_backend_optimization_level": 3, "xla_llvm_disable_expensive_passes": True}
 
 
 def loss_fn(params, x):
@@ -37,3 +40,28 @@ def temporary_bytes(method, microbatches):
 )
 def test_four_microbatches_need_less_than_40_percent_of_memory(method):
     assert temporary_bytes(method, 4) < 0.4 * temporary_bytes(method, 1)
+
+
+def shifted(params, g):
+    return shift(params, g, 0.05)
+
+
+def guarded(params, g):
+    return jax.tree.map(lambda w, x: jnp.where(all_finite(g), w + x, w), params, g)
+
+
+def penalized(params, g):
+    return jax.tree.map(jnp.add, params, unit(g, 3))
+
+
+def instructions(function, leaves):
+    trees = ([jax.ShapeDtypeStruct((8, 4), jnp.float32)] * leaves,) * 2
+    program = jax.jit(function).lower(*trees).compile(OPTIMIZED)
+    return program.as_text().count(" = ")
+
+
+@pytest.mark.parametrize("function", [shifted, guarded, penalized])
+def test_the_program_grows_linearly_with_the_leaves(function):
+    """From 12 to 24 leaves, it grows by twice as much as from 6 to 12."""
+    small, medium, large = (instructions(function, n) for n in (6, 12, 24))
+    assert large - medium < 1.25 * 2 * (medium - small)

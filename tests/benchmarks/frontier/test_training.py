@@ -167,7 +167,7 @@ def test_variants_of_revisit_see_the_batches_that_they_name():
     assert tuple(named("ablation")) == ABLATION
 
 
-def test_the_radius_of_a_wrapper_follows_its_tail_and_the_learning_rate():
+def test_the_radius_follows_the_tail_and_the_learning_rate():
     def radii(**settings):
         contender = Contender(
             tuned={"rho": Range(0.1, 1.0)}, wrapper=lambda base, values: values["rho"], **settings
