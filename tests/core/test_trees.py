@@ -88,6 +88,7 @@ def test_direction_on_a_tree_equals_that_on_its_vector(case, tree, seed):
     assert_equals_the_vector(case, filled(tree, seed), tolerance=1e-5)
 
 
+@pytest.mark.slow
 @settings(max_examples=10)
 @given(
     st.sampled_from(CASES),
@@ -98,6 +99,7 @@ def test_direction_on_mixed_dtypes_equals_that_on_the_vector(case, tree, seed):
     assert_equals_the_vector(case, filled(tree, seed), tolerance=0.1)
 
 
+@pytest.mark.slow
 @settings(max_examples=6)
 @given(trees([jnp.bfloat16, jnp.float32]), st.integers(0, 99))
 def test_states_of_combinators_keep_their_structure(tree, seed):

@@ -71,6 +71,7 @@ def test_the_whole_step_compiles_for_tpu_and_cuda(case):
     assert exported.platforms == ("tpu", "cuda")
 
 
+@pytest.mark.slow
 @pytest.mark.nightly_except("gam")
 @x64
 @only_cases("sam", "gradient_norm_penalty_2", "gradient_regularization", "gam", "gam_accelerated")

@@ -88,6 +88,7 @@ def test_no_attack_succeeds_inside_the_certified_radius(name):
     assert attack(30 * radii)[correct].mean() > 0.5  # farther out, the attack succeeds
 
 
+@pytest.mark.nightly_except("mlp")
 @pytest.mark.parametrize("name", ["mlp", "cnn"])
 def test_pairs_certify_more_than_the_plain_constant(name):
     network, x, labels, bound = certificates(name)

@@ -27,6 +27,7 @@ from flatreg.measures.spectrum.curvature import Curvature
 from flatreg.typing import Params, Scalar, Scale
 
 SEGMENT = 16  # the number of intervals on the segment from θ to the maximizer of R⁰
+DIRECTED = 3  # the number of starts along the gradient, plus and minus the eigenvector
 FAR_FROM_MINIMUM = 0.05  # If ‖T∇L‖/(ρ|λ|max) is larger, R¹/ρ² says little about λ_max.
 
 
@@ -215,7 +216,7 @@ def _both_orders(ball: Ball) -> tuple[Flatness, Flatness]:
     """
     # The start at the best point on the segment is known only when the others have been searched.
     unknown = jnp.zeros((SEGMENT + 1, ball.rise_starts.shape[1]), ball.rise_starts.dtype)
-    steepness_starts = jnp.insert(ball.steepness_starts, 3, 0, axis=0)
+    steepness_starts = jnp.insert(ball.steepness_starts, DIRECTED, 0, axis=0)
     starts = jnp.concatenate([ball.rise_starts, unknown, steepness_starts])
     segment = len(ball.rise_starts)  # the index at which the points of the segment begin
     first_order = segment + SEGMENT + 1
@@ -226,7 +227,7 @@ def _both_orders(ball: Ball) -> tuple[Flatness, Flatness]:
         steepest = peaks.point[segment + jnp.argmax(peaks.value[segment:first_order])]
         on_segment = (i >= segment) & (i < first_order)
         fraction = ((i - segment) / SEGMENT).astype(starts.dtype)
-        start = jnp.where(i == first_order + 3, steepest, starts[i])
+        start = jnp.where(i == first_order + DIRECTED, steepest, starts[i])
         start = jnp.where(on_segment, fraction * highest, start)
 
         def height(delta: jax.Array) -> tuple[jax.Array, jax.Array]:

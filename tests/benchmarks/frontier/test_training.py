@@ -181,6 +181,7 @@ def test_the_radius_follows_the_tail_and_the_learning_rate():
     assert radii(decaying=True) == pytest.approx(falling, rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.nightly
 def test_slide_climbs_along_the_half_that_is_seen_again():
     """Two steps by hand, without momentum: it takes 0.9 of the first step once more."""

@@ -185,6 +185,7 @@ class TestStart:
         if steps == 20:
             assert_top(pairs, self.spectrum, "LA")
 
+    @pytest.mark.slow
     def test_a_stack_that_lacks_the_largest(self):
         matrix, vectors = with_spectrum(self.spectrum)
         start = jnp.asarray(vectors[:, [1, 3, 4]].T, jnp.float32)
