@@ -103,6 +103,7 @@ def test_a_call_that_is_not_mutable_keeps_the_statistics():
     assert_close(once.batch_stats, twice.batch_stats, 1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.nightly_except("shards")
 @pytest.mark.parametrize("option", ["microbatches", "shards"])
 def test_statistics_of_microbatches_and_shards_are_averaged(option):

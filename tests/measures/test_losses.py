@@ -163,6 +163,7 @@ def test_a_wrong_curvature_shows_the_corrected_argument(curvature, error, messag
             measure(loss_fn, W, KEY, curvature=curvature)
 
 
+@pytest.mark.slow
 def test_an_equinox_model_can_be_measured():
     """An unfiltered model raises, and the corrected call works."""
     eqx = pytest.importorskip("equinox")

@@ -144,6 +144,7 @@ def test_noise_is_larger_where_the_loss_is_flatter(rho):
     np.testing.assert_allclose(directions[0][3:], (CURVATURES * (w + expected))[3:], rtol=1e-5)
 
 
+@pytest.mark.nightly_except("nan")
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_non_finite_probes_do_not_change_the_estimate(bad):
     method, w = make(0.1, curvature=CurvatureScale(1)), jnp.ones(5)

@@ -59,7 +59,7 @@ def test_isotropic_methods_commute_with_rotations(case: Case):
     np.testing.assert_allclose(rotation @ turned, direction_of(case.make(), loss, w), **CLOSE)
 
 
-@pytest.mark.nightly_except("sam-rho", "gam-alpha", "perturbed_gradient-sigma", "gsam-alpha")
+@pytest.mark.nightly_except("sam-rho", "perturbed_gradient-sigma")
 @pytest.mark.parametrize(
     ("case", "name"),
     [pytest.param(case, name, id=f"{case.name}-{name}") for case in CASES for name in case.scalars],

@@ -75,6 +75,7 @@ def with_default_flags():
     return jax.tree.leaves(outcome())
 
 
+@pytest.mark.slow
 @pytest.mark.nightly_except("both off", "graph_updates off")
 @pytest.mark.skipif(not HAS_TREE_MODE, reason="this version of Flax lacks the flags")
 @pytest.mark.parametrize(

@@ -108,6 +108,7 @@ def gradient_of(model, batch):
     return lambda params: gradient(params, loop.rest, batch)[0]
 
 
+@pytest.mark.slow
 @pytest.mark.nightly_except("graph")
 @x64
 @in_both_modes
@@ -157,6 +158,7 @@ def test_metrics_come_from_the_clean_pass_and_from_observe(mode):
     assert_leaves_close(metrics, expected, 1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.nightly_except("4-*")
 @in_both_modes
 @pytest.mark.parametrize("microbatches", [1, 4])

@@ -76,6 +76,7 @@ def test_stock_optimizer_equals_the_train_step(case, options):
         assert_leaves_close(metrics, expected_metrics)
 
 
+@pytest.mark.slow
 @pytest.mark.nightly_except("tree")
 @x64
 @in_both_modes

@@ -33,7 +33,7 @@ def compiled_step(model, name):
     return jax.jit(step, donate_argnums=(0, 1)).lower(*arguments).compile()
 
 
-@pytest.mark.nightly_except("mlp-*", "cnn-previous_gradient_sam")
+@pytest.mark.nightly_except("mlp-*")
 @pytest.mark.parametrize("name", WRAPPERS)
 @pytest.mark.parametrize("model", ["mlp", "cnn", "vit"])
 def test_a_step_costs_one_gradient(name, model):
