@@ -78,11 +78,12 @@ def _title(options: dict[str, Any]) -> str:
 def _limits(curves: Sequence[Curve]) -> tuple[float, float]:
     """The limits of all panels in %, which leave out what is far below the plain optimizer."""
     plain = curves[0]
-    bands = [cell.accuracy.interval() for curve in curves for cell in curve.cells]
-    lowest = min(low for low, _ in bands)
-    low = max(lowest, plain.cells[plain.best].accuracy.mean - SHOWN)
+    accuracies = [cell.accuracy for curve in curves for cell in curve.cells]
+    shown = [x for one in accuracies for x in (one.mean, *one.interval())]
+    shown = [x for x in shown if math.isfinite(x)]  # One seed alone has no interval.
+    low = max(min(shown), plain.cells[plain.best].accuracy.mean - SHOWN)
     low = min(low, *(cell.accuracy.mean for cell in plain.cells))
-    high = max(high for _, high in bands)
+    high = max(shown)
     margin = 0.05 * (high - low)
     return 100 * (low - margin), 100 * (high + margin)
 

@@ -166,6 +166,12 @@ def test_no_padding_is_trained_on(monkeypatch, tmp_path):
         assert (one[6], len(one[4]), len(one[5])) == (1437, 1437, 1437)
 
 
+def test_one_seed_alone_is_drawn_and_has_no_interval(monkeypatch, tmp_path):
+    Substitute(monkeypatch)
+    run.run(job(tmp_path, seeds=1, methods="plain,sam", trials=2, more=0), QUIET)
+    assert (tmp_path / "frontier.png").exists()
+
+
 def test_steps_come_from_the_budget_and_the_cost(finished):
     _, found, _ = finished
     assert found["dataset"]["reference_gradients"] == 40 * 4
