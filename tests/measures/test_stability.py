@@ -595,3 +595,6 @@ def test_full_batch_training_hovers_at_the_threshold(eta):
     last = track(history, 3000, params).records[-1]
     assert last.residual < 0.1 * exact
     np.testing.assert_allclose(last.sharpness, exact, rtol=5e-2)
+    thorough = measures.stability_tracker(loss_fn, KEY, every=50, learning_rate=eta, tolerance=0)
+    last = thorough(history, 3000, params).records[-1]
+    np.testing.assert_allclose(last.sharpness, exact, rtol=1e-2)
