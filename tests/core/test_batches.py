@@ -74,6 +74,7 @@ def test_per_shard_is_the_mean_of_the_shards_directions(case: Case, shards):
     np.testing.assert_allclose(d, mean_over_shards(case, noisy, shards, key), **CLOSE)
 
 
+@pytest.mark.slow
 @x64
 def test_per_shard_has_one_state_for_all_shards():
     case, rhos = CASES[0], jnp.array([0.1, 0.3])

@@ -174,6 +174,7 @@ def test_ascent_fraction_takes_a_part_of_each_device(setting):
     assert_each_device_has(on_devices(setting, evaluate)(params, (x, y)), expected)
 
 
+@pytest.mark.slow
 def test_several_axes_are_averaged_together():
     params, batch = problem()
     both = jax.make_mesh((4, 2), ("a", "b"), axis_types=(AxisType.Auto, AxisType.Auto))

@@ -93,6 +93,7 @@ def test_the_largest_singular_value_is_exact_after_n_steps(matrix, shape, x64):
     np.testing.assert_allclose(value, np.linalg.norm(a, 2), atol=1e-12)
 
 
+@pytest.mark.slow
 def test_few_steps_give_a_lower_bound():
     a = MATRICES["random"].astype(np.float32)
     x = jax.ShapeDtypeStruct((6,), jnp.float32)

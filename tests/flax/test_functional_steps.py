@@ -48,6 +48,7 @@ def functional_step(outputs_of, params, loss_of):
     return optax.tree.sub(params, d), loss_of(outputs_of(params))
 
 
+@pytest.mark.slow
 @x64
 def test_linen_step_is_functional_sam_with_the_clean_statistics():
     x, labels = batch = examples(jnp.float64)

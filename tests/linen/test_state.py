@@ -130,6 +130,7 @@ def test_steps_run_in_a_scan():
         assert end.step == len(metrics["loss"]) == 3
 
 
+@pytest.mark.slow
 def test_averaged_parameters_can_be_kept_and_evaluated():
     batches = [examples(seed=seed) for seed in range(4)]
     state = state_of(Plain(), chain(flatreg.sam()), batches[0][0])
@@ -174,6 +175,7 @@ class Eighths(nn.Module):
         return nn.Dense(16, dot_general_cls=nn.Fp8DirectDotGeneralOp)(x)
 
 
+@pytest.mark.slow
 @pytest.mark.nightly_except("2")
 @pytest.mark.parametrize("shards", [1, 2])
 def test_fp8_scales_come_from_the_clean_pass_alone(shards):

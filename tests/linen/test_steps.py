@@ -103,6 +103,7 @@ def plain_gradient(state, batch):
     return lambda params: gradient(state, params, batch)[0]
 
 
+@pytest.mark.slow
 @x64
 def test_each_shard_has_its_own_perturbation():
     batch = examples(jnp.float64)

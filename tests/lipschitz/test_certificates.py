@@ -49,6 +49,7 @@ def attacked(f, x, labels, radii, steps=15):
     return fooled | (margin(x + d) <= 0)
 
 
+@pytest.mark.slow
 def test_linear_classifiers_get_the_distance_to_the_boundary():
     """Slightly shorter perturbations keep the prediction, and slightly longer ones change it."""
     apply, weights, x = linear_classifier()
@@ -75,6 +76,7 @@ def test_a_bound_that_is_nan_certifies_nothing():
         assert lipschitz.certified_accuracy(logits, labels, bound, 0.0) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mlp", pytest.param("cnn", marks=pytest.mark.nightly)])
 def test_no_attack_succeeds_inside_the_certified_radius(name):
     network, x, labels, bound = certificates(name)

@@ -115,6 +115,7 @@ def test_no_stored_kernel_exceeds_the_bound(dtype, norm):
     assert least >= (0.95 if norm == "2" else 1) - 1e-5 - 12 * float(jnp.finfo(dtype).eps)
 
 
+@pytest.mark.slow
 def test_a_change_of_dtype_is_part_of_the_guarantee():
     """float32 updates of bfloat16 kernels, and the other way around."""
     tx = NORMS["2"][0](1.0)

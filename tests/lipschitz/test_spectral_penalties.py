@@ -97,6 +97,7 @@ class TestPenalty:
         _, state = first_update(tx, params)
         assert 8.9 < state.norms["kernel"] <= 9 * (1 + 1e-6)  # after 51 iterations
 
+    @pytest.mark.slow
     def test_the_orthogonality_penalty_adds_its_gradient(self):
         """2λW(WᵀW − 1), which is zero for orthogonal kernels."""
         convolution = {"kernel": lipschitz.Convolution((6, 6, 1))}

@@ -185,6 +185,7 @@ class TestOrders:
         assert off[2] < 1e-9
 
 
+@pytest.mark.slow
 def test_the_penalty_is_the_rate_times_the_regularizer():
     """L̃ − L = λ R_IG."""
     params, loss = network()

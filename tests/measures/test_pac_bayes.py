@@ -58,6 +58,7 @@ class TestLogisticRidge:
         change = self.hessians(w + deltas, x, ridge) - self.hessians(w, x, ridge)
         return (np.abs(np.linalg.eigvalsh(change)).max(-1) / np.linalg.norm(deltas, axis=-1)).max()
 
+    @pytest.mark.slow
     def test_the_expected_loss_is_below_the_bound(self):
         """By more than 3 standard errors. Its slack is below 10% of its rise in some problems."""
         box = np.stack(np.meshgrid(*[np.linspace(-1, 1, 40)] * 2), -1).reshape(-1, 2)
@@ -105,6 +106,7 @@ class TestLogisticRidge:
         assert np.percentile(ratios, 5) > 0.85
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_optimal_noise_is_stationary_for_bound_plus_c_kl():
     """The slope is zero where σᵢ < κᵢ, and negative where σᵢ = κᵢ."""

@@ -124,6 +124,7 @@ def test_plain_transformations_combine_with_methods():
         np.testing.assert_allclose(flat(d), g + 0.5 * weights**3, **CLOSE)
 
 
+@pytest.mark.slow
 def test_combined_methods_each_keep_their_own_state():
     w, loss = logistic().vector, logistic().loss_of_vector
     rhos, mus = jnp.array([0.1, 0.2, 0.4]), jnp.array([0.3, 0.2, 0.1])

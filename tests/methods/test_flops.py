@@ -111,6 +111,7 @@ def test_train_step_drops_an_unused_clean_backward_pass():
     )
 
 
+@pytest.mark.slow
 @every_model
 def test_the_cost_analysis_counts_matrix_products(model):
     """A gradient has at least four operations per weight and example, so the count is not empty."""

@@ -74,6 +74,7 @@ def test_frozen_weights_stay_and_cost_no_gradient():
     assert len(arrays(optimizer.opt_state)) == len(factors)
 
 
+@pytest.mark.slow
 def test_microbatches_do_not_stack_frozen_weights():
     """The auxiliary data of the clean pass contain only the Variables that it changes."""
     model, x = Adapted(nnx.Rngs(0)), jnp.ones((64, 256))

@@ -207,6 +207,7 @@ def test_float16_trains_like_float32(mode):
             np.testing.assert_allclose(half, single, atol=5e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.nightly_except("graph")
 @in_both_modes
 def test_bfloat16_computes_with_float32_parameters(mode):

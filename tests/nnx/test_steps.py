@@ -123,6 +123,7 @@ def test_each_shard_has_its_own_perturbation(mode):
     assert_leaves_close(arrays(model), optax.tree.sub(params, mean))
 
 
+@pytest.mark.slow
 @pytest.mark.nightly_except("graph")
 @x64
 @in_both_modes
@@ -180,6 +181,7 @@ def test_any_variable_is_updated_once_per_step(microbatches, mode):
     assert_leaves_equal(jax.tree.leaves(model.constants), constants)
 
 
+@pytest.mark.slow
 @pytest.mark.nightly_except("graph")
 @in_both_modes
 def test_evaluation_does_not_change_the_model(mode):
@@ -198,6 +200,7 @@ def test_evaluation_does_not_change_the_model(mode):
     assert metrics["loss"] != in_training_mode["loss"]
 
 
+@pytest.mark.slow
 @x64
 def test_shared_modules_train_as_one_in_graph_mode():
     batch = examples(jnp.float64)

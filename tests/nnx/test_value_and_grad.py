@@ -115,6 +115,7 @@ def test_statistics_and_counts_change_once_per_step():
     assert_leaves_equal(arrays(model, nnx.Param), params)
 
 
+@pytest.mark.slow
 def test_several_arguments_keys_and_keywords_reach_the_loss():
     """Microbatch i has the key ``fold_in(key, i)``, and the mask of the model is its own too."""
     x, labels = examples()

@@ -198,6 +198,7 @@ def test_a_restart_in_the_middle_of_a_group_continues_bitwise(tmp_path):
         assert_trees_equal(resumed, state)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "wrap",
     [

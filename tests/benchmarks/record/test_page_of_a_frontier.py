@@ -231,6 +231,7 @@ def test_verdicts_are_corrected_over_claims_and_frontiers(tmp_path):
     assert Asked(GOAL, FOLDER, "sam") not in evidence.verdicts
 
 
+@pytest.mark.slow
 def test_the_command_writes_the_page_and_its_figures(tmp_path):
     claims(tmp_path, below_sgd_noisy=[effect(17, 1e-6, 1)])
     frontier(tmp_path, {"plain": PLAIN, "sam": shifted(8), "momentum_sam": shifted(7)})

@@ -84,6 +84,7 @@ class TestEigenpairs:
         assert np.all(residuals >= expected / 10)  # also where they are only rounding error
         np.testing.assert_allclose(vectors @ vectors.T, np.eye(20), atol=1e-5)
 
+    @pytest.mark.slow
     def test_residuals_are_computed_from_products(self):
         """‖Cv − λv‖ shows that C is not symmetric, which Lanczos's own estimate does not."""
         a = np.random.default_rng(0).normal(size=(30, 30)).astype(np.float32)
