@@ -45,7 +45,7 @@ METHODS = {
 }
 
 
-@pytest.mark.nightly_except("sam-*-graph", "gam-perturbed_pass-tree")
+@pytest.mark.nightly_except("sam-*-graph", "gam-perturbed_pass-graph")
 @in_both_modes
 @pytest.mark.parametrize("limit", [NEAR, PASSED], ids=["perturbed_pass", "every_pass"])
 @pytest.mark.parametrize("name", METHODS)

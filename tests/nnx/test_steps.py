@@ -73,7 +73,7 @@ def test_twenty_steps_equal_a_plain_optax_loop_in_both_modes(case):
         assert (optimizer.step[...], optimizer.skipped[...]) == (STEPS, 0)
 
 
-@pytest.mark.nightly_except("tree")
+@pytest.mark.nightly_except("graph")
 @x64
 @in_both_modes
 def test_without_a_method_a_step_equals_flax_s_own_loop(mode):
@@ -145,7 +145,7 @@ def test_ascent_fraction_ascends_on_the_first_examples(mode):
     assert_leaves_close(metrics["loss"], loss)
 
 
-@pytest.mark.nightly_except("tree")
+@pytest.mark.nightly_except("graph")
 @in_both_modes
 def test_metrics_come_from_the_clean_pass_and_from_observe(mode):
     batch, model = examples(), Plain(nnx.Rngs(0))

@@ -77,7 +77,7 @@ def test_stock_optimizer_equals_the_train_step(case, options):
 
 
 @pytest.mark.slow
-@pytest.mark.nightly_except("tree")
+@pytest.mark.nightly_except("graph")
 @x64
 @in_both_modes
 def test_each_shard_has_its_own_perturbation(mode):
