@@ -15,8 +15,7 @@ from flatreg.typing import Params
 def check_weights(params: Params) -> None:
     """Checks that ``params`` is a tree of floating-point arrays with at least one weight."""
     check_arrays("a measure", params)
-    if sum(jnp.size(x) for x in jax.tree.leaves(params)) == 0:
-        raise ValueError("params contains no weights: pass the trained parameters of the model.")
+    check_not_empty(params)
     for path, leaf in named_leaves(params).items():
         if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
             raise TypeError(
@@ -24,6 +23,12 @@ def check_weights(params: Params) -> None:
                 "need floating-point weights: pass only the trained parameters, and let loss_fn "
                 f"close over everything else. {PARTITION}"
             )
+
+
+def check_not_empty(params: Params) -> None:
+    """Checks that ``params`` has at least one weight."""
+    if sum(jnp.size(x) for x in jax.tree.leaves(params)) == 0:
+        raise ValueError("params contains no weights: pass the trained parameters of the model.")
 
 
 def check_loss(name: str, loss_fn: Callable[[Params], object], params: Params) -> None:

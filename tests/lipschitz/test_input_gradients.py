@@ -16,6 +16,7 @@ pytestmark = pytest.mark.usefixtures("x64")
 
 
 @functools.cache
+@jax.ensure_compile_time_eval()
 def weights():
     keys = jax.random.split(KEY, 2)
     return {"in": jax.random.normal(keys[0], (6, 5)), "out": jax.random.normal(keys[1], (5, 4))}
@@ -34,6 +35,7 @@ every_shape = pytest.mark.parametrize("function", FUNCTIONS.values(), ids=FUNCTI
 
 
 @functools.cache
+@jax.ensure_compile_time_eval()
 def inputs(count=11):
     return jax.random.normal(jax.random.key(1), (count, *SHAPE))
 

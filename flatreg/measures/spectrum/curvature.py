@@ -13,7 +13,7 @@ from jax.flatten_util import ravel_pytree
 from flatreg._core.checks import check_like, checked_scale
 from flatreg._core.hvp import explain_second_derivative, resolve_hvp, with_forward_mode
 from flatreg._core.tree import map_named, named_leaves
-from flatreg.measures.checks import check_arguments, check_loss
+from flatreg.measures.checks import check_arguments, check_loss, check_not_empty
 from flatreg.measures.dataset import LossFn
 from flatreg.measures.weights import in_float32_or_wider, times
 from flatreg.typing import Grads, Hvp, Params, Scale
@@ -209,7 +209,7 @@ def restrict(
       two arguments of a measure.
 
     Raises:
-      ValueError: if ``where`` is true for no leaf.
+      ValueError: if ``params`` has no weights, or ``where`` is true for no leaf.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -221,12 +221,13 @@ def restrict(
       12.0
     """
     check_arguments("restrict", loss_fn, params)
+    check_not_empty(params)
     leaves = named_leaves(params)
     chosen = {path: x for path, x in leaves.items() if where(path)}
     if not chosen:
         raise ValueError(
             f"where is true for no leaf of params, whose paths are {', '.join(leaves)}: for "
-            f"example, write where=lambda path: path == {next(iter(leaves), 'kernel')!r}."
+            f"example, write where=lambda path: path == {next(iter(leaves))!r}."
         )
 
     def restricted(chosen: dict[str, jax.Array]) -> jax.Array:
