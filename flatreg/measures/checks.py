@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from flatreg._core.checks import PARTITION, check_arrays, check_nonnegative, is_scalar
 from flatreg._core.tree import named_leaves, widened
@@ -27,7 +28,7 @@ def check_weights(params: Params) -> None:
 
 def check_not_empty(params: Params) -> None:
     """Checks that ``params`` has at least one weight."""
-    if sum(jnp.size(x) for x in jax.tree.leaves(params)) == 0:
+    if sum(np.size(x) for x in jax.tree.leaves(params)) == 0:
         raise ValueError("params contains no weights: pass the trained parameters of the model.")
 
 
