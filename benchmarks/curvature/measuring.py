@@ -61,7 +61,7 @@ def plan(k: int, probes: int) -> dict[str, Callable[..., Found]]:
       k: the number of eigenvalues.
       probes: the number of random vectors for the trace.
     """
-    outer = 4 * k
+    outer, krylov = 4 * k, 12 * k
 
     def top(loss_fn: measures.LossFn, params: Any, key: jax.Array) -> Found:
         pairs = measures.top_eigenpairs(loss_fn, params, key, k)
@@ -69,6 +69,9 @@ def plan(k: int, probes: int) -> dict[str, Callable[..., Found]]:
 
     def trace(loss_fn: measures.LossFn, params: Any, key: jax.Array) -> Found:
         return measures.trace(loss_fn, params, key, probes=probes)._asdict()
+
+    def deflated(loss_fn: measures.LossFn, params: Any, key: jax.Array) -> Found:
+        return measures.trace(loss_fn, params, key, probes=probes, deflate=krylov)._asdict()
 
     def both(loss_fn: measures.LossFn, params: Any, key: jax.Array) -> Found:
         keys = jax.random.split(key)
@@ -79,6 +82,7 @@ def plan(k: int, probes: int) -> dict[str, Callable[..., Found]]:
     return {
         f"flatreg, top {k}": top,
         f"flatreg, trace, {probes} probes": trace,
+        f"flatreg, trace, {probes} probes beyond {krylov} Lanczos steps": deflated,
         f"flatreg, top {k} and trace, {probes} probes beyond the top {outer}": both,
     }
 

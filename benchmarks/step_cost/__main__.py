@@ -4,7 +4,6 @@
     python -m benchmarks.step_cost --quick
     python -m benchmarks.step_cost --models mlp,vit --methods sam,sam:rho=0.1:every=5 --peers
     python -m benchmarks.step_cost --alternatives
-    python -m benchmarks.step_cost --alternatives
 
 The networks have the sizes of benchmarks.compare and see random images of 32×32×3. XLA reports the
 number of operations and the temporary memory of the compiled step. It counts the body of a loop
@@ -13,8 +12,10 @@ that are adjacent in time, and is reported as a median with its 95% interval.
 
 Each step is compared with a gradient step that is written by hand without flatreg, with the floor
 of the method (the time of that step times the method's number of gradients), and with
-`optax.contrib.sam`. With `--peers` it is also compared with PyTorch and the SAM of
-pytorch_optimizer. The goals for time and memory are in `benchmarks/step_cost/goals.py`.
+`optax.contrib.sam`. flatreg's SAM is also measured without its test for NaN and infinity, and
+Optax's with one, `optax.apply_if_finite`. With `--peers`, the steps are also compared with PyTorch
+and the SAM of pytorch_optimizer. The goals for time, memory and compilation are in
+`benchmarks/step_cost/goals.py`.
 
 Where a goal is missed, these are the causes:
 

@@ -16,7 +16,14 @@ import jax.numpy as jnp
 import optax
 
 from benchmarks.common.methods import METHODS, Method, parse
-from benchmarks.step_cost.timing import GRADIENT, OPTAX_SAM, Contestant, Run
+from benchmarks.step_cost.timing import (
+    GRADIENT,
+    GUARDED_OPTAX_SAM,
+    OPTAX_SAM,
+    UNGUARDED_SAM,
+    Contestant,
+    Run,
+)
 from flatreg.linen import TrainState, classification_loss, make_train_step
 
 OPTIMIZERS: dict[str, Callable[[], optax.GradientTransformation]] = {
@@ -72,7 +79,9 @@ def contestants(
       optimized: whether XLA optimizes the programs.
 
     Returns:
-      The gradient step by hand, flatreg's step without a method, the methods, and Optax's SAM.
+      The gradient step by hand, flatreg's step without a method, the methods, and Optax's SAM. If
+      `sam` is among the methods, also flatreg's SAM without a test for NaN and infinity, and
+      Optax's with one.
     """
     return [make() for make in makers(model, batch, optimizer, specs, optimized).values()]
 
@@ -92,12 +101,12 @@ def makers(
     ascent = optax.chain(
         optax.contrib.normalize(), optax.sgd(METHODS["sam"].hyperparameters["rho"])
     )
-    sam = optax.contrib.sam(OPTIMIZERS[optimizer](), ascent, opaque_mode=True)
+    optax_sam = optax.contrib.sam(OPTIMIZERS[optimizer](), ascent, opaque_mode=True)
 
     def by_hand(name: str, gradients: float, tx: optax.GradientTransformation) -> Contestant:
         return Contestant(name, gradients, *compiled(*_by_hand(model, tx, variables)))
 
-    def by_flatreg(method: Method) -> Contestant:
+    def by_flatreg(method: Method, name: str, **options: Any) -> Contestant:
         state = TrainState.create(
             apply_fn=model.apply,
             params=_copy(variables["params"]),
@@ -105,15 +114,25 @@ def makers(
             tx=optax.chain(method.transform, base),
             key=jax.random.key(1),
         )
-        step = make_train_step(classification_loss, ascent_fraction=method.ascent_fraction)
-        return Contestant(method.label, method.cost, *compiled(step, state))
+        step = make_train_step(
+            classification_loss, ascent_fraction=method.ascent_fraction, **options
+        )
+        return Contestant(name, method.cost, *compiled(step, state))
 
     plain = Method(optimizer, no_method, 1, 1.0)
-    return {
+    own = {one.label: one for one in (plain, *methods(specs, optimizer))}
+    made = {
         GRADIENT: partial(by_hand, GRADIENT, 1, base),
-        **{one.label: partial(by_flatreg, one) for one in (plain, *methods(specs, optimizer))},
-        OPTAX_SAM: partial(by_hand, OPTAX_SAM, 2, sam),
+        **{label: partial(by_flatreg, one, label) for label, one in own.items()},
+        OPTAX_SAM: partial(by_hand, OPTAX_SAM, 2, optax_sam),
     }
+    if "sam" in own:
+        guarded = optax.apply_if_finite(optax_sam, max_consecutive_errors=5)
+        made[UNGUARDED_SAM] = partial(
+            by_flatreg, own["sam"], UNGUARDED_SAM, skip_nonfinite=False
+        )
+        made[GUARDED_OPTAX_SAM] = partial(by_hand, GUARDED_OPTAX_SAM, 2, guarded)
+    return made
 
 
 def _by_hand(

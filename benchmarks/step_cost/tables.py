@@ -78,6 +78,8 @@ def _goal(goal: Goal) -> list[Cell | str]:
     verdict = Cell(goal.verdict, style=COLORS.get(goal.verdict, "yellow"))
     if "bytes" in goal.goal:
         measured, limit = (f"{value / 1e6:.1f} MB" for value in (goal.measured, goal.limit))
+    elif "compilation" in goal.goal:
+        measured, limit = (f"{value:.2f}" for value in (goal.measured, goal.limit))
     else:
         time = Median(goal.measured, goal.low, goal.high, 0)
         measured, limit = time.text(".3f"), f"{goal.limit:.3f}"

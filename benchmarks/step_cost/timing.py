@@ -10,6 +10,9 @@ import numpy as np
 from benchmarks.common.statistics.estimates import Median, median
 
 GRADIENT, OPTAX_SAM = "one gradient, by hand", "optax.contrib.sam"
+# Optax's SAM with a test for NaN and infinity, and flatreg's without one.
+GUARDED_OPTAX_SAM = "optax.contrib.sam in apply_if_finite"
+UNGUARDED_SAM = "sam, skip_nonfinite=False"
 SHORTEST = 0.02  # seconds that one timing takes at least, which short steps reach by repetition
 
 Run = Callable[[int], None]  # takes a number of steps and waits until they are done

@@ -12,7 +12,7 @@ from flatreg.measures.edge_of_stability.optimizers import Hyperparameters
 from flatreg.measures.edge_of_stability.stability import Measurement, measured_stability
 from flatreg.typing import Grads, Params, ScalarOrSchedule
 
-THOROUGH = 10  # Every so many measurements, one makes at least two products.
+THOROUGH = 20  # Every so many measurements, one makes at least two products.
 
 
 class StabilityRecord(NamedTuple):
@@ -60,9 +60,9 @@ def stability_tracker(
     two integers. The first measurement runs up to five Lanczos iterations of 20 steps. Each later
     one starts from the vector of the one before. It costs one Hessian-vector product if the
     residual is then below a tenth of the sharpness (``tolerance``), and otherwise up to five. Every
-    tenth measurement makes at least two products, to find a direction that has become sharper than
-    the one that is tracked. If several eigenvalues are close together, the sharpness can belong to
-    any of them.
+    twentieth measurement makes at least two products, to find a direction that has become sharper
+    than the one that is tracked. If several eigenvalues are close together, the sharpness can
+    belong to any of them.
 
     A measurement is compiled once without a start and once with one. It runs asynchronously: the
     records hold arrays, and nothing waits for them. To reduce the cost, measure with a loss on a

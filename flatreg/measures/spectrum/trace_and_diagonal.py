@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from flatreg._core.krylov import tridiagonalize
 from flatreg._core.tree import matmul
 from flatreg.measures.dataset import LossFn
 from flatreg.measures.estimate import Estimate
@@ -29,7 +30,7 @@ def trace(
     key: jax.Array | None = None,
     *,
     probes: int | None = 64,
-    deflate: Eigenpairs | None = None,
+    deflate: Eigenpairs | int | None = None,
     curvature: Curvature | None = None,
     scale: Scale | None = None,
 ) -> Estimate:
@@ -38,8 +39,8 @@ def trace(
     tr H is estimated by the mean of vᵀHv over vectors v of random signs, called probes. Each probe
     costs one Hessian-vector product, and the probes are processed one after another. The standard
     deviation of one probe is at most ‖H‖_F√2, so most of the error comes from a few large
-    eigenvalues. ``deflate`` removes them: with P = 1 − VVᵀ, the equation tr H = Σλᵢ + tr PHP holds
-    for any orthonormal V, so only tr PHP needs to be estimated.
+    eigenvalues. ``deflate`` removes them: with P = 1 − VVᵀ, the equation
+    tr H = Σvᵢᵀ H vᵢ + tr PHP holds for any orthonormal V, so only tr PHP needs to be estimated.
 
     A t-interval computed from the standard error has the correct coverage with 64 or more probes,
     but not with fewer than 32.
@@ -50,9 +51,12 @@ def trace(
       key: the random key for the probes. It is not needed if ``probes`` is None.
       probes: the number of random vectors, at least 2. If None, every standard basis vector is used
         once, which is exact and costs one product per weight.
-      deflate: the outermost eigenpairs, such as ``top_eigenpairs(loss_fn, params, key, k=20)``,
-        computed with the same ``curvature`` and ``scale``. On a trained network, they reduce the
-        error several-fold.
+      deflate: the space V that is removed from the estimate. With a number m, it is the Krylov
+        space of m Lanczos steps, which cost one product each and keep m vectors in memory. It
+        contains the outermost eigenvectors approximately, which is enough. With eigenpairs, such as
+        ``top_eigenpairs(loss_fn, params, key, k=20)``, computed with the same ``curvature`` and
+        ``scale``, it is the space of these. On a trained network, both reduce the error
+        several-fold. If the eigenpairs are not needed for anything else, a number costs less.
       curvature: the matrix to measure. If None, the Hessian. To measure the Gauss–Newton matrix
         instead, pass the result of :func:`gauss_newton`. For a loss without forward-mode
         derivatives, pass ``functools.partial(measures.hessian, hvp=flatreg.reverse_hvp)``.
@@ -62,7 +66,9 @@ def trace(
       :class:`Estimate` of a scalar. If ``probes`` is None, its standard error is zero.
 
     Raises:
-      ValueError: if random probes are requested without a key, or if fewer than two are requested.
+      ValueError: if random probes are requested without a key, or if fewer than two are requested;
+        if ``deflate`` is a number that is not between 1 and the number of weights.
+      TypeError: if ``deflate`` is neither eigenpairs nor a number that is fixed under ``jit``.
 
     Examples:
       >>> import jax, jax.numpy as jnp
@@ -83,14 +89,20 @@ def trace(
         return Estimate(jnp.sum(_exact_diagonal(matrix)), jnp.zeros((), matrix.dtype))
     if deflate is None:
         return _mean_over_probes(matrix, key, probes, matmul)
-    vectors = jax.vmap(to_vector)(deflate.vectors)
+    if isinstance(deflate, Eigenpairs):
+        quotients, vectors = deflate.values, jax.vmap(to_vector)(deflate.vectors)
+    else:
+        key, start_key, restart_key = jax.random.split(_checked_key(key), 3)
+        start = jax.random.normal(start_key, (matrix.size,), matrix.dtype)
+        krylov = tridiagonalize(matrix.matvec, start, _checked_steps(deflate, matrix), restart_key)
+        quotients, vectors = krylov.diagonal, krylov.basis
 
     def project(v: jax.Array) -> jax.Array:
         return v - matmul(matmul(vectors, v), vectors)  # Pv
 
     rest = matrix._replace(matvec=lambda v: project(matrix.matvec(project(v))))  # PHP
     value, error = _mean_over_probes(rest, key, probes, matmul)
-    return Estimate(jnp.sum(deflate.values) + value, error)
+    return Estimate(jnp.sum(quotients) + value, error)
 
 
 def diagonal(
@@ -142,6 +154,29 @@ def diagonal(
     return Estimate(*map(matrix.to_tree, _mean_over_probes(matrix, key, probes, jnp.multiply)))
 
 
+def _checked_key(key: jax.Array | None) -> jax.Array:
+    if key is None:
+        raise ValueError(
+            "random probes need a key: pass jax.random.key(0), or probes=None for the exact value."
+        )
+    return key
+
+
+def _checked_steps(deflate: int, matrix: CurvatureMatrix) -> int:
+    """The number of Lanczos steps, at most the number of weights."""
+    if not isinstance(deflate, int):
+        raise TypeError(
+            f"deflate must be Eigenpairs, a number of Lanczos steps, or None, got {deflate!r}. "
+            "Under jit, fix the number: jax.jit(functools.partial(measures.trace, deflate=60))."
+        )
+    if not 1 <= deflate <= matrix.size:
+        raise ValueError(
+            f"deflate must be between 1 and the number of weights, {matrix.size}, got {deflate}: "
+            f"for example, write deflate={min(60, matrix.size)}."
+        )
+    return deflate
+
+
 def _exact_diagonal(matrix: CurvatureMatrix) -> jax.Array:
     def entry(i: jax.Array) -> jax.Array:
         return matrix.matvec(jnp.zeros(matrix.size, matrix.dtype).at[i].set(1))[i]
@@ -170,10 +205,7 @@ def _mean_over_probes(
     matrix: CurvatureMatrix, key: jax.Array | None, probes: int, statistic: Statistic
 ) -> Estimate:
     """The mean and standard error of ``statistic(v, Hv)`` over vectors v of random signs."""
-    if key is None:
-        raise ValueError(
-            "random probes need a key: pass jax.random.key(0), or probes=None for the exact value."
-        )
+    key = _checked_key(key)
     if probes < 2:
         raise ValueError(
             f"probes must be at least 2 to give a standard error, got {probes}: for example, write "

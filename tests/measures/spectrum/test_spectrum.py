@@ -222,14 +222,42 @@ class TestTraceAndDiagonal:
         trace = measures.trace(f, origin, KEY, probes=4, deflate=pairs)
         np.testing.assert_allclose(trace, (2 * np.trace(a), 0), rtol=1e-4, atol=1e-3)
 
+    def test_as_many_lanczos_steps_as_weights_are_exact(self):
+        a = np.random.default_rng(0).normal(size=(8, 8))
+        trace = measures.trace(quadratic(a + a.T), jnp.zeros(8), KEY, probes=4, deflate=8)
+        np.testing.assert_allclose(trace, (2 * np.trace(a), 0), rtol=1e-4, atol=1e-3)
+
+    def test_lanczos_steps_leave_the_trace_unbiased(self):
+        """The mean over keys is the trace, and the standard errors are those of the rest."""
+        a = np.random.default_rng(0).normal(size=(10, 10))
+        f, keys = quadratic(a + a.T), jax.random.split(jax.random.key(1), 2000)
+        trace = functools.partial(measures.trace, f, jnp.zeros(10), probes=8, deflate=3)
+        found = jax.vmap(trace)(keys)
+        error = np.std(found.value) / len(keys) ** 0.5
+        assert abs(np.mean(found.value) - 2 * np.trace(a)) < 4 * error
+        squares = np.mean(np.square(found.standard_error))
+        np.testing.assert_allclose(squares, np.var(found.value), rtol=0.15)
+
+    @pytest.mark.parametrize("deflate", [0, 11, 2.5, "all"])
+    def test_a_wrong_number_of_lanczos_steps_is_an_error(self, deflate):
+        with pytest.raises((TypeError, ValueError), match="deflate must be"):
+            measures.trace(quadratic(np.eye(10)), jnp.zeros(10), KEY, deflate=deflate)
+
+    def test_a_traced_number_of_lanczos_steps_is_explained(self):
+        loss_fn = quadratic(np.eye(10))
+        with pytest.raises(TypeError, match=r"functools\.partial"):
+            jax.jit(lambda m: measures.trace(loss_fn, jnp.zeros(10), KEY, deflate=m))(3)
+
     @pytest.mark.slow
     def test_deflation_reduces_the_error_of_the_trace(self):
-        """Removing the ten largest eigenvalues at least halves the standard error."""
+        """Removing the ten largest eigenvalues, or 20 Lanczos steps, halves the standard error."""
         pairs = measures.top_eigenpairs(loss(), trained(), KEY, 10, steps=30)
         plain = jax.jit(measures.trace)(loss(), trained(), KEY)
-        deflated = jax.jit(measures.trace)(loss(), trained(), KEY, deflate=pairs)
-        assert abs(deflated.value - np.trace(dense_hessian())) < 4 * deflated.standard_error
-        assert deflated.standard_error < plain.standard_error / 2
+        for deflate in (pairs, 20):
+            trace = jax.jit(functools.partial(measures.trace, deflate=deflate))
+            deflated = trace(loss(), trained(), KEY)
+            assert abs(deflated.value - np.trace(dense_hessian())) < 4 * deflated.standard_error
+            assert deflated.standard_error < plain.standard_error / 2
 
 
 class TestDensity:
