@@ -19,7 +19,7 @@ STYLE: dict[Any, Any] = {
     "axes.axisbelow": True,
     "grid.color": "#EBEBEB",
     "grid.linewidth": 0.7,
-    "savefig.dpi": 160,
+    "savefig.dpi": 120,
 }
 
 

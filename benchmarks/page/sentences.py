@@ -7,6 +7,7 @@ import numpy as np
 from scipy import stats  # type: ignore[import-untyped]
 
 from benchmarks.common.statistics import questions
+from benchmarks.common.statistics.confidence import Confidence
 from benchmarks.common.statistics.estimates import number
 from benchmarks.frontier.records import PLAIN
 from benchmarks.page import words
@@ -30,10 +31,14 @@ from benchmarks.page.evidence import (
 FIXED = "below_sgd_noisy"  # the claim whose plain optimizer had fixed hyperparameters
 OWN = "flatreg"  # the source of the claims of this library
 PART_OF_BATCH = "sam:ascent_fraction=0.1"
+LISTED = 3  # Of more beds, a sentence names those with the least and the largest value only.
 
 
 def sentences(evidence: Evidence) -> list[str]:
-    """Returns the sentences, each with a link to the files that its numbers come from."""
+    """Returns the sentences, each with a link to the files that its numbers come from.
+
+    A sentence about more than `LISTED` beds has the extremes. The tables of the page have all beds.
+    """
     made = [
         _plain(evidence),
         _on(SAM, _sam, evidence),
@@ -75,7 +80,7 @@ def _plain(evidence: Evidence) -> str:
         if cell.budget < longest.budget:
             change = words.signed(difference(longest, cell))
             best += f" (and {change} points at cost {longest.budget:g})"
-        return f"{best} on {bed.label}"
+        return best
 
     worse = [
         bed
@@ -85,7 +90,8 @@ def _plain(evidence: Evidence) -> str:
     return (
         "**Tune the plain optimizer first, and the length of its training.** With its learning "
         "rate and weight decay tuned at each cost, its best accuracy is "
-        f"{words.listed(text(bed) for bed in beds)}. The longest training is less accurate than "
+        f"{_each(beds, text, lambda bed: bed.best(PLAIN).accuracy.mean)}. "
+        "The longest training is less accurate than "
         f"the best one, with an interval below zero, on {_count(worse, beds)}"
         f"{': ' if worse else ''}{words.listed((bed.label for bed in worse), '')}. "
         f"{_source(beds)}"
@@ -106,16 +112,17 @@ def _sam(evidence: Evidence, beds: list[Bed]) -> str:
         head = "SAM is better than a tuned plain optimizer on every bed"
     return (
         f"**{head}.** Each at its best cost, SAM is {standing(evidence, SAM)}. Its gain in points: "
-        f"{_each(beds, lambda bed: words.signed(bed.gain(SAM)))}. {_source(beds)}"
+        f"{_gains(beds, lambda bed: bed.gain(SAM))}. {_source(beds)}"
     )
 
 
 def _price(evidence: Evidence, beds: list[Bed]) -> str:
-    def text(bed: Bed) -> str:
-        least, most = bed.budgets[0], bed.budgets[-1]
-        return (
-            f"{words.signed(bed.at(least, SAM))} at cost {least:g} and "
-            f"{words.signed(bed.at(most, SAM))} at cost {most:g}"
+    def at(which: int) -> str:
+        """The gains at the least or the largest cost of each bed, with that cost."""
+        return _each(
+            beds,
+            lambda bed: f"{words.signed(bed.at(bed.budgets[which], SAM))} [{bed.budgets[which]:g}]",
+            lambda bed: bed.at(bed.budgets[which], SAM).mean,
         )
 
     cheaper = [bed for bed in beds if _reach(bed, SAM) < _reach(bed, PLAIN)]
@@ -123,7 +130,8 @@ def _price(evidence: Evidence, beds: list[Bed]) -> str:
     worse = [bed for bed in beds if bed.at(bed.budgets[0], SAM).interval()[1] < 0]
     return (
         "**SAM at equal cost.** With as many gradients, and so half as many steps, SAM minus the "
-        f"plain optimizer is {_each(beds, text)}. At the least cost, the interval is below zero on "
+        "plain optimizer is, in points, with the cost in brackets: at the least cost of each bed "
+        f"{at(0)}; at its largest cost {at(-1)}. At the least cost, the interval is below zero on "
         f"{_count(worse, beds)}. SAM reaches the accuracy of the plain optimizer's best at a lower "
         f"cost than the plain optimizer on {_count(cheaper, beds)}, with intervals that do not "
         f"overlap on {_count(shown, beds)}. {_source(beds)}"
@@ -140,7 +148,7 @@ def _averaging(evidence: Evidence, beds: list[Bed]) -> str:
     return (
         "**Averaging the weights (`ema`) at the price of plain training** is "
         f"{standing(evidence, AVERAGED)}. Its gain in points: "
-        f"{_each(beds, lambda bed: words.signed(bed.gain(AVERAGED)))}. The interval of SAM's "
+        f"{_gains(beds, lambda bed: bed.gain(AVERAGED))}. The interval of SAM's "
         f"accuracy minus that of averaging is above zero on {_count(above, rivals)}. "
         f"{_source(beds)}"
     )
@@ -157,17 +165,22 @@ def _one_gradient(evidence: Evidence) -> str:
         f"{word} in {verdicts.count(word)}" for word in words.REACHED.values() if word in verdicts
     )
     some = [bed for bed in beds if gaining(bed)]
-    share = _each(some, lambda bed: f"{kept(bed, closest):.0%}", "on no bed")
 
-    def text(bed: Bed) -> str:
-        cost, behind = shortfall(bed, closest)
-        return f"{words.signed(behind)} at cost {cost:g}"
+    def share(bed: Bed) -> float:
+        return kept(bed, closest)
+
+    def behind(bed: Bed) -> str:
+        cost, points = shortfall(bed, closest)
+        return f"{words.signed(points)} at cost {cost:g}"
+
+    shares = _each(some, lambda bed: f"{share(bed):.0%}", share) if some else "on no bed"
+    points = _each(beds, behind, lambda bed: shortfall(bed, closest)[1].mean)
 
     return (
         f"**SAM at the price of one gradient.** `{closest}` comes closest to SAM at equal cost. "
         "Over the costs at which the interval of SAM's gain over the plain optimizer is above "
-        f"zero, it keeps this share of SAM's gain: {share}. It is furthest below SAM by these "
-        f"points: {_each(beds, text)}. The goal (at no cost below SAM by more than a quarter of "
+        f"zero, it keeps this share of SAM's gain: {shares}. It is furthest below SAM by these "
+        f"points: {points}. The goal (at no cost below SAM by more than a quarter of "
         f"SAM's gain, and above the plain optimizer wherever SAM is) is {counts} of "
         f"{len(asked)} pairs of method and bed. {_source(beds)}"
     )
@@ -220,7 +233,8 @@ def _radius(evidence: Evidence, beds: list[Bed]) -> str:
     )
     return (
         "**Which radius?** The radius ρ that tuning chose for SAM at its best cost is "
-        f"{_each(beds, lambda bed: f'{_rho(bed, SAM):.2g}')}. Over all costs it is between "
+        f"{_each(beds, lambda bed: f'{_rho(bed, SAM):.2g}', lambda bed: _rho(bed, SAM))}. "
+        "Over all costs it is between "
         f"{min(chosen):.2g} and {max(chosen):.2g}, and at the least cost of each bed between "
         f"{min(least):.2g} and {max(least):.2g}.{more} {_source(beds)}"
     )
@@ -240,17 +254,20 @@ def _flatness(evidence: Evidence) -> str:
         return ""
     ratios = {bed.label: _sharpness(bed, PLAIN) / _sharpness(bed, SAM) for bed in beds}
 
-    def correlation(bed: Bed) -> str:
+    def correlation(bed: Bed) -> float:
         flat = [-_sharpness(bed, method) for method in bed.curves]
         accurate = [bed.best(method).accuracy.mean for method in bed.curves]
-        return f"{stats.spearmanr(flat, accurate).statistic:+.2f}"
+        return float(stats.spearmanr(flat, accurate).statistic)
+
+    def ratio(bed: Bed) -> float:
+        return ratios[bed.label]
 
     return (
         "**Flatness and accuracy.** At the best costs, λ_max of the plain "
         "optimizer is this multiple of SAM's: "
-        f"{_each(beds, lambda bed: f'{ratios[bed.label]:.1f}')}. Over the methods, the rank "
-        f"correlation of flatness (−λ_max) and test accuracy is: {_each(beds, correlation)}. "
-        f"{_source(beds)}"
+        f"{_each(beds, lambda bed: f'{ratio(bed):.1f}', ratio)}. Over the methods, the rank "
+        "correlation of flatness (−λ_max) and test accuracy is: "
+        f"{_each(beds, lambda bed: f'{correlation(bed):+.2f}', correlation)}. {_source(beds)}"
     )
 
 
@@ -328,8 +345,16 @@ def _with(evidence: Evidence, method: str) -> list[Bed]:
     return [bed for bed in evidence.beds if method in bed.curves]
 
 
-def _each(beds: Sequence[Bed], text: Callable[[Bed], str], nothing: str = "none") -> str:
-    return words.listed((f"{text(bed)} on {bed.label}" for bed in beds), nothing)
+def _each(beds: Sequence[Bed], text: Callable[[Bed], str], value: Callable[[Bed], float]) -> str:
+    """Returns the text of each bed, or of the beds with the least and the largest value."""
+    named = [f"{text(bed)} on {bed.label}" for bed in sorted(beds, key=value)]
+    if len(named) <= LISTED:
+        return words.listed(named)
+    return f"from {named[0]} to {named[-1]}"
+
+
+def _gains(beds: Sequence[Bed], gain: Callable[[Bed], Confidence]) -> str:
+    return _each(beds, lambda bed: words.signed(gain(bed)), lambda bed: gain(bed).mean)
 
 
 def _count(some: Sequence[Bed], of: Sequence[Bed]) -> str:

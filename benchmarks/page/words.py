@@ -59,8 +59,10 @@ def counted(number: int, of: int, noun: str) -> str:
 
 
 def links(folders: Sequence[str], file: str = "table.md") -> str:
-    """Returns links to a file of each folder."""
-    return ", ".join(f"[{one}]({one}/{file})" for one in dict.fromkeys(folders))
+    """Returns links to a file of each folder; folders of frontiers without their common prefix."""
+    return ", ".join(
+        f"[{one.removeprefix('frontier-')}]({one}/{file})" for one in dict.fromkeys(folders)
+    )
 
 
 def _with_interval(value: Confidence, form: str) -> str:

@@ -128,9 +128,7 @@ def makers(
     }
     if "sam" in own:
         guarded = optax.apply_if_finite(optax_sam, max_consecutive_errors=5)
-        made[UNGUARDED_SAM] = partial(
-            by_flatreg, own["sam"], UNGUARDED_SAM, skip_nonfinite=False
-        )
+        made[UNGUARDED_SAM] = partial(by_flatreg, own["sam"], UNGUARDED_SAM, skip_nonfinite=False)
         made[GUARDED_OPTAX_SAM] = partial(by_hand, GUARDED_OPTAX_SAM, 2, guarded)
     return made
 
@@ -189,6 +187,7 @@ def _compiled(
         "trace_seconds": traced - begin,
         "compile_seconds": time.perf_counter() - traced,
         "flops": (program.cost_analysis() or {}).get("flops", math.nan),
+        "kernels": (program.as_text() or "").count(" fusion("),
         "temporary_bytes": getattr(program.memory_analysis(), "temp_size_in_bytes", math.nan),
     }
 

@@ -15,13 +15,15 @@ HEADINGS = (
     "floor",
     "FLOPs",
     "temporary\nMB",
+    "kernels",
     "compilation,\nseconds",
     "time",
     "time\n/ floor",
 )
 EXPLANATION = (
     "Floor: the number of gradients that a step evaluates. FLOPs and time are relative to one "
-    "gradient step written by hand. The time is the median over pairs of steps that are adjacent "
+    "gradient step written by hand. Kernels: the fused loops that XLA compiles for the step, on "
+    "which its compilation depends. The time is the median over pairs of steps that are adjacent "
     "in time, with its 95% interval. `benchmarks/step_cost/__main__.py` explains missed goals."
 )
 COLORS = {"met": "green", "missed": "red"}
@@ -63,11 +65,12 @@ def markdown(record: dict[str, Any]) -> str:
 
 def _cells(one: StepCost, gradient: dict[str, Any]) -> list[str]:
     run = one.run
-    analysis = ["", "", ""]
+    analysis = ["", "", "", ""]
     if run.get("flops") is not None:
         analysis = [
             f"{run['flops'] / gradient['flops']:.2f}",
             f"{run['temporary_bytes'] / 1e6:.1f}",
+            "" if run.get("kernels") is None else f"{run['kernels']}",
             f"{run['trace_seconds'] + run['compile_seconds']:.1f}",
         ]
     relative = f"{one.time.median / one.gradients:.3f}"

@@ -104,6 +104,16 @@ def test_exchanged_records_exchange_the_verdict(tmp_path):
     assert bed.at(0.5, "sam").mean == pytest.approx(-8, abs=0.5)
 
 
+def test_of_many_beds_a_sentence_has_the_extremes(tmp_path):
+    """SAM gains -2, 0, 2 and 4 points on four beds."""
+    for points in (0, 4, -2, 2):
+        methods = {"plain": PLAIN, "sam": shifted(points)}
+        evidence = frontier(tmp_path, methods, name=f"{FOLDER}-{points}")
+    (sentence,) = [one for one in sentences(evidence) if "Its gain in points" in one]
+    low, high = re.search(r"points: from ([-+.\d]+) .* to ([-+.\d]+) \(.*\) on", sentence).groups()
+    assert (float(low), float(high)) == pytest.approx((-2, 4), abs=0.5)
+
+
 def test_methods_are_compared_at_the_same_cost(tmp_path):
     """SAM loses at the least cost and wins at the largest one."""
     (bed,) = frontier(tmp_path, {"plain": PLAIN, "sam": (0.62, 0.72, 0.82)}).beds
@@ -111,7 +121,9 @@ def test_methods_are_compared_at_the_same_cost(tmp_path):
     assert found == pytest.approx([-8, 0, 8], abs=0.5)
     (sentence,) = [one for one in sentences(read(tmp_path)) if "SAM at equal cost" in one]
     assert re.search(
-        r"is -[78]\.\d \(.*\) at cost 0.5 and \+[78]\.\d \(.*\) at cost 2 on", sentence
+        r"least cost of each bed -[78]\.\d \([^;]*\) \[0.5\] on [^;]*; "
+        r"at its largest cost \+[78]\.\d \([^;]*\) \[2\] on",
+        sentence,
     )
     assert "the interval is below zero on 1 of 1 beds" in sentence
 

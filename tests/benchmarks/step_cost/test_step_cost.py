@@ -8,7 +8,12 @@ from benchmarks.step_cost.__main__ import main
 from benchmarks.step_cost.contestants import methods
 from benchmarks.step_cost.costs import networks
 from benchmarks.step_cost.goals import goals
-from benchmarks.step_cost.timing import GRADIENT, OPTAX_SAM
+from benchmarks.step_cost.timing import (
+    GRADIENT,
+    GUARDED_OPTAX_SAM,
+    OPTAX_SAM,
+    UNGUARDED_SAM,
+)
 from tests.support import commands
 
 QUICK = ("--quick", "--models=mlp", "--methods=sam,sam:rho=0.1:every=2")
@@ -30,15 +35,17 @@ def test_the_results_say_how_they_were_made(written):
     (network,) = networks(written)
     assert (network.model, network.optimizer) == ("mlp", "sgd")
     names = [one.name for one in network.steps]
-    assert names == [GRADIENT, "sgd", "sam", "sam:rho=0.1:every=2", OPTAX_SAM]
+    own = ["sgd", "sam", "sam:rho=0.1:every=2"]
+    assert names == [GRADIENT, *own, OPTAX_SAM, UNGUARDED_SAM, GUARDED_OPTAX_SAM]
 
 
 def test_each_step_has_its_floor_its_analysis_and_its_times(written):
     steps = networks(written)[0].steps
-    assert [one.gradients for one in steps] == [1, 1, 2, 1.5, 2]
+    assert [one.gradients for one in steps] == [1, 1, 2, 1.5, 2, 2, 2]
     for one in steps:
         run = one.run
         assert min(run["flops"], run["temporary_bytes"], run["compile_seconds"]) > 0
+        assert run["kernels"] > 0
         assert len(run["seconds"]) == 3
         ratios = np.divide(run["seconds"], steps[0].run["seconds"])
         assert one.time.median == pytest.approx(np.median(ratios))
@@ -47,9 +54,47 @@ def test_each_step_has_its_floor_its_analysis_and_its_times(written):
 
 def test_each_goal_has_a_measurement_and_every_has_no_goals(written):
     found = goals(written["runs"], written["parameter_bytes"]["mlp"])
-    assert [goal.method for goal in found] == ["sam"] * 3
-    memory = found[-1]
-    assert (memory.measured <= memory.limit) == (memory.verdict == "met")
+    of_sam = [goal for goal in found if goal.method == "sam"]
+    words = [goal.goal.split()[0] for goal in of_sam]
+    assert words == ["time", "time", "temporary", "compilation"]
+    others = [(goal.method, goal.goal.split()[0]) for goal in found if goal.method != "sam"]
+    assert others == [(UNGUARDED_SAM, "time"), ("sgd", "compilation")]
+    for goal in of_sam[2:]:
+        assert (goal.measured <= goal.limit) == (goal.verdict == "met")
+
+
+@pytest.mark.parametrize(("optax_sam", "verdict"), [(10, "met"), (9, "missed")])
+def test_compilation_is_compared_with_optax(optax_sam, verdict):
+    """12 seconds are at most 1.2 times 10 seconds, and more than 1.2 times 9."""
+    seconds = {GRADIENT: 5, "sgd": 5.5, "sam": 12, OPTAX_SAM: optax_sam}
+    runs = [
+        {
+            "name": name,
+            "optimizer": "sgd",
+            "gradients": 1,
+            "temporary_bytes": 1.0,
+            "seconds": np.ones(20),
+            "trace_seconds": 1.0,
+            "compile_seconds": taken - 1.0,
+        }
+        for name, taken in seconds.items()
+    ]
+    found = {goal.method: goal for goal in goals(runs, 1) if goal.goal.startswith("compilation")}
+    assert found["sgd"].measured == pytest.approx(1.1)
+    assert found["sam"].verdict == verdict
+
+
+def test_each_sam_is_compared_with_the_one_of_optax_that_tests_as_much():
+    """Guarded with guarded, unguarded with unguarded."""
+    times = {GRADIENT: 1, "sam": 2.1, OPTAX_SAM: 2, UNGUARDED_SAM: 2.2, GUARDED_OPTAX_SAM: 2.1}
+    runs = [
+        {"name": name, "gradients": 2, "temporary_bytes": 1.0, "seconds": time * np.ones(20)}
+        for name, time in times.items()
+    ]
+    found = {goal.method: goal for goal in goals(runs, 1) if "optax" in goal.goal}
+    assert (found["sam"].measured, found["sam"].verdict) == (1, "met")
+    assert found[UNGUARDED_SAM].measured == pytest.approx(1.1)
+    assert found[UNGUARDED_SAM].verdict == "missed"
 
 
 @pytest.mark.parametrize(
