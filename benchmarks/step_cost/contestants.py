@@ -121,7 +121,7 @@ def makers(
 
     plain = Method(optimizer, no_method, 1, 1.0)
     own = {one.label: one for one in (plain, *methods(specs, optimizer))}
-    made = {
+    made: dict[str, Callable[[], Contestant]] = {
         GRADIENT: partial(by_hand, GRADIENT, 1, base),
         **{label: partial(by_flatreg, one, label) for label, one in own.items()},
         OPTAX_SAM: partial(by_hand, OPTAX_SAM, 2, optax_sam),

@@ -108,7 +108,7 @@ def _compilation(runs: list[dict[str, Any]]) -> list[Goal]:
     found = []
     for (name, other), limit in COMPILATION.items():
         # The step without a method has the name of its optimizer.
-        own = runs[0].get("optimizer") if name == PLAIN else name
+        own = runs[0].get("optimizer", "") if name == PLAIN else name
         if own in seconds and other in seconds:
             goal = f"compilation / {other}'s ≤ {limit:g}"
             found.append(_exact(own, goal, limit, seconds[own] / seconds[other]))
