@@ -84,7 +84,7 @@ def test_compilation_is_compared_with_optax(optax_sam, verdict):
     assert found["sam"].verdict == verdict
 
 
-def test_each_sam_is_compared_with_the_one_of_optax_that_tests_as_much():
+def test_guarded_is_compared_with_guarded_sam():
     """Guarded with guarded, unguarded with unguarded."""
     times = {GRADIENT: 1, "sam": 2.1, OPTAX_SAM: 2, UNGUARDED_SAM: 2.2, GUARDED_OPTAX_SAM: 2.1}
     runs = [
