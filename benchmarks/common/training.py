@@ -17,10 +17,12 @@ import optax
 
 from benchmarks.common.data import augmentation
 from benchmarks.common.methods import MOMENTUM, Method, learning_rates
+from benchmarks.common.models import convolution
 from benchmarks.common.options import Options
 from flatreg.linen import TrainState, classification_loss, make_train_step
 
 State = TypeVar("State")
+Init = Callable[[jax.Array], TrainState]
 
 
 class Program(NamedTuple):
@@ -33,7 +35,7 @@ class Program(NamedTuple):
       steps_per_epoch: the number of steps in one pass over the training set.
     """
 
-    init: Callable[[jax.Array], TrainState]
+    init: Init
     step: Callable[..., tuple[TrainState, jax.Array]]
     steps: int
     steps_per_epoch: int
@@ -82,10 +84,6 @@ def build(
     tx = optax.chain(method.transform, _base_optimizer(options, rates))
     train_step = make_train_step(classification_loss, ascent_fraction=method.ascent_fraction)
     example = x[:1]
-    model = model.clone(dtype=jnp.dtype(options.dtype))
-
-    def init(key: jax.Array) -> TrainState:
-        return TrainState.init(model, tx, key, example, train=False)
 
     def step(
         state: TrainState, order: jax.Array, x: jax.Array, y: jax.Array
@@ -100,11 +98,14 @@ def build(
         state, metrics = train_step(state, (inputs, y[batch]))
         return state, metrics["loss"]
 
-    init = jax.jit(init)
-    state, order = jax.eval_shape(init, jax.random.key(0)), jnp.zeros(len(x), jnp.int32)
+    def trace(model: nn.Module) -> tuple[Init, jax.stages.Traced]:
+        init = jax.jit(lambda key: TrainState.init(model, tx, key, example, train=False))
+        state, order = jax.eval_shape(init, jax.random.key(0)), jnp.zeros(len(x), jnp.int32)
+        return init, jax.jit(step, donate_argnums=0).trace(state, order, x, y)
+
+    init, traced = convolution.suited(trace, model.clone(dtype=jnp.dtype(options.dtype)))
     # Compile ahead of time, so that no measured epoch includes the compilation.
-    compiled = jax.jit(step, donate_argnums=0).lower(state, order, x, y).compile()
-    return Program(init, compiled, total, steps_per_epoch)
+    return Program(init, traced.lower().compile(), total, steps_per_epoch)
 
 
 def epochs(program: Program, seed: int, x: jax.Array, y: jax.Array) -> Iterator[Epoch[TrainState]]:

@@ -26,18 +26,19 @@ Where a goal is missed, these are the causes:
 2. In the meantime, the two new moments of AdamW occupy temporary memory: two copies of the
    parameters.
 3. The sums and norms of the four gradients of gam_accelerated also read and write memory.
-4. On a CPU, the convolutions are computed as products of patches
-   (`benchmarks/common/models/convolution.py`), which an exact Hessian-vector product keeps. This
-   takes 3.7 times the memory of the gradient for the CNN, and 2.5 times with XLA's own convolution.
+4. On a CPU, convolutions in a `lax.cond`, a loop or a `vmap` over kernels are computed as products
+   of patches (`benchmarks/common/models/convolution.py`), because XLA's own convolution takes 40
+   times as long there. An exact Hessian-vector product keeps the patches.
 5. penalized_gradient mixes the clean gradient with the second one and therefore keeps it during the
    second pass: one copy of the parameters more than SAM.
 
 With `--alternatives`, the command compares parts of flatreg with functions of JAX and Optax that
 could replace them, and prints one table: its microbatches with `optax.microbatch`, its statistics
-of per-example gradients with `optax.microbatching.micro_grad`, and the dense `jnp.linalg.eigh` of
-the matrix of a Lanczos iteration with `jax.scipy.linalg.eigh_tridiagonal`. The docstrings of
-`flatreg/_core/batches.py`, `flatreg/_core/krylov.py` and
-`flatreg/measures/implicit_regularization/gradient_noise.py` say what follows from it.
+of per-example gradients with `optax.microbatching.micro_grad`, the dense `jnp.linalg.eigh` of the
+matrix of a Lanczos iteration with `jax.scipy.linalg.eigh_tridiagonal`, and the convolutions of the
+benchmarks with XLA's. The docstrings of `flatreg/_core/batches.py`, `flatreg/_core/krylov.py`,
+`flatreg/measures/implicit_regularization/gradient_noise.py` and
+`benchmarks/common/models/convolution.py` say what follows from it.
 """
 
 import argparse

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import optax
 
 from benchmarks.common.methods import METHODS, Method, parse
+from benchmarks.common.models import convolution
 from benchmarks.step_cost.timing import (
     GRADIENT,
     GUARDED_OPTAX_SAM,
@@ -95,7 +96,9 @@ def makers(
     """
     base = OPTIMIZERS[optimizer]()
     no_method = optax.with_extra_args_support(optax.identity())
-    compiled = partial(_compiled, batch=batch, options={} if optimized else UNOPTIMIZED)
+    compiled = partial(
+        _compiled, model=model, batch=batch, options={} if optimized else UNOPTIMIZED
+    )
     init = jax.jit(partial(model.init, train=False))
     variables = init(jax.random.key(0), batch[0][:1])
     ascent = optax.chain(
@@ -104,20 +107,21 @@ def makers(
     optax_sam = optax.contrib.sam(OPTIMIZERS[optimizer](), ascent, opaque_mode=True)
 
     def by_hand(name: str, gradients: float, tx: optax.GradientTransformation) -> Contestant:
-        return Contestant(name, gradients, *compiled(*_by_hand(model, tx, variables)))
+        return Contestant(name, gradients, *compiled(partial(_by_hand, tx, variables)))
 
     def by_flatreg(method: Method, name: str, **options: Any) -> Contestant:
-        state = TrainState.create(
-            apply_fn=model.apply,
-            params=_copy(variables["params"]),
-            batch_stats=_copy(variables.get("batch_stats", {})),
-            tx=optax.chain(method.transform, base),
-            key=jax.random.key(1),
-        )
-        step = make_train_step(
-            classification_loss, ascent_fraction=method.ascent_fraction, **options
-        )
-        return Contestant(name, method.cost, *compiled(step, state))
+        def problem(model: nn.Module) -> tuple[Step, TrainState]:
+            state = TrainState.create(
+                apply_fn=model.apply,
+                params=_copy(variables["params"]),
+                batch_stats=_copy(variables.get("batch_stats", {})),
+                tx=optax.chain(method.transform, base),
+                key=jax.random.key(1),
+            )
+            fraction = method.ascent_fraction
+            return make_train_step(classification_loss, ascent_fraction=fraction, **options), state
+
+        return Contestant(name, method.cost, *compiled(problem))
 
     plain = Method(optimizer, no_method, 1, 1.0)
     own = {one.label: one for one in (plain, *methods(specs, optimizer))}
@@ -134,7 +138,7 @@ def makers(
 
 
 def _by_hand(
-    model: nn.Module, tx: optax.GradientTransformation, variables: Any
+    tx: optax.GradientTransformation, variables: Any, model: nn.Module
 ) -> tuple[Step, Any]:
     """Returns the step that one would write without flatreg, and its first state."""
     tx = optax.with_extra_args_support(tx)
@@ -175,17 +179,43 @@ def _copy(tree: Any) -> Any:
     return jax.tree.map(jnp.copy, tree)
 
 
+class _Traced(NamedTuple):
+    """The first state of a traced step, and when tracing began and ended."""
+
+    state: Any
+    begin: float
+    end: float
+
+
 def _compiled(
-    step: Step, state: Any, batch: Batch, options: dict[str, Any]
+    problem: Callable[[nn.Module], tuple[Step, Any]],
+    model: nn.Module,
+    batch: Batch,
+    options: dict[str, Any],
 ) -> tuple[Run, dict[str, float]]:
-    """Compiles a step; returns how to run it, and what compiling took and XLA reports."""
-    begin = time.perf_counter()
-    lowered = jax.jit(step, donate_argnums=0).lower(state, batch)
-    traced = time.perf_counter()
+    """Compiles a step; returns how to run it, and what compiling took and XLA reports.
+
+    Args:
+      problem: returns the step for a network, and its first state.
+      model: the network.
+      batch: images and labels.
+      options: the options of the compiler.
+    """
+
+    def trace(model: nn.Module) -> tuple[_Traced, jax.stages.Traced]:
+        step, state = problem(model)
+        begin = time.perf_counter()
+        traced = jax.jit(step, donate_argnums=0).trace(state, batch)
+        return _Traced(state, begin, time.perf_counter()), traced
+
+    (state, begin, end), traced = convolution.suited(trace, model)
+    lowering = time.perf_counter()
+    lowered = traced.lower()
+    compiling = time.perf_counter()
     program = lowered.compile(options)
     analysis = {
-        "trace_seconds": traced - begin,
-        "compile_seconds": time.perf_counter() - traced,
+        "trace_seconds": end - begin + compiling - lowering,
+        "compile_seconds": time.perf_counter() - compiling,
         "flops": (program.cost_analysis() or {}).get("flops", math.nan),
         "kernels": (program.as_text() or "").count(" fusion("),
         "temporary_bytes": getattr(program.memory_analysis(), "temp_size_in_bytes", math.nan),

@@ -1,13 +1,23 @@
 """Convolution as a matrix product of patches and kernel, for CPUs.
 
 On a CPU, XLA's convolution is many times slower inside control flow (jax-ml/jax #12868), which the
-measures of flatness and `flatreg.every` use. A matrix product is equally fast inside and outside.
+measures of flatness and `flatreg.every` use: 40 times for the gradient of two layers. A matrix
+product is equally fast inside and outside. At the top level of a program, XLA's convolution takes
+two thirds of the time for a gradient, and for a Hessian-vector product 40% of the time and half the
+memory (`python -m benchmarks.step_cost --alternatives`). `suited` therefore chooses for each
+program.
 """
 
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
+
+CONTROL_FLOW = ("cond", "scan", "while")
+T = TypeVar("T")
 
 
 def by_patches(
@@ -48,3 +58,41 @@ def by_patches(
     ]
     rows, matrix = jnp.concatenate(patches, axis=-1), kernel.reshape(-1, outputs)
     return jnp.matmul(rows, matrix, precision=settings.get("precision"))
+
+
+def suited(
+    trace: Callable[[nn.Module], tuple[T, jax.stages.Traced]], model: nn.Module
+) -> tuple[T, jax.stages.Traced]:
+    """Traces a program with XLA's convolution, or with patches if XLA's would be slow in it.
+
+    Args:
+      trace: returns anything that belongs to the program of a network, and the traced program.
+      model: the network. Only one that convolves by patches has a choice.
+
+    Returns:
+      What `trace` returns for the network that suits the program.
+    """
+    if getattr(model, "convolve", None) is not by_patches:
+        return trace(model)
+    found = trace(model.clone(convolve=jax.lax.conv_general_dilated))
+    return trace(model) if any(map(_is_slow, _convolutions(found[1].jaxpr.jaxpr))) else found
+
+
+def _convolutions(jaxpr: Jaxpr, inside: bool = False) -> Iterator[tuple[JaxprEqn, bool]]:
+    """Yields the convolutions of a program, and whether they are inside control flow."""
+    for equation in jaxpr.eqns:
+        name = equation.primitive.name
+        if name == "conv_general_dilated":
+            yield equation, inside
+        is_program = lambda x: isinstance(x, (Jaxpr, ClosedJaxpr))  # noqa: E731
+        for part in jax.tree.leaves(equation.params, is_leaf=is_program):
+            if is_program(part):
+                part = part.jaxpr if isinstance(part, ClosedJaxpr) else part
+                yield from _convolutions(part, inside or name in CONTROL_FLOW)
+
+
+def _is_slow(convolution: tuple[JaxprEqn, bool]) -> bool:
+    """Returns whether XLA is slow on a CPU: in control flow, or with groups, as under `vmap`."""
+    equation, inside = convolution
+    groups = equation.params["feature_group_count"] * equation.params["batch_group_count"]
+    return inside or groups > 1

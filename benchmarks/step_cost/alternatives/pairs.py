@@ -10,6 +10,7 @@ import numpy as np
 import optax
 
 import flatreg
+from benchmarks.common.models.convolution import by_patches
 from flatreg import measures
 
 PARTS = 4  # microbatches
@@ -21,18 +22,22 @@ class Sizes(NamedTuple):
     Attributes:
       widths: the widths of an MLP, from the inputs to the classes.
       examples: the number of examples in a batch.
+      channels: the channels of a convolutional network, from the images.
+      image: the height and the width of an image.
       steps: the numbers of steps of Lanczos iterations, which are the sizes of their matrices.
       rounds: how often each program is timed.
     """
 
     widths: tuple[int, ...]
     examples: int
+    channels: tuple[int, ...]
+    image: int
     steps: tuple[int, ...]
     rounds: int
 
 
-LARGE = Sizes((256, 512, 512, 10), 128, (20, 60), 40)
-SMALL = Sizes((8, 8, 4), 8, (6,), 2)
+LARGE = Sizes((256, 512, 512, 10), 128, (3, 32, 64), 32, (20, 60), 40)
+SMALL = Sizes((8, 8, 4), 8, (3, 4), 6, (6,), 2)
 
 
 class Pair(NamedTuple):
@@ -71,6 +76,20 @@ def pairs(sizes: Sizes) -> Iterator[Pair]:
         ways = {"flatreg": _statistics(loss_fn), "optax micro_grad": _optax_statistics(loss_fn)}
         exact = _in_float64(_variance(loss_fn), args)
         yield Pair(f"variance of the gradients {name}", ways, args, _relative_to(exact))
+    args = _images(sizes)
+    convolutions: dict[str, Callable[..., Any]] = {
+        "patches": by_patches,
+        "XLA": jax.lax.conv_general_dilated,
+    }
+    gradients = {name: _gradient_with(one) for name, one in convolutions.items()}
+    for name, ways in (
+        ("gradient", gradients),
+        ("HVP", {name: _product(way) for name, way in gradients.items()}),
+    ):
+        exact = _in_float64(ways["XLA"], args)
+        yield Pair(f"{name}, convolutions", ways, args, _relative_to(exact))
+        in_branch = {name: _in_branch(way) for name, way in ways.items()}
+        yield Pair(f"{name}, convolutions in a cond", in_branch, args, _relative_to(exact))
     for steps in sizes.steps:
         solvers = {"jnp.linalg.eigh": _dense, "jax eigh_tridiagonal": _tridiagonal}
         for name, diagonal, off in (
@@ -156,6 +175,48 @@ def _variance(loss_fn: Callable[..., Any]) -> Callable[..., Any]:
         return sum(jnp.var(g, axis=0).sum() for g in jax.tree.leaves(jax.vmap(of_one)(*batch)))
 
     return variance
+
+
+def _images(sizes: Sizes) -> tuple[Any, ...]:
+    """Returns the kernels of a convolutional network and a batch of images."""
+    *keys, key = jax.random.split(jax.random.key(0), len(sizes.channels))
+    shapes = zip(keys, itertools.pairwise(sizes.channels), strict=True)
+    kernels = [jax.random.normal(k, (3, 3, *shape)) / (9 * shape[0]) ** 0.5 for k, shape in shapes]
+    shape = sizes.examples, sizes.image, sizes.image, sizes.channels[0]
+    return kernels, jax.random.normal(key, shape)
+
+
+def _gradient_with(convolve: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns the gradient of the mean square of a convolutional network's outputs."""
+
+    def loss(kernels: Any, x: jax.Array) -> jax.Array:
+        for kernel in kernels:
+            x = jax.nn.gelu(
+                convolve(
+                    x,
+                    kernel,
+                    (2, 2),
+                    "SAME",
+                    lhs_dilation=(1, 1),
+                    rhs_dilation=(1, 1),
+                    dimension_numbers=("NHWC", "HWIO", "NHWC"),
+                    feature_group_count=1,
+                )
+            )
+        return jnp.mean(x**2)
+
+    return jax.grad(loss)
+
+
+def _in_branch(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns the same function inside a `lax.cond`, whose branch XLA cannot know."""
+
+    def either(params: Any, *batch: Any) -> Any:
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        compute = lambda params: function(params, *batch)  # noqa: E731
+        return jax.lax.cond(params[0].sum() < jnp.inf, compute, lambda params: zeros, params)
+
+    return either
 
 
 def _dense(diagonal: jax.Array, off: jax.Array) -> Any:

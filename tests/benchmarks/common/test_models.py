@@ -81,3 +81,41 @@ def test_convolution_by_patches_matches_xla(padding, strides):
     params = layers[0].init(keys[1], x)
     expected, found = (layer.apply(params, x) for layer in layers)
     np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def at_top_level(gradient, params, x):
+    return gradient(params, x)
+
+
+def in_scan(gradient, params, x):
+    return jax.lax.scan(lambda carry, _: (gradient(carry, x), None), params, length=2)[0]
+
+
+def in_branch(gradient, params, x):
+    return jax.lax.cond(x.sum() > 0, gradient, lambda params, _: params, params, x)
+
+
+def with_many_kernels(gradient, params, x):
+    """Each copy of the kernels has its own images, which makes a convolution with groups."""
+    copies = jax.tree.map(lambda w: jnp.stack([w, 2 * w]), params)
+    return jax.vmap(gradient)(copies, x[:, None])
+
+
+@pytest.mark.parametrize(
+    ("place", "patches"),
+    [(at_top_level, False), (in_scan, True), (in_branch, True), (with_many_kernels, True)],
+    ids=["top level", "scan", "cond", "vmap"],
+)
+def test_each_program_gets_the_convolution_that_suits_it(place, patches):
+    x = jnp.ones((2, 6, 6, 3))
+    model = build.build("cnn", Dataset(x, jnp.zeros(2), x, jnp.zeros(2), 5), channels=(4,))
+    model = model.clone(convolve=convolution.by_patches)  # which is the default on a CPU
+    params = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), x)
+
+    def trace(model):
+        gradient = jax.grad(lambda params, x: jnp.sum(model.apply(params, x, train=False) ** 2))
+        return model, jax.jit(functools.partial(place, gradient)).trace(params, x)
+
+    chosen, traced = convolution.suited(trace, model)
+    assert (chosen.convolve is convolution.by_patches) == patches
+    assert ("conv_general_dilated" in str(traced.jaxpr)) != patches
