@@ -20,5 +20,7 @@ def in_float32_or_wider(params: Params) -> Params:
 
 
 def times(factors: Params | None, tree: Grads) -> Grads:
-    """Returns T·x, where T has one factor per weight or leaf, or x if ``factors`` is None."""
-    return tree if factors is None else jax.tree.map(jnp.multiply, factors, tree)
+    """Returns T·x in the dtypes of x, with one factor per weight or leaf; x if there are none."""
+    if factors is None:
+        return tree
+    return jax.tree.map(lambda t, x: jnp.asarray(t, x.dtype) * x, factors, tree)

@@ -1,6 +1,7 @@
 """Properties of every measure: devices, precision and errors; and curvature of a convolution."""
 
 import functools
+import inspect
 
 import jax
 import jax.numpy as jnp
@@ -150,6 +151,38 @@ def test_bfloat16_parameters_are_measured_in_float32(name):
     actual, expected = (jax.jit(MEASURES[name])(loss(), w, KEY) for w in both)
     assert_close(actual, expected, 1e-5)
     assert {x.dtype for x in jax.tree.leaves(actual)} == {np.dtype(np.float32)}
+
+
+def test_the_loss_may_be_wider_than_the_parameters(x64):
+    """A loss in float64 of parameters in float32, for example because the data are in float64."""
+    params = {"kernel": jnp.ones((2, 2), jnp.float32), "bias": jnp.ones(2, jnp.float32)}
+    x = np.random.default_rng(0).normal(size=(3, 2))
+
+    def loss_fn(params):
+        return jnp.mean(jnp.tanh(x @ params["kernel"] + params["bias"]) ** 2)
+
+    assert jax.eval_shape(loss_fn, params).dtype == np.float64
+    for measure in MEASURES.values():
+        jax.eval_shape(lambda w, measure=measure: measure(loss_fn, w, KEY), params)
+
+
+def test_factors_may_be_wider_than_the_parameters(x64):
+    """Factors in float64, such as an array of NumPy, of parameters in float32."""
+    options = {"scale": lambda params: np.array([1.0, 2.0, 3.0])}
+    required = {"key": KEY, "rho": 0.1, "sigma": 0.1, "sigmas": jnp.array([0.1]), "drop": 0.1}
+    params = jnp.ones(3, jnp.float32)
+
+    def loss_fn(w):
+        return jnp.sum(jnp.array([1.0, 2.0, 4.0], jnp.float32) * w**2) / 2
+
+    functions = filter(inspect.isfunction, (getattr(measures, name) for name in measures.__all__))
+    signatures = {function: inspect.signature(function).parameters for function in functions}
+    scaled = {function: names for function, names in signatures.items() if "scale" in names}
+    assert measures.top_eigenpairs in scaled
+    for function, names in scaled.items():
+        given = {name: value for name, value in required.items() if name in names} | options
+        jax.eval_shape(lambda w, f=function, given=given: f(loss_fn, w, **given), params)
+    assert measures.trace(loss_fn, params, probes=None, **options).value == 1 + 2 * 4 + 4 * 9
 
 
 @pytest.mark.slow

@@ -128,7 +128,7 @@ def ball_around(
 
     def rise(delta: jax.Array) -> tuple[jax.Array, jax.Array]:
         value, slope = jax.value_and_grad(loss_at)(delta)
-        return value - loss, slope
+        return (value - loss).astype(delta.dtype), slope
 
     def product(delta: jax.Array, v: jax.Array) -> jax.Array:
         return scaled_curvature(loss_fn, moved(delta), curvature, factors).matvec(v)

@@ -133,7 +133,7 @@ def local_learning_coefficient(
 
     def energy(w: jax.Array) -> tuple[jax.Array, jax.Array]:
         """The negative logarithm of the density, and nβ(L(w) − L(θ))."""
-        rise = temperature * (loss_fn(to_tree(w)) - loss)
+        rise = temperature * (loss_fn(to_tree(w)) - loss).astype(w.dtype)
         offset = w - center
         return rise + localization * matmul(offset, offset) / 2, rise
 

@@ -155,7 +155,7 @@ def worst_case_sharpness(
     loss = jnp.asarray(loss_fn(params))
 
     def rise(delta: jax.Array) -> jax.Array:
-        return loss_fn(point_at(delta)) - loss
+        return (loss_fn(point_at(delta)) - loss).astype(delta.dtype)
 
     center = jnp.zeros_like(flat)
     starts = [center]
