@@ -339,6 +339,18 @@ def test_equal_layers_share_one_loop_if_traced():
         assert bound.layers[f"{i}"] == pytest.approx(norm)
 
 
+def test_a_long_kernel_needs_no_square_matrix_if_traced():
+    """A kernel with 4096 inputs and 2 outputs needs much less memory than 4096² numbers."""
+
+    def bound(kernel):
+        x = jax.ShapeDtypeStruct((1, 4096), jnp.float64)
+        return lipschitz.lipschitz_bound(lambda kernel, x: x @ kernel, kernel, x).upper
+
+    kernel = jax.ShapeDtypeStruct((4096, 2), jnp.float64)
+    memory = jax.jit(bound).lower(kernel).compile().memory_analysis()
+    assert memory.temp_size_in_bytes < 8 * 4096 * 2 * 20
+
+
 def test_norms_of_concrete_layers_compile_nothing(caplog):
     """Further convolutions of other shapes, strides and groups, and the values inside ``jit``."""
 

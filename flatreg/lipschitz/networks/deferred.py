@@ -123,7 +123,9 @@ def _norm(kernel: Any, linear_map: Convolution | None) -> Any:
     xp = module_of(kernel)
     if xp is np and not np.isfinite(kernel).all():
         return kernel.dtype.type(np.nan)
-    largest = xp.max(xp.linalg.svd(kernel, compute_uv=False), initial=0)
+    # With full matrices, XLA would allocate them although it does not compute them.
+    values = xp.linalg.svd(kernel, full_matrices=False, compute_uv=False)
+    largest = xp.max(values, initial=0)
     # The computed singular values have errors of a few ε times the largest one.
     rounding = 4 * float(np.finfo(kernel.dtype).eps)
     return largest * (1 + rounding)

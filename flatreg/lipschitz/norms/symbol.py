@@ -81,7 +81,7 @@ def _grids(axes: tuple[Axis, ...], tolerance: float) -> list[Grid]:
 
 
 def _singular_values(matrices: jax.Array) -> jax.Array:
-    values: jax.Array = jnp.linalg.svd(matrices, compute_uv=False)
+    values: jax.Array = jnp.linalg.svd(matrices, full_matrices=False, compute_uv=False)
     return values
 
 
