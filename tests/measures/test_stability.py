@@ -137,6 +137,7 @@ def found(tx, params, **options):
         tx.init(params),
         params,
         grad_fn=jax.grad(lambda p: sum(map(jnp.sum, jax.tree.leaves(p)))),
+        value=jnp.zeros(()),
     )[1]
     numbers = dict.fromkeys(Hyperparameters._fields)
     given = Hyperparameters(**{**numbers, "learning_rate": 0.1, "nesterov": False, **options})
@@ -168,6 +169,27 @@ def test_adam_is_found_in_any_chain(name):
     hidden = 0.0 if name == "partition" else 1.0
     np.testing.assert_allclose(optimizer.factors["w"], np.ones((2, 2)), rtol=1e-6)
     np.testing.assert_allclose(optimizer.factors["b"], np.full(2, hidden), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "tx",
+    [
+        optax.chain(flatreg.when_sharp(flatreg.sam(0.1)), ADAM),
+        optax.chain(ADAM, optax.contrib.reduce_on_plateau()),
+        flatreg.revisit(ADAM),
+    ],
+    ids=["when_sharp", "reduce_on_plateau", "revisit"],
+)
+def test_scalars_in_a_state_are_no_moments_of_one_scalar(tx):
+    """The only parameter is a scalar, and so are numbers that other links of the chain keep."""
+    optimizer = found(tx, jnp.zeros(()), b2=0.5)
+    np.testing.assert_allclose((optimizer.threshold, optimizer.factors), (38 / 0.1, 1), rtol=1e-6)
+
+
+def test_rmsprop_that_corrects_the_bias_has_its_default_decay():
+    """After one gradient of one, v̂ = 1 and P = 1."""
+    optimizer = found(optax.rmsprop(0.1, bias_correction=True), jnp.zeros(3))
+    np.testing.assert_allclose(optimizer.factors, np.ones(3), rtol=1e-6)
 
 
 def test_injected_numbers_are_read_from_the_state():

@@ -30,6 +30,8 @@ from flatreg.typing import Params, Scalar
 _ADAM = ("ScaleByAdamState",)
 _RMSPROP = ("ScaleByRmsState", "ScaleByRmsWithCountState")
 _MOMENTUM = ("TraceState",)
+# States with scalars of their own, which look like moments if the parameters are one scalar.
+_WITHOUT_MOMENTS = ("ReduceLROnPlateauState", "RevisitState", "WhenSharpState")
 
 
 class Hyperparameters(NamedTuple):
@@ -196,6 +198,8 @@ def _optimizers(state: Any, params: Params, hyperparams: dict[str, Any]) -> Iter
 def _is_optimizer(state: Any, params: Params) -> bool:
     if type(state).__name__ in (*_ADAM, *_RMSPROP, *_MOMENTUM):
         return True
+    if type(state).__name__ in _WITHOUT_MOMENTS:
+        return False
     if holds_optimizer(state) and not any(map(holds_optimizer, state)):
         return True
     return any(_shaped_like(part, params) for part in state)
@@ -224,7 +228,8 @@ def _factors(found: _Found, params: Params, given: Hyperparameters) -> Params:
         eps_root = _first(given.eps_root, injected.get("eps"), 1e-8)
     correction = jnp.ones(())
     if "count" in state._fields:
-        b2 = _first(given.b2, injected.get("b2"), injected.get("decay"), 0.999)
+        default = 0.999 if found.kind in _ADAM else 0.9
+        b2 = _first(given.b2, injected.get("b2"), injected.get("decay"), default)
         count = jax.tree.leaves(state.count)[0]
         correction = jnp.where(count == 0, 1, 1 - jnp.asarray(b2, jnp.float32) ** count)
     weights, moments = jax.tree.leaves(widened(params)), _leaves_and_masked(state.nu)

@@ -115,7 +115,8 @@ def stability(
         ``optax.inject_hyperparams``, otherwise 0.
       b1: β₁ of Adam. By default the value in the state of ``inject_hyperparams``, otherwise 0.9.
       b2: the decay of the second moments, for v̂ = v/(1 − b2^count). By default the value in the
-        state of ``inject_hyperparams``, otherwise 0.999. RMSProp corrects no bias by default.
+        state of ``inject_hyperparams``, otherwise 0.999 for Adam and 0.9 for RMSProp, which
+        corrects the bias only with ``bias_correction=True``.
       eps: ε in P = √(v̂ + ``eps_root``) + ε. By default the value in the state of
         ``inject_hyperparams``, otherwise 1e-8 for Adam, and 0 for RMSProp.
       eps_root: the number inside the square root. By default 0 for Adam. For RMSProp, 1e-8, which
