@@ -147,6 +147,7 @@ def check_wrapped_update(name: str, updates: Grads, params: Params | None) -> No
     if params is None:
         raise ValueError(f"{name} needs the parameters: write {call}.")
     check_arrays(name, params)
+    check_real(name, params)
     if not alike(updates, params):
         raise ValueError(
             f"{name} needs a gradient shaped like params, but "
@@ -180,12 +181,7 @@ def check_update(name: str, updates: Grads, params: Params | None, grad_fn: Any)
         raise TypeError(f"{name} needs grad_fn to be a function, got {grad_fn!r}: write {UPDATE}.")
     check_unmasked(name, params)
     check_arrays(name, params)
-    if any(jnp.iscomplexobj(x) for x in jax.tree.leaves(params)):
-        raise TypeError(
-            f"{name} needs real parameters, because the ascent direction of a complex gradient is "
-            "its conjugate. Train the pair (w.real, w.imag) and build the complex weights inside "
-            "the loss: w = jax.lax.complex(real, imag)."
-        )
+    check_real(name, params)
     if any(x.dtype == jax.dtypes.float0 for x in jax.tree.leaves(updates) if hasattr(x, "dtype")):
         raise TypeError(
             f"{name} got a gradient with respect to integers: keep integers out of params, and "
@@ -218,6 +214,16 @@ def check_arrays(name: str, params: Params) -> None:
         raise TypeError(
             f"{name} needs parameters that are arrays, but these leaves are not: "
             f"{_listed(map(repr, others))}. {PARTITION}"
+        )
+
+
+def check_real(name: str, params: Params) -> None:
+    """Checks that no leaf of the parameters is complex."""
+    if any(jnp.iscomplexobj(x) for x in jax.tree.leaves(params)):
+        raise TypeError(
+            f"{name} needs real parameters, because the ascent direction of a complex gradient is "
+            "its conjugate. Train the pair (w.real, w.imag) and build the complex weights inside "
+            "the loss: w = jax.lax.complex(real, imag)."
         )
 
 

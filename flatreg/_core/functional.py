@@ -112,7 +112,12 @@ def functional_value_and_grad_fn(
         def clean(params: Params, args: Args) -> tuple[ValueAndAux, Grads]:
             """L(θ), its gradient, and in aux the cotangent ∇ℓ(F(θ))."""
             outputs, pull_back, rest = jax.vjp(lambda p: network(p, args), params, has_aux=True)
-            loss_of = lambda x: loss_and_aux(loss(_joined(x, rest), *args), has_aux)  # noqa: E731
+
+            def loss_of(floating: Any) -> ValueAndAux:
+                out = loss(_joined(floating, rest), *args)
+                call = "functional_value_and_grad_fn(apply_fn, loss_fn, has_aux=True)"
+                return loss_and_aux(out, has_aux, call)
+
             (value, aux), cotangent = jax.value_and_grad(loss_of, has_aux=True)(outputs)
             return (value, (aux, PerPart(cotangent))), pull_back(cotangent)[0]
 

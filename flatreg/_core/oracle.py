@@ -181,13 +181,12 @@ def _value_and_grad(loss_fn: Callable[..., Any], has_aux: bool) -> Evaluate:
     return jax.value_and_grad(evaluated, has_aux=True)
 
 
-def loss_and_aux(out: Any, has_aux: bool) -> ValueAndAux:
-    """What the loss returned, with None for aux without ``has_aux``."""
+def loss_and_aux(
+    out: Any, has_aux: bool, call: str = "value_and_grad_fn(loss_fn, has_aux=True)"
+) -> ValueAndAux:
+    """What the loss returned, with None for aux without ``has_aux``; errors show ``call``."""
     if isinstance(out, tuple) and not has_aux:
-        raise TypeError(
-            "the loss returns a tuple: write value_and_grad_fn(loss_fn, has_aux=True), which "
-            "expects (loss, aux)."
-        )
+        raise TypeError(f"the loss returns a tuple: write {call}, which expects (loss, aux).")
     return out if has_aux else (out, None)
 
 

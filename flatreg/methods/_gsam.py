@@ -15,7 +15,7 @@ from typing import Any
 import jax.numpy as jnp
 import optax
 
-from flatreg._core.checks import check_nonnegative, check_scale, checked_scale
+from flatreg._core.checks import check_nonnegative, check_scale, checked_scale, is_number
 from flatreg._core.directions import from_direction
 from flatreg._core.tree import inner, mix, shift, unit
 from flatreg.typing import GradFn, Grads, Method, Params, Scalar, ScalarOrSchedule, Scale
@@ -131,7 +131,7 @@ def radius_schedule(
         )
     check_nonnegative(rho_max=rho_max, rho_min=rho_min)
     both = learning_rate_max, learning_rate_min
-    if all(isinstance(x, int | float) for x in both) and not learning_rate_min < learning_rate_max:
+    if all(map(is_number, both)) and not learning_rate_min < learning_rate_max:
         raise ValueError(
             f"learning_rate_max must be above learning_rate_min, got {learning_rate_max} and "
             f"{learning_rate_min}: for a constant learning rate, write rho={rho_max}."

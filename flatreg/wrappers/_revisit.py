@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import optax
 
 from flatreg._core.checks import (
+    check_arrays,
     check_nonnegative,
     check_scalars,
     check_scale,
@@ -158,6 +159,7 @@ def revisit(
         return count % group, count // group % visits
 
     def init(params: Params) -> Any:
+        check_arrays("revisit", params)
         return RevisitState(
             count=jnp.zeros((), jnp.int32),
             directions=jax.tree.map(
@@ -293,6 +295,8 @@ def _hash_of_bits(x: jax.Array) -> jax.Array:
         x = jnp.stack([x.real, x.imag])
     if x.dtype == bool:
         x = x.astype(jnp.uint8)
+    if _bits(x.dtype) < 8:  # int4 and float4, whose bits XLA does not convert to those of a byte
+        x = x.astype(jnp.float32)
     width = min(8 * x.dtype.itemsize, 32)
     bits = jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{width}")).astype(jnp.uint32)
     numbers = jnp.zeros(bits.shape, jnp.uint32)  # not flattened, so that it stays sharded
@@ -300,6 +304,12 @@ def _hash_of_bits(x: jax.Array) -> jax.Array:
         along = jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
         numbers = numbers * jnp.uint32(size) + along
     return jnp.sum(_mixed(bits + _mixed(numbers)), dtype=jnp.uint32)
+
+
+def _bits(dtype: Any) -> int:
+    """The number of bits of an integer or a real floating-point number."""
+    info: Any = jnp.iinfo if jnp.issubdtype(dtype, jnp.integer) else jnp.finfo
+    return int(info(dtype).bits)
 
 
 def _mixed(x: jax.Array) -> jax.Array:

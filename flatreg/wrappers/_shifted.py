@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from flatreg._core.checks import (
+    check_arrays,
     check_nonnegative,
     check_scalars,
     check_scale,
@@ -63,6 +64,7 @@ def shifted(
     check_scale(scale)
 
     def init(params: Params) -> Any:
+        check_arrays(name, params)
         return ShiftedState(jnp.zeros((), jnp.int32), wide_zeros(params), base.init(params))
 
     def update(

@@ -203,6 +203,7 @@ def test_a_step_of_a_cnn_costs_at_most_5_percent_more(name):
         (lambda: lipschitz.orthogonality_penalty(-1), "penalty must be"),
         (lambda: lipschitz.project_spectral_norm(-1.0), "bound must be"),
         (lambda: lipschitz.project_spectral_norm(0), "a positive bound"),
+        (lambda: lipschitz.project_spectral_norm(np.float32(0)), "a positive bound"),
         (lambda: lipschitz.project_spectral_norm(1.0, norm="exact"), "'power' or 'upper_bound'"),
         (
             lambda: lipschitz.project_norm(1, 1.0, operators=OPERATORS).init(PARAMS),

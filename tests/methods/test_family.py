@@ -256,7 +256,11 @@ class TestRadiusSchedule:
             flatreg.radius_schedule(rate, 0.1, learning_rate_max=0.1)
 
     def test_an_empty_range_of_learning_rates_raises(self):
-        with pytest.raises(ValueError, match=r"learning_rate_max must be above.*write rho=0\.1"):
-            flatreg.radius_schedule(
-                optax.constant_schedule(0.1), 0.1, learning_rate_max=0.1, learning_rate_min=0.1
-            )
+        for rate in (0.1, np.float32(0.1)):
+            with pytest.raises(ValueError, match=r"learning_rate_max must be .*write rho=0\.1"):
+                flatreg.radius_schedule(
+                    optax.constant_schedule(0.1),
+                    0.1,
+                    learning_rate_max=rate,
+                    learning_rate_min=rate,
+                )

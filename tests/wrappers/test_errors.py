@@ -46,6 +46,11 @@ def test_missing_parameters_and_wrong_gradients_raise(wrap):
         tx.update((jnp.ones(()), g), tx.init(params), params)
     with pytest.raises(TypeError, match="parameters that are arrays"):
         tx.update(g | {"out": "x"}, tx.init(params), params | {"out": "x"})
+    with pytest.raises(TypeError, match=r"parameters that are arrays, .*eqx\.partition"):
+        tx.init(params | {"out": jnp.tanh})
+    w = jnp.array([1 + 1j])
+    with pytest.raises(TypeError, match=r"needs real parameters, .*conjugate"):
+        tx.update(w, tx.init(w), w)
 
 
 @pytest.mark.parametrize("number", [0, -1, 2.5, "4", None])
@@ -138,8 +143,8 @@ def test_fingerprints_count_batches_in_the_wrong_order(order, wrong):
     assert mismatches(order) == wrong
 
 
-@pytest.mark.nightly_except("float32", "uint8")
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.int32, jnp.uint8, bool])
+@pytest.mark.nightly_except("float32", "uint8", "int4")
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.int32, jnp.uint8, jnp.int4, bool])
 def test_a_fingerprint_depends_on_every_entry_and_the_order(dtype):
     x = (jnp.arange(24).reshape(4, 6) % 5 == 0).astype(dtype)
     seen = {int(flatreg.batch_fingerprint(x))}

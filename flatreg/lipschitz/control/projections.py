@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from flatreg._core.checks import check_nonnegative, check_scalars
+from flatreg._core.checks import check_nonnegative, check_scalars, is_number
 from flatreg._core.tree import map_named, named_leaves, with_standard_promotion
 from flatreg.lipschitz.control.kernels import (
     LayerMap,
@@ -311,7 +311,7 @@ def _projection(
     """
     check_scalars(bound=bound)
     check_nonnegative(bound=bound)
-    if isinstance(bound, int | float) and bound == 0:
+    if is_number(bound) and bound == 0:
         raise ValueError(f"{name} needs a positive bound, got {bound}: write bound=1.0.")
 
     def init(params: Params) -> PowerState:
