@@ -77,8 +77,8 @@ def _frontiers(file: pathlib.Path, evidence: Evidence) -> None:
     figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
     figure.suptitle(
         "Mean test accuracy against gradients, every point tuned on a validation set. Ring: the "
-        "best cost by that set.\nDashed: the plain optimizer there. Intervals are in the figure of "
-        "each bed.",
+        "best cost by that set.\nDashed: the plain optimizer there. Points far below are cut off. "
+        "Intervals are in the figure of each bed.",
         x=0.01,
         ha="left",
         fontsize=9,
