@@ -11,7 +11,7 @@ import optax
 import flatreg
 from benchmarks.common import methods
 from benchmarks.scale.arithmetic import PLAIN, REVISIT
-from benchmarks.scale.devices import Chips
+from benchmarks.scale.devices import CPU, Chips
 from benchmarks.scale.hlo import Program
 from benchmarks.scale.layout import Layout
 from benchmarks.scale.networks import Problem, Sizes, build
@@ -38,7 +38,9 @@ def measure(sizes: Sizes, chips: Chips, layout: str, method: str) -> dict[str, A
     Returns:
       The sizes and counts of the program, per chip. If the program does not fit into the chip's
       memory, the compiler says how much it needs, and the other values are None. Times are
-      CPU time, which other work on the machine does not change.
+      CPU time, which other work on the machine does not change. `alive_bytes` is the largest size
+      of the temporary arrays that exist at the same time. The temporary memory also has the gaps
+      between them. The compiler for CPUs does not report it.
     """
     placed = Layout(layout, chips.mesh)
     begin = time.process_time()
@@ -58,6 +60,7 @@ def measure(sizes: Sizes, chips: Chips, layout: str, method: str) -> dict[str, A
     memory = compiled.memory_analysis()
     arguments, temporary = memory.argument_size_in_bytes, memory.temp_size_in_bytes
     results = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    peak = None if chips.name.startswith(CPU) else getattr(memory, "peak_memory_in_bytes", None)
     program = Program(compiled.as_text())
     return found | {
         "compiles": True,
@@ -65,6 +68,7 @@ def measure(sizes: Sizes, chips: Chips, layout: str, method: str) -> dict[str, A
         "compile_seconds": time.process_time() - traced,
         "argument_bytes": arguments,
         "temporary_bytes": temporary,
+        "alive_bytes": peak and peak - arguments,
         "flops": program.flops(),
         "bytes_accessed": (compiled.cost_analysis() or {}).get("bytes accessed"),
         "collectives": {
@@ -102,8 +106,14 @@ def _lowered(problem: Problem, layout: Layout, method: str) -> tuple[Any, int]:
 
 
 def _out_of_memory(error: Exception) -> tuple[float, float]:
-    """Returns the bytes that the program needs and has, from the error of the TPU's compiler."""
-    found = re.search(r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm", str(error))
+    """Returns the bytes that the program needs and has, from the error of the TPU's compiler.
+
+    If the temporary memory alone does not fit, the compiler names no other memory.
+    """
+    number = r"([\d.]+)([KMGT])"
+    found = re.search(rf"Used {number} of {number} hbm", str(error)) or re.search(
+        rf"HLO temporaries \({number}\) exceeds available HBM \({number}\)", str(error)
+    )
     if found is None:
         raise error
     needed, unit, memory, memory_unit = found.groups()
