@@ -1,6 +1,7 @@
-"""The compiled program: microbatches save memory, and many leaves do not make it long."""
+"""The compiled program: what saves memory, and many leaves do not make it long."""
 
 import jax
+import jax.extend.core
 import jax.numpy as jnp
 import optax
 import pytest
@@ -40,6 +41,28 @@ def temporary_bytes(method, microbatches):
 )
 def test_four_microbatches_need_less_than_40_percent_of_memory(method):
     assert temporary_bytes(method, 4) < 0.4 * temporary_bytes(method, 1)
+
+
+@pytest.mark.parametrize("name", ["penalized_gradient", "gam_accelerated"])
+def test_gradients_are_complete_before_a_method_uses_them(name):
+    """Otherwise, arrays from which XLA computes a gradient stay until its last use."""
+
+    @jax.jit
+    def oracle(w):
+        return jax.grad(lambda w: jnp.sum(w**4))(w)
+
+    method, w = getattr(flatreg, name)(), jnp.ones(3)
+    update = lambda g, w: method.update(g, method.init(w), w, grad_fn=oracle)  # noqa: E731
+    jaxpr = jax.make_jaxpr(update)(w, w).jaxpr
+    calls = [eqn for eqn in jaxpr.eqns if eqn.params.get("name") == "oracle"]
+    gradients = {jaxpr.invars[0], *(out for eqn in calls for out in eqn.outvars)}
+    users = [
+        eqn.primitive.name
+        for eqn in jaxpr.eqns
+        if any(isinstance(x, jax.extend.core.Var) and x in gradients for x in eqn.invars)
+    ]
+    assert len(calls) == {"penalized_gradient": 1, "gam_accelerated": 3}[name]
+    assert users == ["optimization_barrier"] * len(gradients)
 
 
 def shifted(params, g):

@@ -1,9 +1,11 @@
 """The command that compiles for many devices: what it writes, its goals, its configuration."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import flatreg
 from benchmarks.common.models.resnet import ResNet50
 from benchmarks.scale import devices, networks
 from benchmarks.scale.__main__ import main
@@ -71,6 +73,13 @@ def test_the_compiler_says_what_a_program_needs():
     assert _out_of_memory(RuntimeError(message)) == (26.5 * 2**30, 15.75 * 2**30)
     with pytest.raises(RuntimeError, match="another fault"):
         _out_of_memory(RuntimeError("another fault"))
+
+
+def test_the_compiler_may_stop_at_the_temporary_memory():
+    message = (
+        "the total memory required for HLO temporaries (38.51G) exceeds available HBM (15.75G)."
+    )
+    assert _out_of_memory(RuntimeError(message)) == (38.51 * 2**30, 15.75 * 2**30)
 
 
 def test_the_networks_have_their_number_of_parameters():
@@ -181,3 +190,29 @@ def test_the_tpu_compiler_compiles_a_step(tmp_path):
     assert one["compiles"]
     assert one["memory_bytes"] == 15.75 * 2**30
     assert one["collectives"]["all_gather"]["count"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not devices.has_tpu_compiler(), reason="libtpu is not installed")
+def test_a_chip_keeps_its_shards_of_the_gradients():
+    """Accelerated GAM uses all four gradients at the end. Each of them has 67 MB in bfloat16."""
+    mesh = devices.chips("v5e:16x16").mesh
+    layout = Layout("fsdp", mesh)
+    params = [jax.ShapeDtypeStruct(shape, np.float32) for shape in ((512, 32768), (32768, 512))]
+    shardings = layout.of_state(params)
+    params = jax.tree.map(lambda w, s: w.update(sharding=s), params, shardings)
+    x = jax.ShapeDtypeStruct((mesh.size, 512), jnp.bfloat16, sharding=layout.of_batch())
+
+    def loss_fn(params, x):
+        first, second = layout.gather(params)
+        return jnp.mean((jnp.tanh(x @ first) @ second).astype(np.float32) ** 2)
+
+    def temporary_bytes(method):
+        def step(params, x):
+            _, g, grad_fn = flatreg.value_and_grad_fn(loss_fn)(params, x)
+            return method.update(g, method.init(params), params, grad_fn=grad_fn)[0]
+
+        compiled = jax.jit(step, out_shardings=shardings).lower(params, x).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    assert temporary_bytes(flatreg.gam_accelerated()) < 1.2 * temporary_bytes(flatreg.sam(0.05))
