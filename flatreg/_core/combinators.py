@@ -21,7 +21,7 @@ from flatreg._core.checks import (
     checked_method,
 )
 from flatreg._core.directions import holds_method, holds_optimizer
-from flatreg._core.tree import mix, new_if_finite, norm
+from flatreg._core.tree import computed_once, mix, new_if_finite, norm
 from flatreg.typing import Grads, Method, Params, ScalarOrSchedule
 
 
@@ -68,6 +68,7 @@ def combine(*methods: Method) -> Method:
         return state
 
     def update(updates: Grads, state: Any, params: Any = None, **extra: Any) -> tuple[Grads, Any]:
+        updates = computed_once(updates)
         steps = [
             method.update(updates, inner, params, **extra)
             for method, inner in zip(methods, state, strict=True)
@@ -284,6 +285,7 @@ def when_sharp(
         )
 
     def update(updates: Grads, state: Any, params: Any = None, **extra: Any) -> tuple[Grads, Any]:
+        updates = computed_once(updates)
         c, delta = (x(state.count) if callable(x) else x for x in (threshold, decay))
         square = norm(updates) ** 2
         mean = delta * state.mean + (1 - delta) * square

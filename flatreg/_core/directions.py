@@ -23,6 +23,7 @@ from flatreg._core.checks import (
     checked_oracle,
     checked_pair,
 )
+from flatreg._core.tree import computed_once
 from flatreg.typing import Direction, Grads, Method, Params, ScalarOrSchedule, StatefulDirection
 
 
@@ -169,16 +170,6 @@ def holds_method(state: optax.OptState) -> bool:
     return any(map(is_method, jax.tree.leaves(state, is_leaf=is_method)))
 
 
-def _computed_once(grads: Grads) -> Grads:
-    """The gradient, each leaf of which XLA completes before anything uses it.
-
-    A method may use a gradient both for the point of the next pass and after that pass. With
-    sharded parameters, XLA would keep what the gradient is computed from in the meantime: the sum
-    over all devices of a whole leaf, of which a device needs only its shard.
-    """
-    return jax.tree.map(jax.lax.optimization_barrier, grads)
-
-
 def _name(direction: Callable[..., Any]) -> str:
     """The name of the factory that defines the direction, or else the direction's own name."""
     return getattr(direction, "__qualname__", "the method").partition(".<locals>")[0]
@@ -210,8 +201,8 @@ def _transformation(
         check_update(name, updates, params, grad_fn)
         values = {k: v(state.count) if callable(v) else v for k, v in scalars.items()}
         checked = checked_oracle(name, grad_fn)
-        oracle = lambda params: _computed_once(checked(params))  # noqa: E731
-        out = direction(oracle, params, _computed_once(updates), state.inner, **values)
+        oracle = lambda params: computed_once(checked(params))  # noqa: E731
+        out = direction(oracle, params, computed_once(updates), state.inner, **values)
         d, inner = checked_pair(name, out)
         check_direction(name, d, params)
         check_state(name, inner, state.inner)

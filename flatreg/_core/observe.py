@@ -10,7 +10,7 @@ import optax
 
 from flatreg._core.batches import ShardedGradFn
 from flatreg._core.checks import checked_method
-from flatreg._core.tree import inner, mix, norm, unit
+from flatreg._core.tree import computed_once, inner, mix, norm, unit
 from flatreg.typing import Grads, Method, Params
 
 try:
@@ -92,6 +92,7 @@ def observe(method: Method) -> Method:
     def update(
         updates: Grads, state: Any, params: Any = None, *, grad_fn: Any = None, **extra: Any
     ) -> tuple[Grads, Any]:
+        updates = computed_once(updates)
         watched, distance = _watch(grad_fn, params)
         d, inner_state = method.update(updates, state.inner, params, grad_fn=watched, **extra)
         cosine = inner(unit(updates), unit(d))

@@ -154,6 +154,21 @@ def shift(
     return optax.tree.cast_like(mix((1, params), (1, step)), params)
 
 
+def computed_once(grads: Grads) -> Grads:
+    """The gradient, each leaf of which XLA completes before anything uses it.
+
+    A method may use a gradient both for the point of the next pass and after that pass. With
+    sharded parameters, XLA would keep what the gradient is computed from in the meantime: the sum
+    over all devices of a whole leaf, of which a device needs only its shard. Leaves that are not
+    arrays stay as they are, for the errors of the methods.
+    """
+
+    def complete(x: Any) -> Any:
+        return jax.lax.optimization_barrier(x) if isinstance(x, jax.Array) else x
+
+    return jax.tree.map(complete, grads)
+
+
 def wide_zeros(params: Params) -> Params:
     """A tree of zeros like the parameters, in at least float32. It reads only shapes and dtypes."""
     return jax.tree.map(lambda w: jnp.zeros_like(w, wide_dtype(jnp.result_type(w))), params)

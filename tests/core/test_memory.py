@@ -43,26 +43,35 @@ def test_four_microbatches_need_less_than_40_percent_of_memory(method):
     assert temporary_bytes(method, 4) < 0.4 * temporary_bytes(method, 1)
 
 
-@pytest.mark.parametrize("name", ["penalized_gradient", "gam_accelerated"])
-def test_gradients_are_complete_before_a_method_uses_them(name):
+@pytest.mark.parametrize(
+    ("method", "calls"),
+    [
+        (flatreg.gam_accelerated(), 3),
+        (flatreg.combine(flatreg.sam(0.05), flatreg.penalized_gradient()), 2),
+        (flatreg.observe(flatreg.penalized_gradient()), 1),
+        (flatreg.when_sharp(flatreg.penalized_gradient()), 0),  # It calls the oracle in a branch.
+    ],
+    ids=["gam_accelerated", "combine", "observe", "when_sharp"],
+)
+def test_gradients_are_complete_before_a_method_uses_them(method, calls):
     """Otherwise, arrays from which XLA computes a gradient stay until its last use."""
 
     @jax.jit
     def oracle(w):
         return jax.grad(lambda w: jnp.sum(w**4))(w)
 
-    method, w = getattr(flatreg, name)(), jnp.ones(3)
+    w = jnp.ones(3)
     update = lambda g, w: method.update(g, method.init(w), w, grad_fn=oracle)  # noqa: E731
     jaxpr = jax.make_jaxpr(update)(w, w).jaxpr
-    calls = [eqn for eqn in jaxpr.eqns if eqn.params.get("name") == "oracle"]
-    gradients = {jaxpr.invars[0], *(out for eqn in calls for out in eqn.outvars)}
+    passes = [eqn for eqn in jaxpr.eqns if eqn.params.get("name") == "oracle"]
+    gradients = {jaxpr.invars[0], *(out for eqn in passes for out in eqn.outvars)}
     users = [
         eqn.primitive.name
         for eqn in jaxpr.eqns
         if any(isinstance(x, jax.extend.core.Var) and x in gradients for x in eqn.invars)
     ]
-    assert len(calls) == {"penalized_gradient": 1, "gam_accelerated": 3}[name]
-    assert users == ["optimization_barrier"] * len(gradients)
+    assert len(passes) == calls
+    assert users == ["optimization_barrier"] * (1 + calls)
 
 
 def shifted(params, g):
