@@ -20,7 +20,7 @@ def in_float32_or_wider(params: Params) -> Params:
 
 
 def times(factors: Params | None, tree: Grads) -> Grads:
-    """Returns T·x in the dtypes of x, with one factor per weight or leaf; x if there are none."""
+    """Returns T·x in the dtypes of x, with one factor per weight or leaf; x without factors."""
     if factors is None:
         return tree
     return jax.tree.map(lambda t, x: jnp.asarray(t, x.dtype) * x, factors, tree)
