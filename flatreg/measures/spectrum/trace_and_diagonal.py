@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from flatreg._core.krylov import tridiagonalize
@@ -164,7 +165,7 @@ def _checked_key(key: jax.Array | None) -> jax.Array:
 
 def _checked_steps(deflate: int, matrix: CurvatureMatrix) -> int:
     """The number of Lanczos steps, at most the number of weights."""
-    if not isinstance(deflate, int):
+    if not isinstance(deflate, int | np.integer):
         raise TypeError(
             f"deflate must be Eigenpairs, a number of Lanczos steps, or None, got {deflate!r}. "
             "Under jit, fix the number: jax.jit(functools.partial(measures.trace, deflate=60))."
@@ -174,7 +175,7 @@ def _checked_steps(deflate: int, matrix: CurvatureMatrix) -> int:
             f"deflate must be between 1 and the number of weights, {matrix.size}, got {deflate}: "
             f"for example, write deflate={min(60, matrix.size)}."
         )
-    return deflate
+    return int(deflate)
 
 
 def _exact_diagonal(matrix: CurvatureMatrix) -> jax.Array:

@@ -224,8 +224,9 @@ class TestTraceAndDiagonal:
 
     def test_as_many_lanczos_steps_as_weights_are_exact(self):
         a = np.random.default_rng(0).normal(size=(8, 8))
-        trace = measures.trace(quadratic(a + a.T), jnp.zeros(8), KEY, probes=4, deflate=8)
-        np.testing.assert_allclose(trace, (2 * np.trace(a), 0), rtol=1e-4, atol=1e-3)
+        for steps in (8, np.int64(8)):
+            trace = measures.trace(quadratic(a + a.T), jnp.zeros(8), KEY, probes=4, deflate=steps)
+            np.testing.assert_allclose(trace, (2 * np.trace(a), 0), rtol=1e-4, atol=1e-3)
 
     def test_lanczos_steps_leave_the_trace_unbiased(self):
         """The mean over keys is the trace, and the standard errors are those of the rest."""
