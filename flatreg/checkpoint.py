@@ -29,6 +29,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from flatreg._core.tree import bits_of
+
 try:
     import orbax.checkpoint as ocp  # type: ignore[import-untyped]
     from etils import epath  # type: ignore[import-untyped]
@@ -324,7 +326,7 @@ def _checksum(x: Any) -> jax.Array:
     x = jax.random.key_data(x) if _is_key(x) else jnp.asarray(x)
     if jnp.iscomplexobj(x):
         x = jnp.stack([x.real, x.imag])
-    if x.dtype != jnp.bool and _bits(x.dtype) < 8:
+    if x.dtype != jnp.bool and bits_of(x.dtype) < 8:
         x = x.astype(jnp.int8 if jnp.issubdtype(x.dtype, jnp.integer) else jnp.float16)
     if x.dtype != jnp.bool:
         x = jax.lax.bitcast_convert_type(x, jnp.uint8)
@@ -333,11 +335,6 @@ def _checksum(x: Any) -> jax.Array:
 
 def _is_key(x: Any) -> bool:
     return hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
-
-
-def _bits(dtype: Any) -> int:
-    info = jnp.iinfo if jnp.issubdtype(dtype, jnp.integer) else jnp.finfo
-    return int(info(dtype).bits)
 
 
 def _contents(tree: Any) -> dict[str, str]:

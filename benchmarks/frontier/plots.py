@@ -3,6 +3,7 @@
 import itertools
 import math
 import pathlib
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from flatreg.plots import COLORS
 FILE = "frontier.png"
 COLUMNS = 5
 SHOWN = 0.04  # how far below the plain optimizer's best accuracy the panels reach
+LETTERS = 14  # of the title per inch
 Style = dict[str, Any]
 
 
@@ -34,7 +36,9 @@ def draw(folder: pathlib.Path, curves: Sequence[Curve], options: dict[str, Any])
     with matplotlib.rc_context(STYLE):
         figure = new_figure(2.3 * columns + 0.4, 2.1 * rows + 0.8)
         panels = figure.subplots(rows, columns, sharey=True, squeeze=False).flat
-        figure.suptitle(_title(options), x=0.01, ha="left", fontsize=9)
+        characters = int(LETTERS * figure.get_figwidth())
+        title = textwrap.fill(_title(options), characters)
+        figure.suptitle(title, x=0.01, ha="left", fontsize=9)
         colors = itertools.cycle(COLORS)
         styles: list[Style] = [{"color": GRAY, "linestyle": "--"}]
         styles += [{"color": next(colors)} for _ in others]
@@ -69,9 +73,9 @@ def _title(options: dict[str, Any]) -> str:
     about = f"{options['data']}, {options['model']}"
     about += f", {noise:.0%} label noise" if noise else ""
     return (
-        f"{about}: mean test accuracy of each method and, dashed, of the plain optimizer.\n"
-        "Bands: 95% intervals over seeds and test examples. Each point was tuned on a\n"
-        "validation set. Ring: the best cost by that set."
+        f"{about}: mean test accuracy of each method and, dashed, of the plain optimizer. "
+        "Bands: 95% intervals over seeds and test examples. Each point was tuned on a validation "
+        "set. Ring: the best cost by that set. Points far below are cut off."
     )
 
 

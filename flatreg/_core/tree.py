@@ -30,6 +30,12 @@ def wide_dtype(dtype: Any) -> Any:
         return jnp.promote_types(dtype, jnp.float32)
 
 
+def bits_of(dtype: Any) -> int:
+    """The number of bits of an integer or a real floating-point number."""
+    info: Any = jnp.iinfo if jnp.issubdtype(dtype, jnp.integer) else jnp.finfo
+    return int(info(dtype).bits)
+
+
 P = ParamSpec("P")
 T = TypeVar("T")
 

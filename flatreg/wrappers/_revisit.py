@@ -27,7 +27,7 @@ from flatreg._core.checks import (
     checked_base,
     checked_scale,
 )
-from flatreg._core.tree import ascent, mix, norm
+from flatreg._core.tree import ascent, bits_of, mix, norm
 from flatreg.typing import Grads, Method, Params, ScalarOrSchedule, Scale
 
 Batch = TypeVar("Batch")
@@ -295,7 +295,7 @@ def _hash_of_bits(x: jax.Array) -> jax.Array:
         x = jnp.stack([x.real, x.imag])
     if x.dtype == bool:
         x = x.astype(jnp.uint8)
-    if _bits(x.dtype) < 8:  # int4 and float4, whose bits XLA does not convert to those of a byte
+    if bits_of(x.dtype) < 8:  # int4 and float4, whose bits XLA does not convert to those of a byte
         x = x.astype(jnp.float32)
     width = min(8 * x.dtype.itemsize, 32)
     bits = jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{width}")).astype(jnp.uint32)
@@ -304,12 +304,6 @@ def _hash_of_bits(x: jax.Array) -> jax.Array:
         along = jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
         numbers = numbers * jnp.uint32(size) + along
     return jnp.sum(_mixed(bits + _mixed(numbers)), dtype=jnp.uint32)
-
-
-def _bits(dtype: Any) -> int:
-    """The number of bits of an integer or a real floating-point number."""
-    info: Any = jnp.iinfo if jnp.issubdtype(dtype, jnp.integer) else jnp.finfo
-    return int(info(dtype).bits)
 
 
 def _mixed(x: jax.Array) -> jax.Array:
