@@ -1,11 +1,14 @@
 """How the figures of the benchmarks look."""
 
-from typing import Any
+import io
+from pathlib import Path
+from typing import IO, Any
 
 from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+from PIL import Image
 
 PLAIN = "#555555"  # the color of the plain optimizer, or of what others are compared with
 STYLE: dict[Any, Any] = {
@@ -28,6 +31,14 @@ def new_figure(width: float, height: float) -> Figure:
     figure = Figure(figsize=(width, height))
     FigureCanvasAgg(figure)
     return figure
+
+
+def save(figure: Figure, file: Path | IO[bytes]) -> None:
+    """Writes a figure as a PNG of 256 colors, which has a third of the size of a full PNG."""
+    full = io.BytesIO()
+    figure.savefig(full, format="png")
+    image = Image.open(full).convert("RGB").quantize(256, dither=Image.Dither.NONE)
+    image.save(file, format="png", optimize=True)
 
 
 def plain_numbers(axis: Axis) -> None:

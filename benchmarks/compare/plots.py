@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.common import methods
-from benchmarks.common.plotting import PLAIN, STYLE, new_figure, plain_numbers
+from benchmarks.common.plotting import PLAIN, STYLE, new_figure, plain_numbers, save
 from benchmarks.common.statistics.estimates import number
 from benchmarks.compare.summary import MethodResult
 from flatreg.plots import COLORS
@@ -76,7 +76,7 @@ def draw(
         figures["along.png"] = _along
     with matplotlib.rc_context(STYLE):
         for name, figure_of in figures.items():
-            figure_of(series, configuration).savefig(folder / name)
+            save(figure_of(series, configuration), folder / name)
     return list(figures)
 
 

@@ -11,7 +11,7 @@ import matplotlib
 from matplotlib.axes import Axes
 
 from benchmarks.common.plotting import PLAIN as GRAY
-from benchmarks.common.plotting import STYLE, new_figure, plain_numbers
+from benchmarks.common.plotting import STYLE, new_figure, plain_numbers, save
 from benchmarks.frontier.summary import Curve
 from flatreg.plots import COLORS
 
@@ -64,7 +64,7 @@ def draw(folder: pathlib.Path, curves: Sequence[Curve], options: dict[str, Any])
         figure.supxlabel(
             f"gradients, in units of {options['epochs']} epochs of the plain optimizer", fontsize=9
         )
-        figure.savefig(folder / FILE)
+        save(figure, folder / FILE)
     return FILE
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from benchmarks.common.plotting import PLAIN as GRAY
-from benchmarks.common.plotting import STYLE, new_figure, plain_numbers
+from benchmarks.common.plotting import STYLE, new_figure, plain_numbers, save
 from benchmarks.lipschitz.methods import METHODS, PLAIN
 from benchmarks.lipschitz.options import LipschitzOptions
 from benchmarks.lipschitz.summary import MethodSummary, choice
@@ -56,7 +56,7 @@ def draw(folder: pathlib.Path, rows: Sequence[MethodSummary], options: Lipschitz
         _times(right, best, colors)
         handles, titles = left.get_legend_handles_labels()
         figure.legend(handles, titles, loc="outside lower center", ncols=5, frameon=False)
-        figure.savefig(folder / FILE)
+        save(figure, folder / FILE)
 
 
 def _title(row: MethodSummary) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.common.plotting import PLAIN, STYLE, new_figure, plain_numbers
+from benchmarks.common.plotting import PLAIN, STYLE, new_figure, plain_numbers, save
 from benchmarks.measure.measuring import GRID, POSITIONS, SIGMAS
 from flatreg import plots
 
@@ -29,7 +29,7 @@ def draw(folder: pathlib.Path, title: str, found: dict[str, Any]) -> tuple[str, 
             figure = new_figure(11, 4)
             figure.suptitle(title, x=0.01, ha="left", fontsize=9)
             draw_panels(figure, found)
-            figure.savefig(folder / name)
+            save(figure, folder / name)
     return tuple(figures)
 
 
@@ -43,7 +43,7 @@ def panel(name: str, found: dict[str, Any]) -> bytes:
     with matplotlib.rc_context(STYLE), io.BytesIO() as file:
         figure = new_figure(4.4, 3.1)
         PANELS[name](figure.subplots(), found)
-        figure.savefig(file, format="png")
+        save(figure, file)
         return file.getvalue()
 
 

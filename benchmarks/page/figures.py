@@ -7,7 +7,7 @@ import matplotlib
 from matplotlib.lines import Line2D
 
 from benchmarks.common.plotting import PLAIN as GRAY
-from benchmarks.common.plotting import STYLE, new_figure
+from benchmarks.common.plotting import STYLE, new_figure, save
 from benchmarks.common.statistics import questions
 from benchmarks.frontier.records import PLAIN
 from benchmarks.page.evidence import AVERAGED, GAIN, SAM, Asked, Evidence, one_gradient
@@ -83,7 +83,7 @@ def _frontiers(file: pathlib.Path, evidence: Evidence) -> None:
         ha="left",
         fontsize=9,
     )
-    figure.savefig(file)
+    save(figure, file)
 
 
 def _forest(file: pathlib.Path, evidence: Evidence) -> None:
@@ -122,4 +122,4 @@ def _forest(file: pathlib.Path, evidence: Evidence) -> None:
         ha="left",
         fontsize=9,
     )
-    figure.savefig(file)
+    save(figure, file)

@@ -10,7 +10,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 
-from benchmarks.common.plotting import PLAIN, STYLE, new_figure
+from benchmarks.common.plotting import PLAIN, STYLE, new_figure, save
 from benchmarks.step_cost.costs import NetworkCosts
 from flatreg.plots import COLORS
 
@@ -30,7 +30,7 @@ def draw(folder: pathlib.Path, networks: Sequence[NetworkCosts]) -> None:
         grid[0].legend(frameon=False, loc="upper right")
         for axes in grid[len(networks) :]:
             axes.set_visible(False)
-        figure.savefig(folder / FILE)
+        save(figure, folder / FILE)
 
 
 def _panel(axes: Axes, costs: NetworkCosts) -> None:

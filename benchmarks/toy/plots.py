@@ -12,7 +12,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 
-from benchmarks.common.plotting import STYLE, new_figure
+from benchmarks.common.plotting import STYLE, new_figure, save
 from flatreg import plots
 
 TITLES = {"loss": "loss", "metric": "PACGen's metric Ψ", "bound": "bound E L̂(w+u) + KL/√n"}
@@ -57,7 +57,7 @@ def draw(
             title = f"{label}: loss {at.loss:.3f}, λ_max {at.eigenvalues[-1]:.3g}"
             ax.set_title(title, color=color, weight="bold")
         file.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(file)
+        save(figure, file)
 
 
 def _surface(ax: Axes, side: np.ndarray, values: np.ndarray, marked: list[float]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 
-from benchmarks.common.plotting import PLAIN, STYLE, new_figure
+from benchmarks.common.plotting import PLAIN, STYLE, new_figure, save
 from flatreg.plots import COLORS
 
 FILE = "wgan.png"
@@ -57,7 +57,7 @@ def draw(
             below.legend(frameon=False, fontsize=8, markerscale=2)
         axes[0, 0].set_ylabel("distance of real and generated minibatch")
         axes[1, 0].set_ylabel("samples after training, seed 0")
-        figure.savefig(folder / FILE)
+        save(figure, folder / FILE)
     return FILE
 
 
