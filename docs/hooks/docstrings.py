@@ -5,6 +5,7 @@ as ``:func:`flatreg.sam``` and links in angle brackets. The API pages need Markd
 """
 
 import re
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ _ROLE = re.compile(r":(?:func|class|mod|meth|attr|data):`(?P<name>[^`]+)`")
 _LINK = re.compile(r"`(?P<text>[^`<]+?)\s*<(?P<url>https?://[^>]+)>`_+")
 _LITERAL = re.compile(r"(?<!`)``(?P<code>[^`]+)``(?!`)")
 _LITERAL_BLOCK = re.compile(r"::[ ]*\n\n((?:[ ]{2,}.*\n?|\n)+)")
+_CODE_BLOCK = re.compile(r"^\.\. code-block:: (\w+)\n\n((?:[ ]{2,}.*\n?|\n)+)", re.MULTILINE)
+_RULE = r"={2,}(?: +={2,})+\n"
+_TABLE = re.compile(rf"^({_RULE})(.*\n){_RULE}((?:(?!=).+\n)+){_RULE}", re.MULTILINE)
 
 
 def public_names() -> dict[str, str]:
@@ -29,7 +33,7 @@ def public_names() -> dict[str, str]:
 
 
 def to_markdown(text: str, names: dict[str, str]) -> str:
-    """Returns the docstring with links, roles and literal blocks in Markdown."""
+    """Returns the docstring with links, roles, blocks of code and tables in Markdown."""
 
     def role(match: re.Match[str]) -> str:
         name = match["name"].removeprefix("~")
@@ -38,13 +42,23 @@ def to_markdown(text: str, names: dict[str, str]) -> str:
     def link(match: re.Match[str]) -> str:
         return f"[{' '.join(match['text'].split())}]({match['url']})"
 
-    def block(match: re.Match[str]) -> str:
-        lines = match[1].strip("\n").split("\n")
-        indent = min(len(line) - len(line.lstrip()) for line in lines if line.strip())
-        code = "\n".join(line[indent:] for line in lines)
-        return f":\n\n```python\n{code}\n```\n\n"
+    def fenced(code: str, language: str) -> str:
+        code = textwrap.dedent(code).strip("\n")
+        return f"```{language}\n{code}\n```\n\n"
 
-    text = _LITERAL_BLOCK.sub(block, text)
+    def table(match: re.Match[str]) -> str:
+        columns = [slice(*rule.span()) for rule in re.finditer("=+", match[1])]
+        columns[-1] = slice(columns[-1].start, None)
+        head, *body = [
+            [line[column].strip() for column in columns]
+            for line in (match[2] + match[3]).splitlines()
+        ]
+        rows = [head, ["---"] * len(head), *body]
+        return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+    text = _TABLE.sub(table, text)
+    text = _CODE_BLOCK.sub(lambda match: fenced(match[2], match[1]), text)
+    text = _LITERAL_BLOCK.sub(lambda match: ":\n\n" + fenced(match[1], "python"), text)
     return _LITERAL.sub(r"`\g<code>`", _ROLE.sub(role, _LINK.sub(link, text)))
 
 

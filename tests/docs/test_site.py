@@ -5,6 +5,7 @@ Whether the site builds is checked by ``mkdocs build --strict``, which fails on 
 
 import importlib
 import importlib.util
+import inspect
 import re
 from pathlib import Path
 
@@ -123,6 +124,23 @@ def test_docstrings_become_markdown():
     assert to_markdown("Write::\n\n    f(x)\n\nEnd.", names) == (
         "Write:\n\n```python\nf(x)\n```\n\nEnd."
     )
+    assert to_markdown("With\n\n.. code-block:: text\n\n  a  b\n    c\n\nEnd.", names) == (
+        "With\n\n```text\na  b\n  c\n```\n\nEnd."
+    )
+    table = "====  =====\nname  value\n====  =====\nη     2/η, or more\nβ     1\n====  =====\n"
+    assert to_markdown(table, names) == (
+        "| name | value |\n| --- | --- |\n| η | 2/η, or more |\n| β | 1 |\n"
+    )
+
+
+def test_no_docstring_keeps_its_restructured_text():
+    pytest.importorskip("griffe")
+    docstrings = hook("docstrings")
+    names = docstrings.public_names()
+    for path in documented():
+        text = docstrings.to_markdown(inspect.getdoc(value_at(path)) or "", names)
+        text = re.sub(r"```.*?```|^ *>>>.*", "", text, flags=re.DOTALL | re.MULTILINE)
+        assert not re.search(r"^ *(\.\. |={3,})|:\w+:`|``", text, flags=re.MULTILINE), path
 
 
 @pytest.mark.parametrize("path", YAML, ids=lambda path: path.name)
