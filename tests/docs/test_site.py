@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import inspect
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -169,3 +170,15 @@ def test_the_citation_and_the_changelog_name_this_version():
     assert citation["version"] == flatreg.__version__
     changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     assert f"## [{flatreg.__version__}] - {citation['date-released']}" in changelog
+    citing = (DOCS / "project" / "citing.md").read_text(encoding="utf-8")
+    assert f"version = {{{flatreg.__version__}}}" in citing
+    assert f"year    = {{{citation['date-released'][:4]}}}" in citing
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/index.md"])
+def test_pages_name_the_oldest_supported_versions(page):
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    jax, optax = project["dependencies"]
+    text = f"Python{project['requires-python']}, {jax} and {optax}, or newer versions"
+    text = text.replace("jax", "JAX").replace("optax", "Optax").replace(">=", " ")
+    assert text in " ".join((ROOT / page).read_text(encoding="utf-8").split())
