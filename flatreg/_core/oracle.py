@@ -77,7 +77,8 @@ def value_and_grad_fn(
         leaves. Argument 0 is ``params``, so for ``loss_fn(params, x, y)`` write ``(1, 2)``. Only
         these arguments are split.
       key_argnums: which positional arguments are random keys; None if no argument is. Microbatch
-        or shard i gets ``jax.random.fold_in(key, i)``, the same in every pass.
+        or shard i gets ``jax.random.fold_in(key, i)``, the same in every pass. Without
+        ``microbatches`` and ``shards``, keys are passed as they are.
       microbatches: the number k ≥ 1 of microbatches. Floating-point leaves of aux are averaged, and
         all other leaves come from the last microbatch. Each microbatch starts from the same
         BatchNorm statistics. For exact Hessian-vector products use ``hvp=flatreg.forward_hvp``,

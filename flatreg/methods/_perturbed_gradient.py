@@ -112,7 +112,7 @@ def perturbed_gradient(
     constants in differentiation.
 
     The gradient g itself is not used. If a jitted step needs only the value and the metrics of the
-    clean pass, XLA removes the backward pass of the clean pass, and the step costs 1.3 to 1.5
+    clean pass, XLA removes the backward pass of the clean pass, and the step costs about 1.4
     gradients in total. A step that also needs g (to report its norm, or in
     :func:`flatreg.combine`) costs two gradients.
 

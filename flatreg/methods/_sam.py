@@ -35,7 +35,7 @@ def sam(
 
     Args:
       rho: the radius ρ ≥ 0 of the ball in parameter space, a number or a schedule. The paper uses
-        0.05; values of 0.1 to 0.4 suit label noise and larger batches.
+        0.05. Search values from 0.05 to 1, together with the learning rate.
       scale: a function ``params -> T`` that returns one factor per weight or per leaf; None means
         T = 1. Leaves with a factor of zero are not perturbed. ``flatreg.on(predicate)`` makes such
         a function. ``lambda p: jax.tree.map(lambda w: 1.0 * (w.ndim > 1), p)`` leaves out biases
@@ -64,7 +64,8 @@ def sam(
       Foret et al., `Sharpness-Aware Minimization for Efficiently Improving Generalization
       <https://arxiv.org/abs/2010.01412>`_, ICLR 2021.
 
-      LE-SAM: `arXiv 2605.10183 <https://arxiv.org/abs/2605.10183>`_.
+      Wang et al., `Fix the Loss, Not the Radius: Rethinking the Adversarial Perturbation of
+      Sharpness-Aware Minimization <https://arxiv.org/abs/2605.10183>`_, ICML 2026 (LE-SAM).
     """
     scalars = {"rho": rho}
     if loss_increase is not None:

@@ -53,7 +53,7 @@ def previous_gradient_sam(
       [4.5 6. ]
 
     References:
-      'A Single-Step, Sharpness-Aware Minimization is All You Need to Achieve Efficient and Accurate
-      Sparse Training', NeurIPS 2024.
+      Ji et al., `A Single-Step, Sharpness-Aware Minimization is All You Need to Achieve Efficient
+      and Accurate Sparse Training <https://openreview.net/forum?id=MJgMMqMDu4>`_, NeurIPS 2024.
     """
     return shifted("previous_gradient_sam", base, rho, scale, lambda updates, _: updates)

@@ -62,8 +62,8 @@ def spectral_norm(
       linear_map: the linear map of the layer, :data:`LinearMap`. :func:`linear_maps` finds the
         maps of a model. It may be None for a kernel with two axes, which is then dense. With
         ``Convolution((None, None, channels))``, the input is infinite, and the norm is the supremum
-        of the symbol. Then ``lower`` is the largest σ of the symbol at some frequencies, and only
-        ``upper`` also holds for inputs of finite size.
+        of the symbol, the Fourier transform of the kernel. Then ``lower`` is the largest σ of the
+        symbol at some frequencies, and only ``upper`` also holds for inputs of finite size.
       steps: the number of Lanczos steps, at least 1. Each step keeps one input and one output in
         memory.
       key: the random key for the start. If None, ``jax.random.key(0)``, so that the result is

@@ -41,9 +41,10 @@ def spectral_norm_upper_bound(
 
     For convolutions it is the smallest of three bounds:
 
-    * the bound by the symbol F: (max of σ(F(ω)) over a grid of frequencies) / ∏ cos(πd/2N), where d
-      is the degree of F along an axis and the number N of frequencies is large enough that the
-      bound is within ``tolerance`` of the supremum of σ(F(ω));
+    * the bound by the symbol F, which is the Fourier transform of the kernel, a matrix for each
+      frequency ω: (max of σ(F(ω)) over a grid of frequencies) / ∏ cos(πd/2N), where d is the degree
+      of F along an axis and the number N of frequencies is large enough that the bound is within
+      ``tolerance`` of the supremum of σ(F(ω));
     * √p·σ of the reshaped kernel (window·in, out), where p is the number of times that an input is
       read, (⌈k/s⌉)² for a two-dimensional k×k kernel with stride s;
     * √p·σ of the reshaped kernel (in, window·out), where p is the number of taps that reach an

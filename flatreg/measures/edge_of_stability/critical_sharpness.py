@@ -96,8 +96,8 @@ def critical_sharpness(
       3.000
 
     References:
-      `A Scalable Measure of Loss Landscape Curvature for Analyzing the Training Dynamics of LLMs
-      <https://arxiv.org/abs/2601.16979>`_, 2026.
+      Kalra et al., `A Scalable Measure of Loss Landscape Curvature for Analyzing the Training
+      Dynamics of LLMs <https://arxiv.org/abs/2601.16979>`_, 2026.
     """
     check_loss("critical_sharpness", loss_fn, params)
     check_numbers(start=start)
