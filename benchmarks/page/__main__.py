@@ -26,6 +26,7 @@ from benchmarks.page import (
     figures,
     method,
     price,
+    words,
 )
 from benchmarks.page.evidence import Evidence, read
 from benchmarks.page.sentences import sentences
@@ -96,7 +97,7 @@ def page(folder: pathlib.Path, evidence: Evidence) -> str:
     parts = [
         HEAD,
         _part("What to use, what it buys, and what does not hold", ["\n".join(numbered)]),
-        _part("The frontiers", _pictures(evidence), beds_table.tables(evidence)),
+        _part(words.FRONTIERS, _overview(evidence), beds_table.tables(evidence)),
         _part("SAM at a lower price", [], price.tables(evidence)),
         _part(
             "What makes revisit work",
@@ -119,8 +120,12 @@ def _part(title: str, texts: Sequence[str], tables: Sequence[Table] = ()) -> str
     return "\n\n".join([f"## {title}", *found]) if any(found) else ""
 
 
-def _pictures(evidence: Evidence) -> list[str]:
-    return [f"![{pathlib.Path(one).stem}]({one})" for one in figures.names(evidence)]
+def _overview(evidence: Evidence) -> list[str]:
+    """The links to the tables of all beds, and the figures of the page."""
+    if not evidence.beds:
+        return []
+    beds = f"The tables of all beds: {words.links([bed.folder for bed in evidence.beds])}."
+    return [beds, *(f"![{pathlib.Path(one).stem}]({one})" for one in figures.names(evidence))]
 
 
 def _checks(evidence: Evidence) -> str:

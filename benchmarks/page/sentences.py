@@ -94,7 +94,7 @@ def _plain(evidence: Evidence) -> str:
         "The longest training is less accurate than "
         f"the best one, with an interval below zero, on {_count(worse, beds)}"
         f"{': ' if worse else ''}{words.listed((bed.label for bed in worse), '')}. "
-        f"{_source(beds)}"
+        f"{_source(beds, evidence)}"
     )
 
 
@@ -112,7 +112,7 @@ def _sam(evidence: Evidence, beds: list[Bed]) -> str:
         head = "SAM is better than a tuned plain optimizer on every bed"
     return (
         f"**{head}.** Each at its best cost, SAM is {standing(evidence, SAM)}. Its gain in points: "
-        f"{_gains(beds, lambda bed: bed.gain(SAM))}. {_source(beds)}"
+        f"{_gains(beds, lambda bed: bed.gain(SAM))}. {_source(beds, evidence)}"
     )
 
 
@@ -134,7 +134,7 @@ def _price(evidence: Evidence, beds: list[Bed]) -> str:
         f"{at(0)}; at its largest cost {at(-1)}. At the least cost, the interval is below zero on "
         f"{_count(worse, beds)}. SAM reaches the accuracy of the plain optimizer's best at a lower "
         f"cost than the plain optimizer on {_count(cheaper, beds)}, with intervals that do not "
-        f"overlap on {_count(shown, beds)}. {_source(beds)}"
+        f"overlap on {_count(shown, beds)}. {_source(beds, evidence)}"
     )
 
 
@@ -150,7 +150,7 @@ def _averaging(evidence: Evidence, beds: list[Bed]) -> str:
         f"{standing(evidence, AVERAGED)}. Its gain in points: "
         f"{_gains(beds, lambda bed: bed.gain(AVERAGED))}. The interval of SAM's "
         f"accuracy minus that of averaging is above zero on {_count(above, rivals)}. "
-        f"{_source(beds)}"
+        f"{_source(beds, evidence)}"
     )
 
 
@@ -182,7 +182,7 @@ def _one_gradient(evidence: Evidence) -> str:
         f"zero, it keeps this share of SAM's gain: {shares}. It is furthest below SAM by these "
         f"points: {points}. The goal (at no cost below SAM by more than a quarter of "
         f"SAM's gain, and above the plain optimizer wherever SAM is) is {counts} of "
-        f"{len(asked)} pairs of method and bed. {_source(beds)}"
+        f"{len(asked)} pairs of method and bed. {_source(beds, evidence)}"
     )
 
 
@@ -215,7 +215,7 @@ def _others(evidence: Evidence, beds: list[Bed]) -> str:
         f"**Other methods.** Of {pairs} pairs of another method and a bed, these are better than "
         f"the tuned plain optimizer, in points: {words.listed(shown)}. Against SAM, each at its "
         f"best cost, the interval is above zero for: {words.listed(above)} (not corrected for the "
-        f"number of comparisons). {_source(beds)}"
+        f"number of comparisons). {_source(beds, evidence)}"
     )
 
 
@@ -236,7 +236,7 @@ def _radius(evidence: Evidence, beds: list[Bed]) -> str:
         f"{_each(beds, lambda bed: f'{_rho(bed, SAM):.2g}', lambda bed: _rho(bed, SAM))}. "
         "Over all costs it is between "
         f"{min(chosen):.2g} and {max(chosen):.2g}, and at the least cost of each bed between "
-        f"{min(least):.2g} and {max(least):.2g}.{more} {_source(beds)}"
+        f"{min(least):.2g} and {max(least):.2g}.{more} {_source(beds, evidence)}"
     )
 
 
@@ -267,7 +267,8 @@ def _flatness(evidence: Evidence) -> str:
         "optimizer is this multiple of SAM's: "
         f"{_each(beds, lambda bed: f'{ratio(bed):.1f}', ratio)}. Over the methods, the rank "
         "correlation of flatness (−λ_max) and test accuracy is: "
-        f"{_each(beds, lambda bed: f'{correlation(bed):+.2f}', correlation)}. {_source(beds)}"
+        f"{_each(beds, lambda bed: f'{correlation(bed):+.2f}', correlation)}. "
+        f"{_source(beds, evidence)}"
     )
 
 
@@ -361,5 +362,8 @@ def _count(some: Sequence[Bed], of: Sequence[Bed]) -> str:
     return words.counted(len(some), len(of), "beds")
 
 
-def _source(beds: Sequence[Bed]) -> str:
+def _source(beds: Sequence[Bed], evidence: Evidence) -> str:
+    """Links to the beds. If these are all, and many, it is one link to the list of all beds."""
+    if LISTED < len(beds) == len(evidence.beds):
+        return f"([all beds](#{words.FRONTIERS.lower().replace(' ', '-')}))"
     return f"({words.links([bed.folder for bed in beds])})"

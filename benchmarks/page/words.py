@@ -7,6 +7,7 @@ from benchmarks.common.statistics import questions
 from benchmarks.common.statistics.confidence import Confidence
 from benchmarks.common.statistics.curves import Reach
 
+FRONTIERS = "The frontiers"  # the heading of the section with all beds
 COMPARED = {
     questions.FOR: "better",
     questions.AGAINST: "worse",

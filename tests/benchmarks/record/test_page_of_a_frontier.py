@@ -104,14 +104,17 @@ def test_exchanged_records_exchange_the_verdict(tmp_path):
     assert bed.at(0.5, "sam").mean == pytest.approx(-8, abs=0.5)
 
 
-def test_of_many_beds_a_sentence_has_the_extremes(tmp_path):
-    """SAM gains -2, 0, 2 and 4 points on four beds."""
+def test_of_many_beds_a_sentence_has_the_extremes_and_one_link(tmp_path):
+    """SAM gains -2, 0, 2 and 4 points on four beds. The link leads to the list of all beds."""
     for points in (0, 4, -2, 2):
         methods = {"plain": PLAIN, "sam": shifted(points)}
         evidence = frontier(tmp_path, methods, name=f"{FOLDER}-{points}")
     (sentence,) = [one for one in sentences(evidence) if "Its gain in points" in one]
     low, high = re.search(r"points: from ([-+.\d]+) .* to ([-+.\d]+) \(.*\) on", sentence).groups()
     assert (float(low), float(high)) == pytest.approx((-2, 4), abs=0.5)
+    assert sentence.endswith("([all beds](#the-frontiers))")
+    section = page(tmp_path, evidence).split("## The frontiers\n")[1].split("\n## ")[0]
+    assert all(f"({bed.folder}/table.md)" in section for bed in evidence.beds)
 
 
 def test_methods_are_compared_at_the_same_cost(tmp_path):
