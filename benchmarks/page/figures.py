@@ -2,6 +2,7 @@
 
 import itertools
 import pathlib
+import textwrap
 
 import matplotlib
 from matplotlib.lines import Line2D
@@ -14,7 +15,8 @@ from benchmarks.page.evidence import AVERAGED, GAIN, SAM, Asked, Evidence, one_g
 from flatreg.plots import COLORS
 
 FRONTIERS, FOREST = "frontiers.png", "forest.png"
-CURVES_IN_A_ROW, FORESTS_IN_A_ROW = 2, 3
+PANELS_IN_A_ROW = 2
+CHARACTERS = 50  # of a title that fits above a panel
 FACES = {questions.FOR: COLORS[0], questions.AGAINST: COLORS[1]}
 
 
@@ -40,7 +42,7 @@ def _frontiers(file: pathlib.Path, evidence: Evidence) -> None:
     wanted += dict.fromkeys(method for bed in beds for method in one_gradient(bed))
     colors = dict(zip(wanted, [GRAY, "#111111", *COLORS], strict=False))
     markers = dict(zip(wanted, itertools.cycle("osD^vPX*"), strict=False))
-    columns = min(CURVES_IN_A_ROW, len(beds))
+    columns = min(PANELS_IN_A_ROW, len(beds))
     rows = -(-len(beds) // columns)
     figure = new_figure(4.6 * columns, 3.1 * rows + 0.6)
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
@@ -89,17 +91,15 @@ def _frontiers(file: pathlib.Path, evidence: Evidence) -> None:
 def _forest(file: pathlib.Path, evidence: Evidence) -> None:
     """The gain of each method over the tuned plain optimizer, one panel per bed."""
     beds = evidence.beds
-    methods = list(
-        dict.fromkeys(method for bed in beds for method in bed.curves if method != PLAIN)
-    )
-    columns = min(FORESTS_IN_A_ROW, len(beds))
-    rows = -(-len(beds) // columns)
-    figure = new_figure(1.6 + 3.2 * columns, (0.9 + 0.21 * len(methods)) * rows + 0.6)
-    grid = figure.subplots(rows, columns, squeeze=False, sharey=True).ravel()
-    for axes, bed in zip(grid, beds, strict=False):
-        for position, method in enumerate(methods):
-            if method not in bed.curves:
-                continue
+    methods = [[method for method in bed.curves if method != PLAIN] for bed in beds]
+    columns = min(PANELS_IN_A_ROW, len(beds))
+    starts = range(0, len(beds), columns)
+    lines = [max(map(len, methods[start : start + columns])) for start in starts]
+    figure = new_figure(5.3 * columns, 0.6 * len(lines) + 0.19 * sum(lines) + 0.6)
+    ratios = {"height_ratios": [2 + count for count in lines]}
+    grid = figure.subplots(len(lines), columns, squeeze=False, gridspec_kw=ratios).ravel()
+    for i, (axes, bed) in enumerate(zip(grid, beds, strict=False)):
+        for position, method in enumerate(methods[i]):
             gain = bed.gain(method)
             verdict = evidence.verdicts[Asked(GAIN, bed.folder, method)].verdict
             color = FACES.get(verdict, GRAY)
@@ -107,9 +107,10 @@ def _forest(file: pathlib.Path, evidence: Evidence) -> None:
             axes.plot(gain.interval(), [position] * 2, color=color, lw=1.4)
             axes.plot(gain.mean, position, "o", ms=5, color=color, mfc=face)
         axes.axvline(0, color="black", lw=0.8)
-        axes.set_title(bed.label, weight="bold")
-        axes.set_yticks(range(len(methods)), methods)
-        axes.set_ylim(len(methods) - 0.5, -0.5)
+        axes.set_title(textwrap.fill(bed.label, CHARACTERS), weight="bold")
+        axes.locator_params(axis="x", nbins=6)
+        axes.set_yticks(range(len(methods[i])), methods[i])
+        axes.set_ylim(lines[i // columns] - 0.5, -0.5)
     for axes in grid[len(beds) :]:
         axes.set_axis_off()
     for axes in grid[max(0, len(beds) - columns) : len(beds)]:
