@@ -120,9 +120,7 @@ def run(out: pathlib.Path, args: argparse.Namespace, command: str, console: Cons
 
     def make_comparison(options: Options, folder: pathlib.Path) -> results.Results:
         job = compare.Job(options, folder, data_dir=args.data_dir, resume=True)
-        found = compare.train_missing(job, console)
-        results.save(folder, found, keep=_is_read)
-        return found
+        return compare.train_missing(job, console, keep=_is_read)
 
     def make_lipschitz(options: dict[str, Any], folder: pathlib.Path) -> results.Results:
         return _lipschitz(options, folder, args.data_dir, console)

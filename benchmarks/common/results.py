@@ -286,18 +286,19 @@ def save(
         written, because the command computes it from the runs.
       keep: which columns of curves.npz to write, for example
         `lambda name: name.startswith("curve.curvature.")`; all by default. Where a column is
-        dropped, the entries that `read` returns lack it.
+        dropped, the entries that `read` returns lack it. To add runs to them, save with the same
+        `keep`.
 
     Raises:
       UsageError: if the folder cannot be written to.
     """
-    rows, tables = _split(results.get("runs", []))
+    rows, tables = _split(results.get("runs", []), keep)
     columns = _columns(rows)
     manifest = {key: value for key, value in results.items() if key not in ("runs", "summary")}
     if rows:
         made_at = dict.fromkeys(row["revision"] for row in rows if row.get("revision"))
         manifest |= ({"revisions": list(made_at)} if made_at else {}) | {"columns": columns}
-    arrays = _arrays(tables, keep)
+    arrays = _arrays(tables)
     try:
         path.mkdir(parents=True, exist_ok=True)
         if arrays:
@@ -366,8 +367,10 @@ def _name(section: str, key: str) -> str:
 # Writing: from nested runs to the rows of runs.csv and the tables of curves.npz.
 
 
-def _split(runs: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], Tables]:
-    """Returns the values of each run by their paths, and the tables of all runs."""
+def _split(
+    runs: Sequence[dict[str, Any]], keep: Callable[[str], bool]
+) -> tuple[list[dict[str, Any]], Tables]:
+    """Returns the values of each run by their paths, and the columns to keep of all runs."""
     rows: list[dict[str, Any]] = []
     tables: Tables = {}
     for number, run in enumerate(runs):
@@ -378,7 +381,7 @@ def _split(runs: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], Tables
             elif len(value) <= SHORT and not any(isinstance(one, dict) for one in value):
                 row |= {f"{name}[{i}]": _number(one) for i, one in enumerate(value)}
             else:
-                _add_rows(tables, name, number, value)
+                _add_rows(tables, name, number, value, keep)
         rows.append(row)
     return rows, tables
 
@@ -400,11 +403,13 @@ def _number(value: Any) -> Any:
     return math.nan if value is None else value
 
 
-def _add_rows(tables: Tables, name: str, number: int, entries: list[Any]) -> None:
+def _add_rows(
+    tables: Tables, name: str, number: int, entries: list[Any], keep: Callable[[str], bool]
+) -> None:
     """Adds the list `name` of the run with this number to its tables."""
     for position, entry in enumerate(entries):
         if not isinstance(entry, dict):
-            _add_row(tables, name, {"run": number, VALUE: entry})
+            _add_row(tables, name, {"run": number, VALUE: entry}, keep)
             continue
         groups: dict[str, dict[str, Any]] = {name: {"run": number}}
         for path, value in _leaves(entry):
@@ -413,10 +418,11 @@ def _add_rows(tables: Tables, name: str, number: int, entries: list[Any]) -> Non
                 raise ValueError(f"{key!r} cannot be a name in the entries of {name}.")
             groups.setdefault(group, {"run": number, "entry": position})[key] = value
         for group, row in groups.items():
-            _add_row(tables, group, row)
+            _add_row(tables, group, row, keep)
 
 
-def _add_row(tables: Tables, name: str, row: dict[str, Any]) -> None:
+def _add_row(tables: Tables, name: str, row: dict[str, Any], keep: Callable[[str], bool]) -> None:
+    row = {key: value for key, value in row.items() if key in INDEX or keep(f"{name}.{key}")}
     table = tables.setdefault(name, {key: [] for key in row})
     if table.keys() != row.keys():
         raise ValueError(
@@ -427,13 +433,13 @@ def _add_row(tables: Tables, name: str, row: dict[str, Any]) -> None:
         table[key].append(value)
 
 
-def _arrays(tables: Tables, keep: Callable[[str], bool]) -> dict[str, np.ndarray]:
-    """Returns the columns to keep, with the index of their tables and of the lists around them."""
+def _arrays(tables: Tables) -> dict[str, np.ndarray]:
+    """Returns all columns, with the index of their tables and of the lists around them."""
     data = [
         f"{table}.{name}"
         for table, columns in tables.items()
         for name in columns
-        if name not in INDEX and keep(f"{table}.{name}")
+        if name not in INDEX
     ]
     return {
         f"{table}.{name}": _array(values)

@@ -111,15 +111,18 @@ def run(job: Job, console: Console | None = None) -> results.Results:
     return found
 
 
-def train_missing(job: Job, console: Console | None = None) -> results.Results:
+def train_missing(
+    job: Job, console: Console | None = None, keep: Callable[[str], bool] = lambda name: True
+) -> results.Results:
     """Trains and measures the runs that a folder lacks, without a table or figures.
 
     Args:
       job: what is compared.
       console: where progress is printed.
+      keep: which columns of curves.npz to write, as for `results.save`.
 
     Returns:
-      The results as they are saved, with all finished runs of the folder.
+      The results with all finished runs of the folder.
 
     Raises:
       UsageError: if an option does not fit the data or the folder.
@@ -152,7 +155,7 @@ def train_missing(job: Job, console: Console | None = None) -> results.Results:
     made_at = {"revision": results.revision(), "machine": results.machine()}
     for record in _train(comparison, missing, console):
         found["runs"].append(record | made_at)
-        results.save(folder, found)
+        results.save(folder, found, keep)
     return found
 
 

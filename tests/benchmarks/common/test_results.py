@@ -150,6 +150,18 @@ def test_only_the_chosen_curves_are_kept(tmp_path):
     assert "curve" not in found
 
 
+def test_runs_can_join_those_whose_curves_were_not_kept(tmp_path):
+    def keep(name):
+        return name == "curve.curvature.trace"
+
+    results.save(tmp_path, record([run()]), keep)
+    first = results.read(tmp_path)["runs"]
+    results.save(tmp_path, record([*first, run(seed=1)]), keep)
+    both = results.read(tmp_path)["runs"]
+    assert both[0]["curve"] == first[0]["curve"]
+    assert both[1]["curve"] == both[0]["curve"]
+
+
 def test_the_summary_is_not_written(tmp_path):
     results.save(tmp_path, record([run()], summary=[1]))
     assert "summary" not in results.read(tmp_path)
