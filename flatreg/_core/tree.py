@@ -67,16 +67,14 @@ def matmul(x: jax.Array, y: jax.Array) -> jax.Array:
 
 def total(tree: Grads) -> jax.Array:
     """The sum of all entries of the tree. Each leaf is reduced on the devices that hold it."""
-    return _reduced(jnp.sum, jnp.add, [jnp.sum(x) for x in jax.tree.leaves(tree)])
+    return _reduced(jnp.sum, jnp.add, tree)
 
 
 @with_standard_promotion
 def _reduced(
-    reduce: Callable[[jax.Array], jax.Array],
-    pairwise: Callable[[Any, Any], Any],
-    scalars: Sequence[jax.Array],
+    reduce: Callable[[jax.Array], jax.Array], pairwise: Callable[[Any, Any], Any], tree: Grads
 ) -> jax.Array:
-    """The sum or the maximum of zero and the scalars, computed once.
+    """The sum or the maximum of zero and all entries of the tree, computed once.
 
     XLA copies a chain of scalar operations, and a reduction that it can turn into one, into every
     kernel that uses the result. With one scalar per leaf and one kernel per leaf, the program then
@@ -85,18 +83,33 @@ def _reduced(
     On an Explicit mesh it is a chain all the same: inside ``vmap``, the scalars may have different
     shardings there, which ``jnp.stack`` rejects.
     """
-    scalars = [jnp.zeros((), jnp.float32), *scalars]
+    zero = jnp.zeros((), jnp.float32)
+    scalars = [zero, *map(reduce, _entrywise(pairwise, jax.tree.leaves(tree)))]
     meshes = [jax.typeof(x).sharding.mesh for x in scalars]
     if any(AxisType.Explicit in (mesh.axis_types or ()) for mesh in meshes):
         return functools.reduce(pairwise, scalars)
     return reduce(jax.lax.optimization_barrier(jnp.stack(scalars)))
 
 
+def _entrywise(pairwise: Callable[[Any, Any], Any], leaves: Sequence[Any]) -> list[jax.Array]:
+    """The leaves, those of one shape combined entry by entry unless they are on a mesh of devices.
+
+    XLA compiles kernels for every reduction, and the many leaves of a deep network have few shapes.
+    A mesh may hold leaves of one shape in different layouts. To combine those, it would have to
+    move them.
+    """
+    groups: dict[Any, list[jax.Array]] = {}
+    for i, x in enumerate(map(jnp.asarray, leaves)):
+        kind = jax.typeof(x)
+        groups.setdefault(kind if kind.sharding.mesh.size <= 1 else i, []).append(x)
+    return [functools.reduce(pairwise, group) for group in groups.values()]
+
+
 def _rescaled(tree: Grads) -> tuple[jax.Array, Grads]:
     """m and x/m with m = max |x| over the tree. m is 1 for a tree of zeros, and a NaN stays NaN."""
     tree = widened(tree)
-    leaves = [jnp.max(jnp.abs(x), initial=0) for x in jax.tree.leaves(tree)]
-    largest = _reduced(jnp.max, jnp.maximum, leaves)
+    maximum = functools.partial(jnp.max, initial=0)
+    largest = _reduced(maximum, jnp.maximum, jax.tree.map(jnp.abs, tree))
     largest = jnp.where(largest == 0, 1, largest)
     return largest, jax.tree.map(lambda x: x / largest, tree)
 

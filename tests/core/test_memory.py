@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import flatreg
-from flatreg._core.tree import shift, unit
+from flatreg._core.tree import norm, shift, unit
 from flatreg._flax.guarded_update import all_finite
 
 WIDTH, EXAMPLES = 16, 8192  # activations outweigh parameters and inputs
@@ -97,3 +97,12 @@ def test_the_program_grows_linearly_with_the_leaves(function):
     """From 12 to 24 leaves, it grows by twice as much as from 6 to 12."""
     small, medium, large = (instructions(function, n) for n in (6, 12, 24))
     assert large - medium < 1.25 * 2 * (medium - small)
+
+
+@pytest.mark.parametrize("function", [norm, all_finite])
+def test_leaves_of_one_shape_need_one_reduction(function):
+    def reductions(leaves):
+        tree = [jax.ShapeDtypeStruct((8, 8), jnp.float32)] * leaves
+        return jax.jit(function).lower(tree).compile(OPTIMIZED).as_text().count(" reduce(")
+
+    assert reductions(12) == reductions(1)

@@ -5,11 +5,14 @@ import functools
 import re
 
 import jax
+import jax.numpy as jnp
 import pytest
 from jax import export
-from jax.sharding import AxisType
+from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from flatreg._core.tree import norm
+from flatreg._flax.guarded_update import all_finite
 from tests.support.cases import every_kind
 from tests.support.problems import (
     METHODS,
@@ -117,6 +120,18 @@ def test_per_shard_needs_only_all_reduces(microbatches, axes):
     compiled, *inputs = on_mesh(axes, "per_shard", **options)
     assert_keeps_shardings_and_values("per_shard", compiled, *inputs, **options)
     assert set(collectives(compiled)) == {"all-reduce"}
+
+
+@both_axes
+@pytest.mark.parametrize("function", [norm, all_finite])
+def test_leaves_of_one_shape_in_different_layouts_are_not_moved(function, axes):
+    mesh = jax.make_mesh((DEVICES,), ("data",), (axes,))
+    leaves = [
+        jax.ShapeDtypeStruct((16, 16), jnp.float32, sharding=NamedSharding(mesh, layout))
+        for layout in (P("data"), P(None, "data"))
+    ]
+    compiled = jax.jit(function).lower(leaves).compile()
+    assert {*collectives(compiled)} == {"all-reduce"}
 
 
 @pytest.mark.nightly_except("sam", "gam", "looksam", "observe")
