@@ -134,7 +134,29 @@ def _price(evidence: Evidence, beds: list[Bed]) -> str:
         f"{at(0)}; at its largest cost {at(-1)}. At the least cost, the interval is below zero on "
         f"{_count(worse, beds)}. SAM reaches the accuracy of the plain optimizer's best at a lower "
         f"cost than the plain optimizer on {_count(cheaper, beds)}, with intervals that do not "
-        f"overlap on {_count(shown, beds)}. {_source(beds, evidence)}"
+        f"overlap on {_count(shown, beds)}. {_at_equal_steps(beds)}{_source(beds, evidence)}"
+    )
+
+
+def _at_equal_steps(beds: Sequence[Bed]) -> str:
+    """On which beds SAM is below what it would be with a radius of zero.
+
+    With this radius, SAM is the plain optimizer with as many steps, at twice the cost.
+    """
+    largest = {bed.folder: bed.budgets[-1] for bed in beds if bed.budgets[-1] / 2 in bed.budgets}
+    short = [
+        bed
+        for bed in beds
+        for cost in [largest.get(bed.folder)]
+        if cost and difference(bed.cell(SAM, cost), bed.cell(PLAIN, cost / 2)).interval()[1] < 0
+    ]
+    if not short:
+        return ""
+    return (
+        "With as many steps, at half of SAM's largest cost, the plain optimizer is above SAM on "
+        f"{words.counted(len(short), len(largest), 'beds')} ({words.listed(b.label for b in short)}"
+        "). A radius of zero would make them equal, so tuning did not find the best "
+        "hyperparameters of SAM there, and a part of its loss is one of tuning. "
     )
 
 

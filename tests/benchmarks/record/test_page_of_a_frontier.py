@@ -129,6 +129,15 @@ def test_methods_are_compared_at_the_same_cost(tmp_path):
         sentence,
     )
     assert "the interval is below zero on 1 of 1 beds" in sentence
+    assert "A radius of zero" not in sentence
+
+
+def test_a_loss_of_sam_at_equal_steps_is_called_one_of_tuning(tmp_path):
+    """SAM at cost 2 is six points below the plain optimizer at cost 1, with as many steps."""
+    evidence = frontier(tmp_path, {"plain": PLAIN, "sam": (0.62, 0.64, 0.66)})
+    (sentence,) = [one for one in sentences(evidence) if "SAM at equal cost" in one]
+    assert "the plain optimizer is above SAM on 1 of 1 beds (digits, mlp" in sentence
+    assert "a part of its loss is one of tuning" in sentence
 
 
 @pytest.mark.parametrize(
