@@ -13,8 +13,10 @@ from flatreg.lipschitz.operators.linear import float_kernel
 def frobenius_norm(tree: Any) -> jax.Array:
     r"""Returns the Frobenius norm ‖W‖_F = √Σw² over all leaves of a tree.
 
-    The Frobenius norm is an upper bound on the spectral norm of a dense kernel. To penalize its
-    square, use weight decay: ``optax.add_decayed_weights``.
+    The Frobenius norm is an upper bound on the spectral norm of a dense kernel. The computed norm
+    is not rounded up: for n entries, its relative error is at most nε, with ε = 1.2e-7 in float32.
+    For a certified bound, use :func:`spectral_norm_upper_bound`. To penalize the square of the
+    norm, use weight decay: ``optax.add_decayed_weights``.
 
     Args:
       tree: a kernel, or a tree of kernels.
@@ -36,7 +38,8 @@ def induced_norm(kernel: Any, ord: float) -> jax.Array:
 
     The norm is the maximum over inputs of Σ_out |w| for p = 1, and the maximum over outputs of Σ_in
     |w| for p = ∞. Compared with the formulas for ``y = Wx``, rows and columns are exchanged,
-    because in Flax the kernel multiplies the input from the right.
+    because in Flax the kernel multiplies the input from the right. The computed norm is not rounded
+    up: for sums of n terms, its relative error is at most nε, with ε = 1.2e-7 in float32.
 
     Args:
       kernel: a dense kernel with shape (in, out).

@@ -20,7 +20,7 @@ from flatreg.lipschitz.norms.upper_bounds import (
     matrix_entries,
     spectral_norm_upper_bound,
 )
-from flatreg.lipschitz.operators.convolution import Convolution
+from flatreg.lipschitz.operators.convolution import Axis, Convolution
 from flatreg.lipschitz.operators.linear import LinearMap, float_kernel
 from flatreg.lipschitz.operators.masked import Masked
 
@@ -29,11 +29,11 @@ SMALL = 2**20  # A map with at most this many matrix entries is also bounded by 
 
 
 class Interval(NamedTuple):
-    """An interval that contains a norm: ``lower`` ≤ σ ≤ ``upper``, apart from rounding.
+    """An interval that contains a norm: ``lower`` ≤ σ ≤ ``upper``.
 
     Attributes:
-      lower: the lower bound.
-      upper: the upper bound.
+      lower: the lower bound, up to the rounding errors of its computation.
+      upper: the upper bound, which covers the rounding errors of its computation.
     """
 
     lower: jax.Array
@@ -51,8 +51,8 @@ def spectral_norm(
 
     ``lower`` is ‖A(v)‖ for the unit vector v that Golub–Kahan Lanczos iteration finds from a random
     start, using ``steps`` products with A and Aᵀ. ``upper`` is :func:`spectral_norm_upper_bound`.
-    For a convolution whose matrix has at most 2²⁰ entries, ``upper`` is the smaller of that bound
-    and the bound from Gram iteration on the matrix.
+    For a convolution whose matrix has at most 2²⁰ entries, each of which is an entry of the kernel
+    or zero, ``upper`` is the smaller of that bound and the bound from Gram iteration on the matrix.
 
     To compile the function once for all kernels of a shape, use
     ``jax.jit(spectral_norm, static_argnames=("linear_map", "steps"))``.
@@ -104,8 +104,16 @@ def spectral_norm(
         lower = symbol_maximum(*blocks_and_axes(kernel, linear_map), TOLERANCE)
         return Interval(lower, upper)
     if isinstance(linear_map, Convolution) and matrix_entries(kernel, linear_map) <= SMALL:
-        upper = jnp.minimum(upper, matrix_bound(kernel, linear_map))
+        _, axes = blocks_and_axes(kernel, linear_map)
+        if not any(map(_laps, axes)):
+            upper = jnp.minimum(upper, matrix_bound(kernel, linear_map))
     return Interval(_lanczos_lower_bound(kernel, linear_map, steps, key), upper)
+
+
+def _laps(axis: Axis) -> bool:
+    """Whether several taps may reach the same input of a circle, where the matrix has their sum."""
+    distance, length = (axis.window - 1) * axis.kernel_dilation, axis.inputs
+    return axis.circular and length is not None and distance >= length * axis.input_dilation
 
 
 def _lanczos_lower_bound(

@@ -15,6 +15,10 @@ about 0. Then, near ω₀, its real part is at least M cos(d(ω − ω₀)/2) (R
 spaced frequencies is within π/N of ω₀. Therefore sup σ(F) ≤ (max of σ(F) over the grid) / ∏
 cos(πd/2N), for N > d.
 
+**Rounding.** An entry of the computed F(ω) is a sum over the taps t. If at most k roundings with a
+relative error of ε contribute to it, its error is at most √2((1 + ε)ᵏ − 1) Σₜ |K[t]|. The norm of
+the matrix of these sums bounds the error of σ(F(ω)) at every frequency.
+
 **Exact grids.** The factor is 1 in two cases: if the axis is a circle of N places, or if the axis
 is so short that a circle of N ≥ length + d places contains it without overlap. In these cases, the
 convolution is the convolution on the circle, or a section of it.
@@ -28,7 +32,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flatreg.lipschitz.norms.gram import gram_bound, module_of
+from flatreg.lipschitz.norms.gram import eps_of, gram_bound, module_of
 from flatreg.lipschitz.operators.convolution import Axis
 
 Array: TypeAlias = np.ndarray[Any, Any]
@@ -59,7 +63,7 @@ def symbol_bound(blocks: jax.Array, axes: tuple[Axis, ...], tolerance: float) ->
     gram_slack = (1 + tolerance) ** 0.3 - 1
     grids = _grids(axes, tolerance)
     largest = _maximum(blocks, grids, lambda x, y: gram_bound(x, y, gram_slack))
-    return math.prod(grid.factor for grid in grids) * largest
+    return math.prod(grid.factor for grid in grids) * (largest + _rounding_error(blocks, grids))
 
 
 def symbol_maximum(blocks: jax.Array, axes: tuple[Axis, ...], tolerance: float) -> jax.Array:
@@ -95,31 +99,69 @@ def _maximum(
     One row of the grid is computed at a time. The kernel is real, so F(−ω) is the conjugate of
     F(ω), and half of the frequencies along the last axis are enough.
     """
-    # For two axes the formula is 'adu,Ybev,uvigo->Ygabideo' with frequencies Y (those of the first
-    # axis are mapped over), taps u, v, groups g, input channels a, b, i, output channels d, e, o.
+    xp = module_of(blocks)
     phases = [grid.phases for grid in grids]
-    n = len(phases)
+    phases[-1] = phases[-1][: len(phases[-1]) // 2 + 1]
+    first, *others = phases
+
+    def largest_in_row(phase: jax.Array) -> jax.Array:
+        symbol = _symbol(blocks, phase, others)
+        return largest(symbol.real, symbol.imag)
+
+    complex_first = xp.asarray(first, _complex(blocks))
+    if xp is np:
+        in_rows = xp.asarray([*map(largest_in_row, complex_first)])
+    else:
+        in_rows = jax.lax.map(largest_in_row, complex_first)
+    maximum: jax.Array = xp.max(in_rows)
+    return maximum
+
+
+def _symbol(blocks: jax.Array, phase: jax.Array, others: Sequence[Any]) -> jax.Array:
+    """Returns F as matrices (frequencies · groups, rows, columns).
+
+    Args:
+      blocks: the kernel.
+      phase: the phases along the first axis at one frequency.
+      others: the phases along the other axes.
+    """
+    # For two axes the formula is 'adu,Ybev,uvigo->Ygabideo' with frequencies Y, taps u, v, groups
+    # g, input channels a, b, i, output channels d, e, o.
+    n = 1 + len(others)
     a, b, t = "abc"[:n], "def"[:n], "uvw"[:n]
     operands = ",".join(("XYZ"[i] if i else "") + a[i] + b[i] + t[i] for i in range(n))
     frequencies = "XYZ"[1:n]
     formula = f"{operands},{t}igo->{frequencies}g{a}i{b}o"
-    half = phases[-1][: len(phases[-1]) // 2 + 1]
     xp = module_of(blocks)
-    dtype = jnp.result_type(blocks.dtype, jnp.complex64)
-    first, *others = [xp.asarray(p, dtype) for p in (*phases[:-1], half)]
-    rows = math.prod(p.shape[1] for p in phases) * blocks.shape[-3]
-    columns = math.prod(p.shape[2] for p in phases) * blocks.shape[-1]
-
     options = {"optimize": True} if xp is np else {"precision": jax.lax.Precision.HIGHEST}
+    phases = [phase, *(xp.asarray(p, _complex(blocks)) for p in others)]
+    rows = math.prod(p.shape[-3] for p in phases) * blocks.shape[-3]
+    columns = math.prod(p.shape[-2] for p in phases) * blocks.shape[-1]
+    symbol: jax.Array = xp.einsum(formula, *phases, blocks, **options).reshape(-1, rows, columns)
+    return symbol
 
-    def largest_in_row(phase: jax.Array) -> jax.Array:
-        symbol = xp.einsum(formula, phase, *others, blocks, **options)
-        symbol = symbol.reshape(-1, rows, columns)
-        return largest(symbol.real, symbol.imag)
 
-    in_rows = [*map(largest_in_row, first)] if xp is np else jax.lax.map(largest_in_row, first)
-    maximum: jax.Array = xp.max(xp.asarray(in_rows))
-    return maximum
+def _complex(blocks: jax.Array) -> Any:
+    # Not that of JAX, which has complex128 only with jax_enable_x64.
+    return np.result_type(blocks.dtype, np.complex64)
+
+
+def _rounding_error(blocks: jax.Array, grids: Sequence[Grid]) -> jax.Array:
+    """Returns a bound on the error of the largest σ(F(ω)) from the rounding of F."""
+    xp, n = module_of(blocks), len(grids)
+    first, *others = [grid.phases[:1] for grid in grids]  # at ω = 0, where they are 0 or 1
+    sizes = abs(blocks if xp is np else jax.lax.stop_gradient(blocks))
+    sizes = _symbol(sizes, xp.asarray(first[0], _complex(blocks)), others).real
+    if 0 in sizes.shape:
+        return xp.zeros((), blocks.dtype)  # type: ignore[no-any-return]
+    # The norm is at most the root of the largest sum of a row times that of a column.
+    norm = xp.sqrt(xp.max(xp.sum(sizes, -1)) * xp.max(xp.sum(sizes, -2)))
+    eps = eps_of(blocks)
+    # A complex product has four roundings, and so have the phases.
+    roundings = 2 * math.prod(blocks.shape[:n]) + 8 * (n + 1)
+    sums = math.exp(sum(sizes.shape[-2:]) * eps)  # the errors of the norm
+    error: jax.Array = 1.5 * math.expm1(roundings * eps) * sums * norm
+    return error
 
 
 def _grid(axis: Axis, largest_factor: float) -> Grid:
@@ -138,12 +180,12 @@ def _grid(axis: Axis, largest_factor: float) -> Grid:
     q = np.where(valid, q // spread, 0)
     degree = int(q.max())
     frequencies = math.ceil(math.pi * degree / (2 * math.acos(1 / largest_factor))) if degree else 1
-    factor = 1 / math.cos(math.pi * degree / (2 * frequencies))
+    factor = 1 / (math.cos(math.pi * degree / (2 * frequencies)) - 1e-15)  # rounded up
     exact = _circle_length(axis, s, D, degree, spread)
     if exact is not None and exact <= 1.25 * frequencies:  # tighter, and hardly more expensive
         frequencies, factor = exact, 1.0
-    angles = 2 * np.pi * np.arange(frequencies) / frequencies
-    return Grid(valid * np.exp(1j * angles[:, None, None, None] * q), factor)
+    turns = np.arange(frequencies)[:, None, None, None] * q % frequencies / frequencies
+    return Grid(valid * np.exp(2j * np.pi * turns), factor)
 
 
 def _circle_length(axis: Axis, s: int, D: int, degree: int, spread: int) -> int | None:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flatreg._core.tree import with_standard_promotion
-from flatreg.lipschitz.norms.gram import gram_bound, module_of
+from flatreg.lipschitz.norms.gram import eps_of, gram_bound, module_of
 from flatreg.lipschitz.norms.symbol import symbol_bound
 from flatreg.lipschitz.operators.convolution import Axis, Convolution
 from flatreg.lipschitz.operators.dense import Dense
@@ -34,10 +34,16 @@ def spectral_norm_upper_bound(
 ) -> jax.Array:
     r"""Returns a certified upper bound on σ(A) that is cheap enough for a training step.
 
-    The bound is never below σ(A) apart from rounding. For a stack of layers, it is the largest
-    bound of the layers.
+    The bound is never below σ(A), also in floating-point arithmetic: it contains a margin that
+    covers the rounding errors of its own computation. The margin grows with the size of the kernel.
+    For dense float32 kernels, it is below 1e-5 for 10 inputs and outputs, below 0.02% for 64 and
+    below 0.2% for 512. It assumes that every operation has a relative error of at most twice the
+    unit roundoff, and that numbers do not underflow. For a ``Linear`` map, the bound is that of the
+    matrix that its function computes in the dtype of the kernel.
 
-    For dense kernels it comes from Gram iteration and is at most 0.1% above σ(A).
+    For a stack of layers, the bound is the largest bound of the layers.
+
+    For dense kernels it comes from Gram iteration and is at most 0.1% above σ(A), plus the margin.
 
     For convolutions it is the smallest of three bounds:
 
@@ -60,7 +66,7 @@ def spectral_norm_upper_bound(
         maps of a model. It may be None for a kernel with two axes, which is then dense. For a
         bound that holds for every input size, write ``Convolution((None, None, channels))``.
       tolerance: the largest relative amount by which the bound by the symbol may exceed the
-        supremum of the symbol.
+        supremum of the symbol, apart from the margin for rounding errors.
 
     Returns:
       The bound, a scalar.
@@ -117,7 +123,7 @@ def convolution_bound(
     smallest: jax.Array = module_of(blocks).minimum(
         symbol_bound(blocks, axes, tolerance), _reshaped_bound(blocks, axes)
     )
-    return smallest
+    return smallest * (1 + 8 * eps_of(blocks))  # covers the factors of both bounds
 
 
 def default_map(kernel: jax.Array) -> Dense:
@@ -162,9 +168,25 @@ def matrix_bound(kernel: jax.Array, linear_map: LinearMap) -> jax.Array:
             "above: describe the layer with flatreg.lipschitz.Dense() or Convolution(…), or use "
             "power_iteration, which gives a lower bound."
         )
+    # For convolutions, each entry is a tap times the only 1 of a basis vector, plus zeros, which is
+    # exact.
     basis = jnp.eye(size, dtype=kernel.dtype).reshape(size, *shape)
     rows = jax.vmap(lambda x: linear_map.apply(kernel, x))(basis)
     return gram_bound(rows.reshape(size, -1))
+
+
+def svd_bound(matrices: np.ndarray[Any, Any]) -> Any:
+    """Returns an upper bound on the largest singular value of matrices, in float64 with NumPy.
+
+    The error of Householder reflections is at most of the order of mn·√n·ε (Higham, Accuracy and
+    Stability of Numerical Algorithms, theorem 19.4), with a small constant. It is taken as 8.
+    """
+    if not np.isfinite(matrices).all():
+        return np.float64(np.nan)
+    matrices = matrices.astype(np.float64)
+    m, n = sorted(matrices.shape[-2:], reverse=True)
+    largest = np.max(np.linalg.svd(matrices, compute_uv=False), initial=0)
+    return largest * (1 + 8 * m * n * math.sqrt(n) * eps_of(matrices))
 
 
 def _reshaped_bound(blocks: jax.Array, axes: tuple[Axis, ...]) -> jax.Array:
