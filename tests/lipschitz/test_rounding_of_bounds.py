@@ -219,3 +219,26 @@ def test_symbols_are_multiplied_in_blocks():
     norm = max(np.linalg.norm(matrix, 2) for matrix in symbol)
     bound = jax.jit(lambda k: lipschitz.spectral_norm_upper_bound(k, circle))(taps)
     assert norm <= float(bound) <= 1.02 * norm
+
+
+@pytest.mark.parametrize("is_wide", [False, True])
+def test_a_certified_radius_is_rounded_toward_zero(is_wide):
+    """It is at most (zᵧ − zⱼ)/Lᵧⱼ, also for logits in float32 and bounds in float64."""
+    rng = np.random.default_rng(0)
+    logits = np.float32(rng.normal(size=(2000, 2)))
+    labels = logits.argmax(axis=1)
+    margins = np.float64(logits).max(axis=1) - np.float64(logits).min(axis=1)
+    for constant in np.float32([0.1, 0.7, 3.0]):
+        constant = np.float64(constant) if is_wide else constant
+        for given, divisor in ((constant, math.sqrt(2)), (np.full((2, 2), constant), 1)):
+            with jax.enable_x64(is_wide):
+                radii = np.float64(lipschitz.certified_radius(logits, labels, given))
+            exact = margins / (divisor * np.float64(constant))
+            assert (radii <= exact).all()
+            np.testing.assert_allclose(radii, exact, rtol=1e-6)
+
+
+def test_a_radius_that_is_too_large_for_the_dtype_is_finite():
+    """Only a Lipschitz constant of zero certifies an infinite radius."""
+    radius = lipschitz.certified_radius(jnp.array([[100.0, 0.0]]), jnp.array([0]), 2e-38)
+    assert 1e38 < radius < jnp.inf

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from flatreg._core.checks import check_nonnegative
 from flatreg._core.tree import widened
@@ -23,6 +24,10 @@ def certified_radius(
     The radius is min over j ≠ y of (zᵧ − zⱼ)/Lᵧⱼ, and 0 where the prediction is wrong. No input
     within this distance, in the 2-norm, is classified differently. This is a certificate only if
     ``lipschitz`` is an upper bound for the function that computed the logits.
+
+    The radius is rounded toward zero. It is smaller than the quotient of the given numbers by a
+    relative amount of about 6 ε, with ε = 1.2e-7 in float32. Rounding errors of the logits
+    themselves are not covered.
 
     Args:
       logits: z, with shape (batch, classes).
@@ -72,6 +77,8 @@ def certified_radius(
             f"{bounds.shape}: pass lipschitz_bound(function, params, x).upper or its .pairs."
         )
     logits = widened(logits)
+    dtype = jnp.result_type(logits, bounds)
+    logits, bounds = logits.astype(dtype), bounds.astype(dtype)
     own = jnp.take_along_axis(logits, labels[:, None], axis=1)
     margin = own - logits
     constants = jnp.sqrt(2) * bounds if bounds.ndim == 0 else bounds[labels]
@@ -79,7 +86,12 @@ def certified_radius(
     # A zero Lipschitz constant gives an infinite radius; a nonpositive margin gives zero. A bound
     # that is NaN certifies nothing.
     changes = constants != 0
-    radii = jnp.where(changes, margin / jnp.where(changes, constants, 1), jnp.inf)
+    finfo = np.finfo(dtype)
+    # Covers the rounding errors of the margin, of √2·L, of the quotient, and of a radius that is
+    # compared with the result. Only a zero constant gives infinity, not an overflow.
+    rounding = 1 - 6 * float(finfo.eps)
+    quotient = rounding * (margin / jnp.where(changes, constants, 1))
+    radii = jnp.where(changes, jnp.minimum(quotient, float(finfo.max)), jnp.inf)
     radii = jnp.where(margin > 0, radii, 0)
     others = jnp.arange(classes) != labels[:, None]
     return jnp.min(radii, axis=1, initial=jnp.inf, where=others)
