@@ -217,6 +217,16 @@ class TestNetworks:
             jax.value_and_grad(upper)(params), jax.value_and_grad(product)(params), rtol=1e-9
         )
 
+    def test_the_gradient_of_pairs_is_that_of_distances(self):
+        """Also although the distance of each output to itself is zero."""
+        kernel = jnp.asarray(normal(6, 3))
+
+        def pair(w):
+            return lipschitz.lipschitz_bound(lambda w, x: x @ w, w, jnp.ones((1, 6))).pairs[0, 1]
+
+        expected = jax.grad(lambda w: jnp.linalg.norm(w[:, 0] - w[:, 1]))(kernel)
+        np.testing.assert_allclose(jax.jit(jax.grad(pair))(kernel), expected, rtol=1e-9, atol=1e-12)
+
     def test_bfloat16_parameters_are_measured_in_float32(self):
         kernel = jnp.asarray(normal(6, 5), jnp.bfloat16)
         x = jnp.ones((1, 6), jnp.bfloat16)

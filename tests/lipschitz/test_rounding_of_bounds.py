@@ -188,9 +188,25 @@ def kernel_of_many_inputs(name):
     return u * np.float32(v), np.linalg.norm(np.float64(u)) * np.linalg.norm(v)
 
 
+def dense(kernel, x):
+    return x @ kernel
+
+
+def pointwise(kernel, x):
+    return jax.lax.conv_general_dilated(
+        x, kernel[None], (1,), "VALID", None, None, ("NWC", "WIO", "NWC")
+    )
+
+
 BOUNDS = {
     "spectral_norm_upper_bound": lipschitz.spectral_norm_upper_bound,
     "spectral_norm": lambda kernel: lipschitz.spectral_norm(kernel, steps=2).upper,
+    "lipschitz_bound": lambda kernel: (
+        lipschitz.lipschitz_bound(dense, kernel, jnp.ones((1, INPUTS))).upper
+    ),
+    "lipschitz_bound, convolution": lambda kernel: (
+        lipschitz.lipschitz_bound(pointwise, kernel, jnp.ones((1, 1, INPUTS))).upper
+    ),
 }
 
 
@@ -211,6 +227,26 @@ def test_a_projection_holds_for_many_inputs_of_one_sign():
     assert 0.9998 <= math.sqrt(np.linalg.norm(projected.T @ projected, 2)) <= 1
 
 
+@pytest.mark.parametrize("shape", [(12, 8), (150, 130)])
+@pytest.mark.parametrize("where", ["traced", "concrete"])
+def test_the_margin_for_rounding_is_small(shape, where):
+    """Also if sums are computed in blocks. For pairs, it is that of ‖Wᵢ − Wⱼ‖."""
+    kernel = np.float32(np.random.default_rng(0).normal(size=shape))
+
+    def bound(kernel):
+        return lipschitz.lipschitz_bound(dense, kernel, jnp.ones((1, shape[0])))
+
+    upper, pairs, _ = jax.jit(bound)(kernel) if where == "traced" else bound(kernel)
+    rows = np.float64(kernel.T)
+    norm = np.linalg.norm(rows, 2)
+    slack = 2e-6 if where == "concrete" else 2e-6 * max(shape)
+    assert norm <= float(upper) <= norm * (1 + slack)
+    distances = np.linalg.norm(rows[:, None] - rows, axis=-1)
+    exact = np.minimum(distances, math.sqrt(2) * norm)
+    assert (exact <= np.float64(pairs)).all()
+    assert (np.float64(pairs) <= exact * (1 + slack)).all()
+
+
 def test_symbols_are_multiplied_in_blocks():
     """A convolution on a circle of 4 places, whose matrices have 70 rows."""
     taps = np.float32(np.random.default_rng(0).normal(size=(2, 70, 70)))
@@ -219,6 +255,31 @@ def test_symbols_are_multiplied_in_blocks():
     norm = max(np.linalg.norm(matrix, 2) for matrix in symbol)
     bound = jax.jit(lambda k: lipschitz.spectral_norm_upper_bound(k, circle))(taps)
     assert norm <= float(bound) <= 1.02 * norm
+
+
+@pytest.mark.filterwarnings("error")
+def test_concrete_convolutions_are_bounded_in_float64():
+    kernel, norm = kernel_of_many_inputs("positive")
+    assert norm <= float(BOUNDS["lipschitz_bound, convolution"](kernel)) <= (1 + 1e-6) * norm
+
+
+@pytest.mark.parametrize("where", ["traced", "concrete"])
+def test_a_tiny_bound_is_not_zero(where):
+    """The products of these norms and their squares are too small for float32."""
+    kernel = jnp.float32(1e-9) * jnp.eye(3)
+    x = jnp.ones((1, 3))
+    functions = {
+        "deep": lambda w, x: x @ w @ w @ w @ w @ w @ w,
+        "parts": lambda w, x: jnp.concatenate([x @ w @ w @ w, 2 * (x @ w @ w @ w)], axis=-1),
+    }
+    for name, function in functions.items():
+
+        def bound(w, function=function):
+            return lipschitz.lipschitz_bound(function, w, x).upper
+
+        upper = float((jax.jit(bound) if where == "traced" else bound)(kernel))
+        norm = 1e-54 if name == "deep" else math.sqrt(5) * 1e-27
+        assert upper >= max(norm, float(jnp.finfo("float32").tiny)), name
 
 
 @pytest.mark.parametrize("is_wide", [False, True])

@@ -2,10 +2,11 @@
 
 The interpreter of a network describes each bound as a formula of earlier ones. The norms of the
 layers are the only expensive numbers. They are computed last, and only those on which the result
-depends. Norms of concrete kernels are computed with NumPy, which compiles nothing. In a traced
-function, layers of equal shape share one loop, which is compiled once.
+depends. Norms of concrete kernels are computed with NumPy in float64, which compiles nothing. In a
+traced function, layers of equal shape share one loop, which is compiled once.
 """
 
+import math
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
@@ -13,9 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flatreg.lipschitz.norms.gram import module_of
-from flatreg.lipschitz.norms.upper_bounds import convolution_bound
+from flatreg.lipschitz.norms.gram import gram_bound
+from flatreg.lipschitz.norms.upper_bounds import convolution_bound, svd_bound
 from flatreg.lipschitz.operators.convolution import Convolution
+
+SLACK = 1e-6  # the largest relative error of the norm of a traced matrix, apart from rounding
 
 
 class Norm(NamedTuple):
@@ -64,11 +67,12 @@ class Deferred:
         """Adds ``function(*operands)`` and returns its index."""
         return self.number(Formula(function, operands))
 
-    def evaluate(self, indices: Sequence[int]) -> list[jax.Array]:
-        """Returns the values of some of the numbers, rounded up.
+    def evaluate(self, indices: Sequence[int], dtype: Any) -> list[jax.Array]:
+        """Returns the values of some of the numbers in a dtype, rounded up.
 
-        Each operation, of which there are at most as many as numbers on which the result depends,
-        has a relative rounding error of at most ε. The results are increased accordingly.
+        Norms are upper bounds already. All other values and operations have relative rounding
+        errors of a few ε. The results are increased by the sum of all that they depend on, which is
+        enough because no formula multiplies two numbers that depend on a third one.
         """
         needed = self._needed(indices)
         values = self._norms([i for i in needed if isinstance(self._numbers[i], Norm)])
@@ -78,8 +82,15 @@ class Deferred:
                 values[i] = number.function(*(values[j] for j in number.operands))
             elif i not in values:
                 values[i] = number
-        results = [jnp.asarray(values[i], _dtype_of(values[i])) for i in indices]
-        return [x * (1 + len(needed) * float(np.finfo(x.dtype).eps)) for x in results]
+        rounding = sum(_roundings(self._numbers[i]) * _eps(values[i]) for i in needed)
+        finfo = np.finfo(dtype)
+        increase, smallest = math.exp(rounding + 4 * float(finfo.eps)), float(finfo.tiny)
+        results = []
+        for value in (values[i] * increase for i in indices):
+            xp = jnp if isinstance(value, jax.core.Tracer) else np
+            positive = (value > 0) & (value < smallest)  # so small that it may become zero
+            results.append(jnp.asarray(xp.where(positive, smallest, value), dtype))
+        return results
 
     def _needed(self, indices: Sequence[int]) -> list[int]:
         """Returns the indices of the numbers on which some numbers depend, in order."""
@@ -110,22 +121,22 @@ class Deferred:
         return values
 
 
-def _dtype_of(value: Any) -> Any:
-    """Returns the dtype of a result: at least float32, and float64 for numbers of Python in x64."""
-    is_array = isinstance(value, jax.Array | np.ndarray | np.generic)
-    return jnp.result_type(value, jnp.float32) if is_array else jnp.result_type(float)
+def _roundings(number: Any) -> int:
+    """Returns how many times ε bounds the relative error of a number, apart from its operands."""
+    if isinstance(number, Norm):
+        return 0
+    return 2 * len(number.operands) + 1 if isinstance(number, Formula) else 4
+
+
+def _eps(value: Any) -> float:
+    """Returns ε of the dtype of a number, which is float64 for numbers of Python."""
+    return float(np.finfo(getattr(value, "dtype", np.float64)).eps)
 
 
 def _norm(kernel: Any, linear_map: Convolution | None) -> Any:
     """Returns the norm of a layer, whose kernel is a tracer or an array of NumPy."""
+    if isinstance(kernel, np.ndarray):
+        kernel = kernel.astype(np.float64)
     if linear_map is not None:
         return convolution_bound(kernel, linear_map)
-    xp = module_of(kernel)
-    if xp is np and not np.isfinite(kernel).all():
-        return kernel.dtype.type(np.nan)
-    # With full matrices, XLA would allocate them although it does not compute them.
-    values = xp.linalg.svd(kernel, full_matrices=False, compute_uv=False)
-    largest = xp.max(values, initial=0)
-    # The computed singular values have errors of a few ε times the largest one.
-    rounding = 4 * float(np.finfo(kernel.dtype).eps)
-    return largest * (1 + rounding)
+    return svd_bound(kernel) if isinstance(kernel, np.ndarray) else gram_bound(kernel, slack=SLACK)

@@ -1,8 +1,8 @@
 """Bounds the Lipschitz constants of all values in a traced network with respect to x."""
 
 import collections
+import functools
 import math
-import operator
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from flatreg._core.tree import wide_dtype
 from flatreg.lipschitz.networks.deferred import Deferred
 from flatreg.lipschitz.networks.folding import KEEPS_LAYER, foldable_layer, scaled
 from flatreg.lipschitz.networks.functions import elementwise
@@ -85,11 +86,14 @@ class Interpreter:
     def results(
         self, result: Dependent, *further: int
     ) -> tuple[list[jax.Array], dict[str, jax.Array]]:
-        """Returns the bound of a result and further numbers, and its factors by distinct names."""
+        """Returns the bound of a result and further numbers, and its factors by distinct names.
+
+        All are in the dtype of the result, and in at least float32.
+        """
         assert result.bound is not None
         factors = sorted(result.factors)
         indices = [result.bound, *further, *(factor.number for factor in factors)]
-        values = self._deferred.evaluate(indices)
+        values = self._deferred.evaluate(indices, wide_dtype(result.dtype))
         layers: dict[str, jax.Array] = {}
         seen: collections.Counter[str] = collections.Counter()
         for factor, value in zip(factors, values[1 + len(further) :], strict=True):
@@ -152,7 +156,7 @@ class Interpreter:
         name = output.layer_name if is_layer else f"{output.layer_name} {operation.name}"
         new = self._factor(name, factor)
         output = output._replace(
-            bound=self._deferred.formula(operator.mul, operand.bound, new.number),
+            bound=self._deferred.formula(_product, operand.bound, new.number),
             factors=operand.factors | {new},
             head=_head(operation, operand),
         )
@@ -179,7 +183,7 @@ class Interpreter:
         of_layer = layer.factor._replace(number=relative)
         of_scale = self._factor(f"{output.layer_name} {operation.name}", largest / _nonzero(before))
         return output._replace(
-            bound=self._deferred.formula(operator.mul, layer.input_bound, norm),
+            bound=self._deferred.formula(_product, layer.input_bound, norm),
             factors=operand.factors - {layer.factor} | {of_layer, of_scale},
             layer=layer._replace(factor=of_layer, scale=scale),
         )
@@ -301,7 +305,9 @@ class Interpreter:
 
     def _root_sum_squares(self, values: Sequence[Dependent], weights: Sequence[float]) -> Bound:
         def together(*bounds: Any) -> Any:
-            return _root(sum(w * b**2 for w, b in zip(weights, bounds, strict=True)))
+            unit = _nonzero(functools.reduce(_larger, bounds))  # so that the squares do not vanish
+            squares = (w * (b / unit) ** 2 for w, b in zip(weights, bounds, strict=True))
+            return unit * _root(sum(squares))
 
         return Bound(self._deferred.formula(together, *_bounds(values)), _all(values))
 
@@ -407,7 +413,7 @@ class Interpreter:
         if _is_one(constant):
             return Bound(argument.bound, argument.factors)
         factor = self._factor(name, constant)
-        number = self._deferred.formula(operator.mul, argument.bound, factor.number)
+        number = self._deferred.formula(_product, argument.bound, factor.number)
         return Bound(number, argument.factors | {factor})
 
     def _factor(self, name: str, value: Any) -> Factor:
@@ -416,7 +422,7 @@ class Interpreter:
 
     def _times(self, constant: float, bound: int | None) -> int:
         assert bound is not None
-        return self._deferred.formula(lambda value: constant * value, bound)
+        return self._deferred.formula(lambda value: _product(constant, value), bound)
 
 
 def _located(operation: Operation, output: Dependent) -> Dependent:
@@ -467,12 +473,23 @@ def _is_one(factor: Any) -> bool:
     return isinstance(factor, int | float) and factor == 1
 
 
+def _product(a: Any, b: Any) -> Any:
+    """Returns a·b for a, b ≥ 0. It is zero only if a factor is, also if the product underflows."""
+    product, xp = a * b, array_module(a, b)
+    smallest = float(np.finfo(getattr(product, "dtype", np.float64)).tiny)
+    return xp.where((product < smallest) & (a > 0) & (b > 0), smallest, product)
+
+
 def _nonzero(number: Any) -> Any:
     return array_module(number).where(number == 0, 1, number)
 
 
 def _root(number: Any) -> Any:
     return array_module(number).sqrt(number)
+
+
+def _larger(a: Any, b: Any) -> Any:
+    return array_module(a, b).maximum(a, b)
 
 
 def _smaller(a: Any, b: Any) -> Any:

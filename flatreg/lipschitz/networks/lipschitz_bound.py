@@ -6,17 +6,21 @@ residual sum adds the bounds of its terms. For a feed-forward network the result
 the program is traced, the same code bounds networks written in Linen, NNX or plain JAX.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from flatreg._core.tree import path_name, with_standard_promotion
 from flatreg.lipschitz.batch_functions import check_inputs
+from flatreg.lipschitz.inputs.jacobians import safe_sqrt
 from flatreg.lipschitz.networks.explanations import explain
 from flatreg.lipschitz.networks.interpreter import Interpreter
 from flatreg.lipschitz.networks.values import Known, Value, known, propagate
+from flatreg.lipschitz.norms.gram import eps_of
 from flatreg.typing import Params
 
 
@@ -64,12 +68,17 @@ def lipschitz_bound(
     The product of two values that depend on x cannot be bounded, which excludes attention and
     LayerNorm. Such products raise an error, as do operations without a rule. The bound
     holds for the network in exact arithmetic and does not account for rounding in the network's
-    dtype. The computation of the bound itself rounds up.
+    dtype.
+
+    A margin covers the rounding errors of the computation of the bound. The only exception is a
+    function of single entries whose slope is a sum of terms that cancel. Its constant is computed
+    in float64. Outside of ``jit``, the norms of the layers are computed with NumPy in float64, on
+    the host and without compilation, and the margin is negligible. Inside ``jit``, they are
+    computed in the dtype of the parameters, with the margin of :func:`spectral_norm_upper_bound`,
+    and layers of the same shape share one loop, which is compiled once.
 
     The function can be jitted and differentiated with respect to ``params``. It reads only the
-    shape and the dtype of ``x``. Inside ``jit``, layers of the same shape share one loop, which is
-    compiled once. Outside of it, the norms of the layers are computed with NumPy, on the host and
-    without compilation.
+    shape and the dtype of ``x``.
 
     Args:
       function: the network in evaluation mode, which maps the parameters and a batch to the
@@ -151,14 +160,26 @@ def _pairs(
     """
     if len(shape) != 2:
         return None
-    plain: jax.Array = jnp.sqrt(2) * upper * (1 - jnp.eye(shape[1]))
-    if head is None:
-        return plain
-    features, rows = head
-    _, apart = jax.lax.scan(_distances, rows, rows)
-    return jnp.minimum(plain, features * apart)
+    plain: jax.Array = math.sqrt(2) * upper * (1 - jnp.eye(shape[1], dtype=upper.dtype))
+    if head is not None:
+        features, rows = head
+        plain = jnp.minimum(plain, features * jnp.asarray(_distances(rows), upper.dtype))
+    return plain * (1 + 4 * eps_of(upper))  # rounded up
 
 
-def _distances(rows: jax.Array, row: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _distances(rows: Any) -> Any:
+    """Returns upper bounds on all ‖Wᵢ − Wⱼ‖, computed with NumPy if W is concrete."""
+    roundings = rows.shape[1] + 4
+    if isinstance(rows, np.ndarray):
+        products = rows @ rows.T
+        squares = np.diagonal(products)
+        both = squares[:, None] + squares
+        errors = 2 * math.expm1(roundings * eps_of(rows)) * both
+        return np.sqrt(np.maximum(both - 2 * products, 0) + errors)
+    _, distances = jax.lax.scan(_distances_of_row, rows, rows)
+    return distances * (1 + math.expm1(roundings * eps_of(rows) / 2 + 4 * eps_of(rows)))
+
+
+def _distances_of_row(rows: jax.Array, row: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Returns ‖Wᵢ − w‖ for all rows of W. A function with a name is compiled once per shape."""
-    return rows, jnp.linalg.norm(rows - row, axis=1)
+    return rows, safe_sqrt(jnp.sum((rows - row) ** 2, axis=1))

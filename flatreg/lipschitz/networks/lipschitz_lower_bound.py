@@ -29,7 +29,7 @@ class LipschitzLowerBound(NamedTuple):
     """A lower bound on the Lipschitz constant, in the 2-norm.
 
     Attributes:
-      lower: ‖J(x)‖₂ at ``point``.
+      lower: ‖J(x)‖₂ at ``point``, up to the rounding errors of its computation.
       point: the input at which it was found, a single example.
     """
 

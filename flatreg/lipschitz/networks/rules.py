@@ -14,6 +14,7 @@ import numpy as np
 
 from flatreg.lipschitz.networks.deferred import Norm
 from flatreg.lipschitz.networks.values import Dependent, Known, Operation, array_module, wide
+from flatreg.lipschitz.norms.upper_bounds import svd_bound
 from flatreg.lipschitz.operators.convolution import Convolution
 
 # Operations with gain 1: they move entries, drop entries or add constant entries, or apply a
@@ -135,7 +136,8 @@ def _gather(operation: Operation) -> jax.Array:
         lambda z: equation.primitive.bind(z, indices, **equation.params),
         jax.ShapeDtypeStruct(whole.shape, jnp.result_type(float)),
     )(jnp.ones(operation.output.shape))
-    return jnp.sqrt(copies.max())
+    most = wide(copies.max())
+    return array_module(most).sqrt(most)  # type: ignore[no-any-return]
 
 
 def _sort(operation: Operation) -> float | None:
@@ -204,7 +206,7 @@ def _windows(operation: Operation) -> list[np.ndarray[Any, Any]]:
 
 def _window_sum(operation: Operation) -> float:
     """Returns the product of the norms along the axes, because the map is a Kronecker product."""
-    return math.prod(float(np.linalg.norm(a, 2)) for a in _windows(operation))
+    return math.prod(float(svd_bound(a)) for a in _windows(operation))
 
 
 def _window_max(operation: Operation) -> float:

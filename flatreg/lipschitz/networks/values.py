@@ -287,9 +287,10 @@ def array_module(*numbers: Any) -> Any:
 
 
 def wide(value: Any) -> Any:
-    """Returns an array in at least float32, as a NumPy array if it is concrete."""
+    """Returns an array in at least float32, and in float64 with NumPy if it is concrete."""
     xp, dtype = array_module(value), jnp.result_type(value, jnp.float32)
-    return xp.asarray(value).astype(dtype)
+    array = xp.asarray(value).astype(dtype)  # as in the network
+    return array if xp is jnp else array.astype(np.float64)
 
 
 def known(value: Any, name: str = "") -> Known:

@@ -21,6 +21,7 @@ import numpy as np
 
 from flatreg.lipschitz.networks.rearrangements import is_identity, unchanged
 from flatreg.lipschitz.networks.values import Dependent, Known, Operation, Value, array_module
+from flatreg.lipschitz.norms.gram import eps_of
 
 MOST_OPERATIONS = 60
 MOST_SWITCHES = 12
@@ -118,7 +119,7 @@ def _constant(z: Dependent, between: Sequence[Dependent], outputs: Sequence[Depe
     pieces = _pieces(switches)
     evaluations = [_Evaluation(z, between, piece) for piece in pieces]
     _check_continuity(pieces, evaluations, outputs, z.dtype)
-    steepest: Any = 0.0
+    steepest: Any = np.float64(0)
     for piece, evaluation in zip(pieces, evaluations, strict=True):
         ranges = [evaluation.of(output) for output in outputs]
         squares = [_largest(_abs(r.least), _abs(r.most)) for r in ranges]
@@ -126,12 +127,14 @@ def _constant(z: Dependent, between: Sequence[Dependent], outputs: Sequence[Depe
         inside = np.asarray(piece.low < piece.high)
         if inside.any():
             steepest = _largest(steepest, _where(inside, joint, 0.0))
+    # A slope has at most two roundings per operation. They are covered unless terms cancel.
+    rounding = 1 + 2 * len(between) * eps_of(steepest)
     if isinstance(steepest, jax.core.Tracer):
-        return jnp.max(steepest)
+        return rounding * jnp.max(steepest)
     largest = float(np.max(steepest))
     if not math.isfinite(largest):
         raise Unverified
-    return largest
+    return largest if largest == 1 else rounding * largest
 
 
 def _is_elementwise(operation: Operation, value: Dependent) -> bool:
