@@ -22,7 +22,7 @@ STYLE: dict[Any, Any] = {
     "axes.axisbelow": True,
     "grid.color": "#EBEBEB",
     "grid.linewidth": 0.7,
-    "savefig.dpi": 120,
+    "savefig.dpi": 100,
 }
 
 

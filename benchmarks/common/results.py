@@ -27,7 +27,8 @@ The runs go to runs.csv and curves.npz; everything else goes to manifest.json as
 - `runs.csv`: A column is named by the path of its value: `measured.test_accuracy`. A list of at
   most 8 numbers has one column per number: `measured.certified[0]`. An empty cell is None. Numbers
   are written exactly, and can be `nan`, `inf` or `-inf`. `columns` in the manifest has the type of
-  each column: text, bool or number. A number without a point or an exponent is an int.
+  each column: text, bool, number or float32. A number without a point or an exponent is an int. The
+  type float32 has the digits that are exact in float32.
 - `curves.npz`: Each other list is a table with one array per column. `curve.run` is the number of
   the run, as in the first column of runs.csv, and `curve.train_loss` a value of that run. The rows
   of a run are in the order of the list. A list of plain numbers has the column `value`. If the
@@ -67,6 +68,7 @@ MAY_GROW = ("methods", "seeds", "networks", "devices", "layouts")
 SHORT = 8  # the length of the longest list of numbers that goes to runs.csv
 INDEX, VALUE = ("run", "entry"), "value"  # columns of the tables in curves.npz
 TYPES = {bool: "bool", str: "text", int: "number", float: "number"}  # of the columns of runs.csv
+FLOAT32 = "float32"  # the type of a column of floats that are all exact in float32
 DERIVED = ("columns", "revisions")  # entries of the manifest that are computed from the runs
 
 Results = dict[str, Any]
@@ -487,16 +489,26 @@ def _type(name: str, values: Sequence[Any]) -> str:
         return "text"
     if len(found) > 1 or not found <= set(TYPES.values()):
         raise TypeError(f"The column {name} must have values of one type: {sorted(found)}.")
-    return found.pop()
+    return FLOAT32 if all(map(_is_float32, values)) else found.pop()
 
 
-def _csv(rows: Sequence[dict[str, Any]], columns: Iterable[str]) -> str:
+def _is_float32(value: Any) -> bool:
+    with np.errstate(over="ignore"):
+        return type(value) is float and (value != value or float(np.float32(value)) == value)
+
+
+def _csv(rows: Sequence[dict[str, Any]], columns: Mapping[str, str]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["run", *columns])
     for number, row in enumerate(rows):
-        writer.writerow([number, *(row.get(name) for name in columns)])  # floats by their repr
+        writer.writerow([number, *(_cell(row.get(name), kind) for name, kind in columns.items())])
     return text.getvalue()
+
+
+def _cell(value: Any, kind: str) -> Any:
+    """The value as the writer gets it, which writes floats with as few digits as are exact."""
+    return value if value is None or kind != FLOAT32 else str(np.float32(value))
 
 
 # Reading: from rows and tables back to nested runs.
@@ -529,6 +541,8 @@ def _value(cell: str, type_: str) -> Any:
         return cell
     if type_ == "bool":
         return cell == "True"
+    if type_ == FLOAT32:
+        return float(np.float32(cell))
     return int(cell) if re.fullmatch(r"-?\d+", cell) else float(cell)
 
 

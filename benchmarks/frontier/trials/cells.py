@@ -85,7 +85,7 @@ class Worker:
             "seed": seed,
             "steps": steps,
             "gradients": gradients(contender, steps),
-            "seconds": trained.seconds,
+            "seconds": round(trained.seconds, 3),
             "diverged": diverged,
             "hyperparameters": point,
             "accuracy": predictions.accuracy,
