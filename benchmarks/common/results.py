@@ -418,13 +418,10 @@ def _add_rows(tables: Tables, name: str, number: int, entries: list[Any]) -> Non
 
 def _add_row(tables: Tables, name: str, row: dict[str, Any]) -> None:
     table = tables.setdefault(name, {key: [] for key in row})
-    if table.keys() != row.keys():
-        raise ValueError(
-            f"The entries of {name} must all have the same names, but one has {', '.join(row)} and "
-            f"an earlier one {', '.join(table)}."
-        )
-    for key, value in row.items():
-        table[key].append(value)
+    for dropped in [key for key in table if key not in row]:
+        del table[dropped]  # `save` did not keep it before
+    for key in table:
+        table[key].append(row[key])
 
 
 def _arrays(tables: Tables, keep: Callable[[str], bool]) -> dict[str, np.ndarray]:
