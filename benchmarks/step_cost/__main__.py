@@ -31,11 +31,11 @@ Where a goal is missed, these are the causes:
    times as long there. An exact Hessian-vector product keeps the patches.
 5. penalized_gradient mixes the clean gradient with the second one and therefore keeps it during the
    second pass: one copy of the parameters more than SAM.
-6. XLA compiles kernels. In the plain step of the ViT, the test needs the updates and a choice between
-   old and new state in kernels of their own, so the step has 1.2 times the kernels of the step by
-   hand, and takes 1.2 times as long to compile. SAM has as many kernels as Optax's SAM, which tests
-   nothing, and takes 1.1 to 1.3 times as long; accelerated GAM, which has four gradients, has 2.1
-   times the kernels of SAM.
+6. XLA compiles kernels. In the plain step of the ViT, the test needs the updates, and a choice
+   between old and new state, in kernels of their own. The step has 1.2 times the kernels of the
+   step by hand, and takes 1.2 times as long to compile. SAM has as many kernels as Optax's SAM,
+   which tests nothing, and takes 1.1 to 1.3 times as long; accelerated GAM, which has four
+   gradients, has 2.1 times the kernels of SAM.
 
 With `--alternatives`, the command compares parts of flatreg with functions of JAX and Optax that
 could replace them, and prints one table: its microbatches with `optax.microbatch`, its statistics
